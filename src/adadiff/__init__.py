@@ -1,0 +1,23 @@
+"""Adaptive-depth diffusion: each sample leaves the diffusion transformer as soon as it may."""
+
+from diffusers import ModelMixin  # diffusers looks for the base class here when it loads our models
+
+from adadiff.errors import InputError
+from adadiff.exits import AdaptiveModel, ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.exits.trace import Trace
+from adadiff.sampling import AdaDiffPipeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaDiffPipeline",
+    "AdaptiveModel",
+    "ExitPolicy",
+    "FixedExit",
+    "InputError",
+    "ModelMixin",
+    "NeverExit",
+    "PatienceExit",
+    "ThresholdExit",
+    "Trace",
+]

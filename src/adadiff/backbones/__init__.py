@@ -1,0 +1,8 @@
+"""Noise predictors that hand out their layers one at a time."""
+
+from adadiff.backbones.base import Backbone, LayerState
+from adadiff.backbones.uvit import UViT
+
+BACKBONES: dict[str, type[Backbone]] = {"uvit": UViT}
+
+__all__ = ["BACKBONES", "Backbone", "LayerState", "UViT"]

@@ -1,0 +1,233 @@
+"""U-ViT: a vision transformer with long skips ("All are Worth Words", Bao et al., CVPR 2023, arXiv 2209.12152).
+
+Everything is a token: the time, the class, the words of a text, the patches of the noisy image. The first half of the
+layers hands its outputs over to the second half, layer i to layer N + 1 - i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+
+from adadiff.backbones.base import Backbone, LayerState, unpatchify
+from adadiff.errors import InputError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a sample carries between layers
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One long skip, kept whole until its layer comes: samples that left are only struck off `samples`.
+
+    Args:
+        tokens: Output of a layer of the first half, for the batch of that moment, (batch then, tokens, width).
+        samples: Positions in it of the samples of the batch of now, (batch now,) int64; None while all are there.
+    """
+
+    tokens: Tensor
+    samples: Tensor | None = None
+
+    def select(self, samples: Tensor) -> Skip:
+        return replace(self, samples=samples if self.samples is None else self.samples[samples])
+
+    def gather(self) -> Tensor:
+        return self.tokens if self.samples is None else self.tokens[self.samples]
+
+
+@dataclass(frozen=True)
+class UViTState(LayerState):
+    skips: tuple[Skip, ...] = ()
+
+    def select(self, samples: Tensor) -> UViTState:
+        return UViTState(self.tokens[samples], self.time[samples], tuple(skip.select(samples) for skip in self.skips))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer; in the second half it first takes in the skip."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, takes_skip: bool) -> None:
+        super().__init__()
+        self.skip_linear = nn.Linear(2 * width, width) if takes_skip else None
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, tokens: Tensor, skip: Tensor | None = None) -> Tensor:
+        if self.skip_linear is not None:
+            assert skip is not None
+            tokens = self.skip_linear(torch.cat([tokens, skip], dim=2))
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Head(nn.Module):
+    """Output head: norm, linear to pixels, and a 3x3 convolution that smooths the patches' seams."""
+
+    def __init__(self, width: int, channels: int, sample_size: tuple[int, int], patch_size: int, conv: bool) -> None:
+        super().__init__()
+        self.sample_size, self.patch_size = sample_size, patch_size
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, patch_size**2 * channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
+
+    def forward(self, patch_tokens: Tensor) -> Tensor:
+        pixels = self.linear(self.norm(patch_tokens))
+        return self.conv(unpatchify(pixels, self.sample_size, self.patch_size))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The backbone
+
+
+class UViT(Backbone[UViTState]):
+    """U-ViT.
+
+    Args:
+        sample_size: Height and width of the image, in pixels (or of its latents).
+        in_channels: Channels of the image.
+        patch_size: Side of a patch, in pixels; divides both sides of the image.
+        width: Size of a token.
+        depth: Number of layers N, odd: as many before the middle one as after it.
+        num_heads: Attention heads; divides the width.
+        mlp_ratio: Hidden size of the MLP over the width.
+        time_mlp: Whether the sinusoidal time embedding goes through a two-layer MLP.
+        final_conv: Whether the output head ends in a 3x3 convolution.
+        num_classes: Size of the class table (a null class counts), or None for no class token.
+        context_dim: Size of a text feature, or None for no text tokens.
+        context_length: Number of text features.
+
+    Raises:
+        InputError: If the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        sample_size: tuple[int, int],
+        in_channels: int,
+        patch_size: int = 4,
+        width: int = 192,
+        depth: int = 9,
+        num_heads: int = 3,
+        mlp_ratio: float = 4.0,
+        time_mlp: bool = False,
+        final_conv: bool = True,
+        num_classes: int | None = None,
+        context_dim: int | None = None,
+        context_length: int = 77,
+    ) -> None:
+        super().__init__()
+        if any(side < patch_size or side % patch_size for side in sample_size):
+            raise InputError(
+                f"images of {sample_size[0]}x{sample_size[1]} pixels cannot be cut into patches of {patch_size}: "
+                f"choose a patch size that divides both sides"
+            )
+        if depth < 1 or depth % 2 == 0:
+            raise InputError(f"a U-ViT of {depth} layers has no middle one: choose an odd depth")
+        if width % (2 * num_heads):
+            raise InputError(f"width {width} must be an even multiple of the number of heads, {num_heads}")
+        self.sample_size, self.in_channels, self.patch_size = sample_size, in_channels, patch_size
+        self.width, self.depth = width, depth
+        self.num_classes = num_classes
+        self.context_shape = None if context_dim is None else (context_length, context_dim)
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] | None = None
+
+        self.patch_embed = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.time_embed = (
+            nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+            if time_mlp
+            else nn.Identity()
+        )
+        self.class_embed = nn.Embedding(num_classes, width) if num_classes is not None else None
+        self.context_embed = nn.Linear(context_dim, width) if context_dim is not None else None
+        self.extra_tokens = 1 + (num_classes is not None) + (context_length if context_dim is not None else 0)
+        patches = (sample_size[0] // patch_size) * (sample_size[1] // patch_size)
+        self.position = nn.Parameter(torch.zeros(1, self.extra_tokens + patches, width))
+
+        self.layers = nn.ModuleList(
+            Layer(width, num_heads, mlp_ratio, takes_skip=i > depth // 2 + 1) for i in range(1, depth + 1)
+        )
+        self.head = Head(width, in_channels, sample_size, patch_size, final_conv)
+        self.apply(_initialize)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+    ) -> UViTState:
+        self.check_inputs(sample, class_labels, encoder_hidden_states)
+        patches = self.patch_embed(sample).flatten(2).transpose(1, 2)
+        sinusoid = get_timestep_embedding(timestep, self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        time = self.time_embed(sinusoid.to(patches.dtype))
+        tokens = [time[:, None], patches]
+        if self.context_embed is not None:
+            tokens.insert(1, self.context_embed(encoder_hidden_states))
+        if self.class_embed is not None:
+            tokens.insert(0, self.class_embed(class_labels)[:, None])
+        return UViTState(torch.cat(tokens, dim=1) + self.position, time)
+
+    def layer(self, i: int, state: UViTState) -> UViTState:
+        half = self.depth // 2
+        if i <= half:
+            tokens = self._run(self.layers[i - 1], state.tokens)
+            return replace(state, tokens=tokens, skips=(*state.skips, Skip(tokens)))
+        if i == half + 1:
+            return replace(state, tokens=self._run(self.layers[i - 1], state.tokens))
+        *skips, skip = state.skips
+        tokens = self._run(self.layers[i - 1], state.tokens, skip.gather())
+        return replace(state, tokens=tokens, skips=tuple(skips))
+
+    def patch_tokens(self, state: UViTState) -> Tensor:
+        return state.tokens[:, self.extra_tokens :]
+
+    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            assert self._gradient_checkpointing_func is not None
+            return self._gradient_checkpointing_func(layer, *inputs)
+        return layer(*inputs)
+
+
+def _initialize(module: nn.Module) -> None:
+    """U-ViT's initial weights: normal(0, 0.02) truncated at 2, no biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

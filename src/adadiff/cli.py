@@ -1,0 +1,223 @@
+"""The command line: each command checks its input and calls one function of the library."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+import adadiff
+from adadiff import AdaDiffPipeline, InputError
+from adadiff.errors import lookup
+from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, require_own_folder
+from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.files import require_empty_folder
+from adadiff.presets import DESCRIPTIONS, PRESETS
+from adadiff.sampling.folder import sample_to_folder
+from adadiff.sampling.schedulers import scheduler_like
+from adadiff.training import Interrupted, TrainConfig, train
+
+DEMO_MODEL = Path(adadiff.__file__).parent / "models" / "digits"
+DEMO_TAU = 0.1
+Dtype = Literal["float32", "bfloat16", "float16"]
+Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS)
+
+app = tyro.extras.SubcommandApp()
+console = Console()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+@app.command(name="train")
+def train_command(config: Annotated[Preset, arg(name="")]) -> None:  # type: ignore[valid-type]
+    """Train a model from a preset: `adadiff train digits`, `adadiff train images --data.source FOLDER`.
+
+    Any field of the preset can be changed by its option. The resolved configuration is saved as train.json beside the
+    model. Ctrl-C saves a checkpoint and stops; --resume goes on. Several processes or GPUs: `accelerate launch -m
+    adadiff train ...`.
+    """
+    chosen: TrainConfig = config
+    try:
+        train(chosen)
+    except Interrupted as interruption:
+        console.print(f"{interruption}; to go on, run the same command with --resume")
+        sys.exit(130)
+    console.print(f"the model is in {chosen.out}; to sample: adadiff sample {chosen.out} --out samples")
+
+
+@app.command(name="sample")
+def sample_command(
+    model: Positional[Path],
+    out: Path,
+    n: Annotated[int, arg(aliases=["-n"])] = 16,
+    steps: int = 50,
+    scheduler: str = "ddim",
+    tau: tuple[float, ...] = (),
+    tau_per: Literal["step", "layer"] = "step",
+    min_layer: int = 1,
+    patience: int = 1,
+    exit_layer: int | None = None,
+    class_label: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    dtype: Dtype = "float32",
+    device: str = "auto",
+) -> None:
+    """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
+
+    Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
+    stopped. Without --tau or --exit-layer, the full model runs.
+
+    Args:
+        model: Model folder, as `adadiff train` makes it.
+        out: Folder for the images.
+        n: Number of images.
+        steps: Sampling steps.
+        scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
+        tau: Exit threshold in [0, 1], larger is faster and rougher; or one per step (see --tau-per).
+        tau_per: What several thresholds run over.
+        min_layer: No sample leaves before this layer.
+        patience: Leave when this many layers have passed the threshold.
+        exit_layer: Leave after this layer, always, in place of a threshold.
+        class_label: Class of the images, for a model that takes classes.
+        seed: Of the noise.
+        batch_size: Images sampled at once.
+        dtype: Arithmetic of the model.
+        device: cpu, cuda, ..., or auto: cuda where there is one.
+    """
+    policy = _choose_policy(tau, tau_per, min_layer, patience, exit_layer)
+    pipeline = _load(model, dtype, device)
+    pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
+    summary = sample_to_folder(pipeline, out, n, steps, policy, seed, class_label, batch_size)
+    rate = f"{summary.sampled / summary.seconds:.2f} images/s" if summary.sampled else "all were there already"
+    console.print(
+        f"{n} images in {out} ({rate}); layers run {summary.trace.layer_fraction:.1%}, "
+        f"compute {summary.trace.compute_fraction:.1%} of the full model's"
+    )
+
+
+@app.command(name="demo")
+def demo_command(
+    out: Path = Path("demo"),
+    model: Path = DEMO_MODEL,
+    n: Annotated[int, arg(aliases=["-n"])] = 64,
+    steps: int = 50,
+    scheduler: str = "ddim",
+    tau: float = DEMO_TAU,
+    seed: int = 0,
+) -> None:
+    """Sample the same noise with the full model and adaptively: one table, one picture.
+
+    Args:
+        out: Folder for the picture, demo.png.
+        model: Model folder; by default the digits model that comes with the package.
+        n: Number of images.
+        steps: Sampling steps.
+        scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
+        tau: Exit threshold in [0, 1].
+        seed: Of the noise.
+    """
+    require_own_folder(out, own={"demo.png"})
+    pipeline = _load(model, "float32", "cpu")
+    pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
+    comparison = compare(pipeline, ThresholdExit(tau), n, steps, seed)
+
+    table = Table("", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {steps} steps")
+    for row in comparison_rows(comparison):
+        table.add_row(*row)
+    console.print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    draw_comparison(comparison, out / "demo.png")
+    console.print(f"the picture is {out / 'demo.png'}")
+
+
+@app.command(name="export")
+def export_command(run: Positional[Path], out: Positional[Path], dtype: Dtype = "float16") -> None:
+    """Copy a model without its checkpoints, its weights stored in the given precision, to share it.
+
+    Args:
+        run: Model folder, as `adadiff train` makes it.
+        out: New folder.
+        dtype: Precision of the stored weights; they are float32 again when loaded.
+    """
+    require_empty_folder(out)
+    pipeline = _load(run, dtype, "cpu")
+    pipeline.save_pretrained(out)
+    console.print(f"the model is in {out}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the commands share
+
+
+def _choose_policy(
+    tau: tuple[float, ...], tau_per: str, min_layer: int, patience: int, exit_layer: int | None
+) -> ExitPolicy:
+    if exit_layer is not None:
+        if tau:
+            raise InputError("give either --tau or --exit-layer, not both")
+        return FixedExit(exit_layer)
+    if not tau:
+        return NeverExit()
+    if patience != 1:
+        if len(tau) > 1:
+            raise InputError("--patience takes one --tau, not several")
+        return PatienceExit(tau[0], patience, min_layer)
+    return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=tau_per, min_layer=min_layer)
+
+
+def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {device!r} here: choose cpu, or cuda where there is one") from error
+    return AdaDiffPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(place)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Entry
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `adadiff` command.
+
+    Exits with 0 if all went well, 2 for bad input, 130 if interrupted, 1 for anything else.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words == ["--version"]:
+        print(f"adadiff {adadiff.__version__}")
+        return
+    try:
+        if len(words) > 1 and words[0] == "train" and not words[1].startswith("-"):
+            lookup(words[1], PRESETS, "preset")
+        app.cli(prog="adadiff", description=adadiff.__doc__, args=words or ["--help"])
+    except InputError as error:
+        if debug:
+            raise
+        print(f"adadiff: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if debug:
+            raise
+        print(f"adadiff: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("adadiff: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)

@@ -1,0 +1,183 @@
+"""Images from scikit-learn's digits, parquet files, folders and the hub, all through `datasets`."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from adadiff.errors import InputError
+
+DIGITS = "digits"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are prepared."""
+
+    source: str = DIGITS
+    """"digits" (built in), a parquet file, a folder of images (flat, or one folder a class), or a hub name."""
+    split: str = "train"
+    """Which split of the source."""
+    size: int = 32
+    """Side of the square images, in pixels: resized to cover it, then cropped at the centre."""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for RGB."""
+    flip: bool = True
+    """Mirror every other training image, at random."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """An unreadable image stops with its name, or all are looked at first and the unreadable ones left out."""
+    image_column: str = "image"
+    """Column of the images."""
+    label_column: str | None = "label"
+    """Column of the class labels, if there is one."""
+    caption_column: str | None = "text"
+    """Column of the captions, if there is one."""
+
+
+class ImageData(Dataset[dict[str, Any]]):
+    """Images in [-1, 1], with their labels and captions where the source has them.
+
+    Item k is a dict: `image` (channels, size, size) float32, and where there are, `label` (int) and `caption` (str).
+
+    Args:
+        config: What to load.
+        smallest_side: Images with a shorter side than this, in pixels, are an error.
+
+    Attributes:
+        class_names: Names of the classes, or None.
+        skipped: Names of the unreadable images left out.
+
+    Raises:
+        InputError: If the source is missing, empty or has no such column; when read, if an image is unreadable.
+    """
+
+    def __init__(self, config: DataConfig, smallest_side: int = 1) -> None:
+        self.config = config
+        self.smallest_side = smallest_side
+        table = _load_table(config)
+        if config.image_column not in table.column_names:
+            raise InputError(
+                f"{config.source} has no column {config.image_column!r}: set --data.image-column to one of "
+                f"{', '.join(table.column_names)}"
+            )
+        if len(table) == 0:
+            raise InputError(f"{config.source} holds no images")
+        self._labels = config.label_column if config.label_column in table.column_names else None
+        self._captions = config.caption_column if config.caption_column in table.column_names else None
+        label_feature = table.features[self._labels] if self._labels else None
+        self.class_names: list[str] | None = getattr(label_feature, "names", None)
+        self._table = table.cast_column(config.image_column, datasets.Image(decode=False))
+        self.skipped: list[str] = []
+        if config.on_error == "skip":
+            self._leave_out_unreadable()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._table[index]
+        item: dict[str, Any] = {"image": self._prepare(row[self.config.image_column], index)}
+        if self._labels:
+            item["label"] = row[self._labels]
+        if self._captions:
+            item["caption"] = row[self._captions]
+        return item
+
+    def _prepare(self, encoded: dict[str, Any], index: int) -> Tensor:
+        name = encoded["path"] or f"{self.config.source}, image {index}"
+        try:
+            with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
+                picture = _flatten(ImageOps.exif_transpose(image), self.config.channels)
+        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+            raise InputError(f"cannot read the image {name}: mend it, or leave it out with --data.on-error skip") from error
+        if min(picture.size) < self.smallest_side:
+            raise InputError(
+                f"the image {name} is {picture.width}x{picture.height}, smaller than a patch of {self.smallest_side}: "
+                f"leave it out, or choose a smaller --model.patch-size"
+            )
+        side = self.config.size
+        fitted = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(side, side, self.config.channels)
+        return pixels.permute(2, 0, 1) / 127.5 - 1
+
+    def _leave_out_unreadable(self) -> None:
+        readable = []
+        for index in tqdm(range(len(self._table)), desc="checking images", leave=False):
+            try:
+                self[index]
+                readable.append(index)
+            except InputError:
+                self.skipped.append(self._table[index][self.config.image_column]["path"] or f"image {index}")
+        if not readable:
+            raise InputError(f"{self.config.source} holds no readable image")
+        self._table = self._table.select(readable)
+
+
+def _flatten(image: Image.Image, channels: int) -> Image.Image:
+    """The image in grey or RGB, transparent parts on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _load_table(config: DataConfig) -> datasets.Dataset:
+    path = Path(config.source)
+    if config.source == DIGITS:
+        return _load_digits(config.split)
+    if path.suffix == ".parquet" or path.exists():
+        return _load_local(path, config)
+    if path.is_absolute() or config.source.startswith("."):
+        raise InputError(f"there is no file or folder {path}: set --data.source to the folder or parquet file of images")
+    try:
+        return datasets.load_dataset(config.source, split=config.split)
+    except Exception as error:  # the hub's client raises many kinds
+        raise InputError(
+            f"{config.source!r} is neither digits, nor a folder or parquet file here, nor a data set that can be "
+            f"fetched from the hub ({type(error).__name__})"
+        ) from error
+
+
+def _load_local(path: Path, config: DataConfig) -> datasets.Dataset:
+    if not path.exists():
+        raise InputError(f"there is no file {path}: set --data.source to the folder or parquet file of images")
+    parquet = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    try:
+        if parquet:
+            return datasets.load_dataset("parquet", data_files=[str(file) for file in parquet], split="train")
+        if not any(file.is_file() for file in path.rglob("*")):
+            raise InputError(f"the folder {path} is empty: put the images there, flat or one folder a class")
+        return datasets.load_dataset("imagefolder", data_dir=str(path), split=config.split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be loaded as a data set of images: {reason}") from error
+
+
+def _load_digits(split: str) -> datasets.Dataset:
+    """scikit-learn's 1,797 digits, 8x8 grey: four fifths of each class to train, the rest to test."""
+    digits = load_digits()
+    train, test = train_test_split(
+        np.arange(len(digits.images)), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    chosen = {"train": train, "test": test}.get(split)
+    if chosen is None:
+        raise InputError(f"digits have no split {split!r}: choose train or test")
+    images = [Image.fromarray(pixels) for pixels in np.uint8(np.round(digits.images[chosen] * (255 / 16)))]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in digits.target_names])}
+    )
+    return datasets.Dataset.from_dict({"image": images, "label": digits.target[chosen]}, features=features)

@@ -1,0 +1,25 @@
+"""The one error that is the user's to mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class InputError(ValueError):
+    """Bad input: the message says what was wrong, what was expected and what to do, in one line.
+
+    The command line prints the message alone and exits with code 2.
+    """
+
+
+def lookup(name: str, table: Mapping[str, Value], kind: str) -> Value:
+    """The table's entry of that name; InputError, with the nearest names, where there is none."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(table)}"
+    raise InputError(f"there is no {kind} {name!r}: {hint}")

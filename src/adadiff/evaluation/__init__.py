@@ -1,0 +1,1 @@
+"""What a method costs and what its images are worth."""

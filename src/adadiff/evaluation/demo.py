@@ -1,0 +1,116 @@
+"""The same noise sampled by the full model and adaptively: a table and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from adadiff.errors import InputError
+from adadiff.evaluation.timing import median_seconds
+from adadiff.exits import ExitPolicy, NeverExit
+from adadiff.exits.trace import Trace
+from adadiff.files import whole_file
+from adadiff.sampling import AdaDiffPipeline, AdaDiffPipelineOutput
+from adadiff.seeding import generator_for
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The full model against the adaptive one, from the same noise.
+
+    Args:
+        full: Images of the full model, (batch, channels, height, width) in [0, 1].
+        adaptive: Images with early exits.
+        trace: Which layers the adaptive one ran.
+        full_seconds: Median time of a batch.
+        adaptive_seconds: Median time of a batch.
+    """
+
+    full: Tensor
+    adaptive: Tensor
+    trace: Trace
+    full_seconds: float
+    adaptive_seconds: float
+
+    @property
+    def speedup(self) -> float:
+        """Full time over adaptive time."""
+        return self.full_seconds / self.adaptive_seconds
+
+    @property
+    def difference(self) -> float:
+        """Root mean squared difference between the two images of a pair, in grey levels of 255."""
+        return 255 * (self.full - self.adaptive).square().mean().sqrt().item()
+
+
+def compare(
+    pipeline: AdaDiffPipeline, policy: ExitPolicy, n: int, steps: int, seed: int = 0, repeats: int = 5
+) -> Comparison:
+    """Sample n images in one batch, in full and adaptively in turns, `repeats` times each."""
+    pipeline.set_progress_bar_config(disable=True)
+    outputs: dict[str, AdaDiffPipelineOutput] = {}
+
+    def sample(name: str, rule: ExitPolicy) -> None:
+        generators = [generator_for(seed, k) for k in range(n)]
+        outputs[name] = pipeline(
+            batch_size=n, num_inference_steps=steps, policy=rule, generator=generators, output_type="pt"
+        )
+
+    seconds = median_seconds(
+        {"full": lambda: sample("full", NeverExit()), "adaptive": lambda: sample("adaptive", policy)}, repeats
+    )
+    return Comparison(
+        full=outputs["full"].images.cpu(),
+        adaptive=outputs["adaptive"].images.cpu(),
+        trace=outputs["adaptive"].trace,
+        full_seconds=seconds["full"],
+        adaptive_seconds=seconds["adaptive"],
+    )
+
+
+def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> None:
+    """Draw a row of the full model's images, the adaptive ones below, and the exit heat map, into a picture file."""
+    columns = min(columns, len(comparison.full))
+    figure = Figure(figsize=(0.8 * columns + 0.6, 5.2), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(2, 3))
+    axes = upper.subplots(2, columns, squeeze=False)
+    rows = (("full", comparison.full), ("adaptive", comparison.adaptive))
+    for (name, images), row in zip(rows, axes, strict=True):
+        for image, cell in zip(images, row, strict=False):
+            cell.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            cell.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+    comparison.trace.draw(lower.subplots())
+    upper.suptitle(
+        f"the same noise: all layers, and {comparison.trace.layer_fraction:.0%} of them "
+        f"({comparison.speedup:.2f}x faster)"
+    )
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def require_own_folder(out: Path, own: set[str]) -> None:
+    """Raise InputError where the folder holds files other than the command's own."""
+    if out.exists() and (not out.is_dir() or any(entry.name not in own for entry in out.iterdir())):
+        raise InputError(f"{out} already holds other files: choose another output folder with --out")
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The table's rows: name, layers, compute, seconds, speedup, difference."""
+    trace = comparison.trace
+    return [
+        ("full", "100.0%", "100.0%", f"{comparison.full_seconds:.2f}", "1.00x", ""),
+        (
+            "adaptive",
+            f"{trace.layer_fraction:.1%}",
+            f"{trace.compute_fraction:.1%}",
+            f"{comparison.adaptive_seconds:.2f}",
+            f"{comparison.speedup:.2f}x",
+            f"{comparison.difference:.1f} of 255",
+        ),
+    ]
+
+

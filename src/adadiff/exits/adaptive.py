@@ -1,0 +1,232 @@
+"""AdaptiveModel: a backbone with an exit after every layer.
+
+All layers for training (`all_exits`); for sampling, every sample leaves on its own as soon as the policy lets it
+(`forward`): it is read off by the head of the layer it leaves at and dropped from the batch, and the rest go on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from adadiff.backbones import BACKBONES, Backbone, LayerState
+from adadiff.errors import InputError, lookup
+from adadiff.exits.flops import PartFlops, count_part_flops
+from adadiff.exits.heads import HEADS
+from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
+from adadiff.exits.uncertainty import ESTIMATORS
+from adadiff.files import verify_checksums, write_checksums
+
+
+@dataclass
+class AdaptiveOutput(BaseOutput):
+    """What `AdaptiveModel` returns.
+
+    Args:
+        sample: Predictions, (batch, channels, height, width).
+        exit_layers: The layer each sample left after, (batch,) int64 in 1..N, on the CPU.
+        uncertainties: Mean uncertainty of each sample after each layer, (batch, N) float32 on the CPU; NaN where no
+            estimator ran.
+        flops: What was computed for each sample, (batch,) int64, on the CPU.
+    """
+
+    sample: Tensor
+    exit_layers: Tensor
+    uncertainties: Tensor
+    flops: Tensor
+
+
+class AdaptiveModel(ModelMixin, ConfigMixin):
+    """A denoiser with an exit after every layer; called like any diffusers denoiser, it runs in full.
+
+    Args:
+        sample_size: Side of the square image, or its height and width, in pixels.
+        in_channels: Channels of the image.
+        backbone_type: Kind of backbone, a key of `adadiff.backbones.BACKBONES`.
+        backbone_config: The backbone's other settings, as in its class.
+        head_type: Output heads g_i: `"shared"` or `"per_layer"`.
+        estimator_type: Uncertainty estimators u_i: `"concat"`, `"token"` or `"attention"`.
+
+    Raises:
+        InputError: If a name is unknown or the sizes do not fit together.
+    """
+
+    _supports_gradient_checkpointing = True
+    backbone: Backbone[Any]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        backbone_type: str = "uvit",
+        backbone_config: dict[str, Any] | None = None,
+        head_type: str = "shared",
+        estimator_type: str = "concat",
+    ) -> None:
+        super().__init__()
+        size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        backbone_class = lookup(backbone_type, BACKBONES, "backbone")
+        self.backbone = backbone_class(sample_size=size, in_channels=in_channels, **(backbone_config or {}))
+        self.heads = lookup(head_type, HEADS, "head")(self.backbone)
+        estimator_class = lookup(estimator_type, ESTIMATORS, "estimator")
+        self.estimators = nn.ModuleList(estimator_class(self.backbone) for _ in range(self.depth))
+
+    @property
+    def depth(self) -> int:
+        """Number of layers N."""
+        return self.backbone.depth
+
+    @cached_property
+    def part_flops(self) -> PartFlops:
+        """What each part costs for one sample."""
+        return count_part_flops(self)
+
+    def start_from(self, backbone: Backbone[Any]) -> None:
+        """Take over a trained backbone's weights; per-layer heads start anew as copies of its head.
+
+        Raises:
+            RuntimeError: If the sizes differ.
+        """
+        self.backbone.load_state_dict(backbone.state_dict())
+        self.heads = HEADS[self.config.head_type](self.backbone)
+
+    def predict(self, i: int, state: LayerState) -> Tensor:
+        """g_i(L_i): the prediction read off after layer i, (batch, channels, height, width)."""
+        return self.heads(i, self.backbone.patch_tokens(state), self.backbone.head)
+
+    def uncertainty(self, i: int, state: LayerState) -> Tensor:
+        """u_i: (batch, patches, patch values) in [0, 1]. Tokens and time are detached: no gradient to the backbone."""
+        return self.estimators[i - 1](self.backbone.patch_tokens(state).detach(), state.time.detach())
+
+    def all_exits(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Every layer's prediction and uncertainty, for training.
+
+        Args:
+            sample: Noisy images x_t, (batch, channels, height, width).
+            timestep: (batch,).
+            class_labels: (batch,) int64, where the model takes classes.
+            encoder_hidden_states: Text features, where it takes text.
+
+        Returns:
+            Predictions and uncertainties, each (N, batch, channels, height, width).
+        """
+        state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)
+        predictions, uncertainties = [], []
+        for i in range(1, self.depth + 1):
+            state = self.backbone.layer(i, state)
+            predictions.append(self.predict(i, state))
+            uncertainties.append(self.backbone.unpatchify(self.uncertainty(i, state)))
+        return torch.stack(predictions), torch.stack(uncertainties)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        step: int = 0,
+        return_uncertainties: bool = False,
+        return_dict: bool = True,
+    ) -> AdaptiveOutput | tuple[Tensor, ...]:
+        """Predict, each sample leaving after the layer that the policy says.
+
+        Args:
+            sample: Noisy images x_t, (batch, channels, height, width).
+            timestep: One for all, or (batch,).
+            class_labels: (batch,) int64, where the model takes classes.
+            encoder_hidden_states: Text features, (batch, context_length, context_dim), where it takes text.
+            policy: When samples leave; by default never.
+            step: Which sampling step this is, counted from 0, for policies that differ by step.
+            return_uncertainties: Run the estimator after every layer, for all samples that are still there.
+            return_dict: Whether to return an `AdaptiveOutput` or a tuple of its fields.
+        """
+        policy = policy or NeverExit()
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        reads = [return_uncertainties or policy.reads_uncertainty(step, i) for i in range(1, self.depth)]
+        estimated = torch.tensor([*reads, return_uncertainties])
+
+        prediction = torch.empty_like(sample)
+        exit_layers = torch.full((len(sample),), self.depth)
+        uncertainties = torch.full((len(sample), self.depth), torch.nan)
+        remaining = torch.arange(len(sample))
+
+        state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)
+        for i in range(1, self.depth + 1):
+            state = self.backbone.layer(i, state)
+            if estimated[i - 1]:
+                mean_uncertainty = self.uncertainty(i, state).mean((1, 2), dtype=torch.float32)
+                uncertainties[remaining, i - 1] = mean_uncertainty.cpu()
+            if i == self.depth:
+                leaving = torch.ones(len(remaining), dtype=torch.bool)
+            else:
+                leaving = policy.leaves(ExitQuery(step, i, remaining, uncertainties[remaining, :i]))
+            if leaving.any():
+                everybody = bool(leaving.all())
+                leavers = state if everybody else state.select(_positions(leaving, sample.device))
+                prediction[remaining[leaving].to(sample.device)] = self.predict(i, leavers).to(prediction.dtype)
+                exit_layers[remaining[leaving]] = i
+                if everybody:
+                    break
+                remaining = remaining[~leaving]
+                state = state.select(_positions(~leaving, sample.device))
+
+        flops = self.part_flops.until_exit(exit_layers, estimated)
+        output = AdaptiveOutput(prediction, exit_layers, uncertainties, flops)
+        return output if return_dict else output.to_tuple()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers models are, with the weights' checksums beside them."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_checksums(Path(save_directory))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Self:
+        """Load a model folder or a hub model, safetensors only.
+
+        Raises:
+            InputError: If there is no model, its weights are truncated or altered, or do not fit its config.
+        """
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise InputError(f"{folder} is not a model folder: it has no config.json")
+            verify_checksums(folder)
+        info_wanted = kwargs.get("output_loading_info", False)
+        kwargs.update(use_safetensors=True, output_loading_info=True)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = " ".join(str(error).split())
+            raise InputError(f"{pretrained_model_name_or_path} cannot be loaded as a model: {reason}") from error
+        misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if misfits:
+            raise InputError(
+                f"the weights in {pretrained_model_name_or_path} do not fit its config.json: "
+                f"{len(misfits)} tensors are missing, left over or of another size, {misfits[0]} among them"
+            )
+        return (model, info) if info_wanted else model
+
+
+def _positions(mask: Tensor, device: torch.device) -> Tensor:
+    return mask.nonzero().squeeze(1).to(device)

@@ -1,0 +1,83 @@
+"""What each part of an adaptive model costs, counted by torch's FLOP counter and never by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+if TYPE_CHECKING:
+    from adadiff.exits.adaptive import AdaptiveModel
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's FLOP counter, taught the CPU's fused attention, which it otherwise counts as nothing."""
+    cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def formula(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    return FlopCounterMode(display=False, custom_mapping={cpu_attention: formula})
+
+
+@dataclass(frozen=True)
+class PartFlops:
+    """FLOPs of each part, for one sample at one step (a multiply-add counts 2).
+
+    Args:
+        embed: From the image to the first layer.
+        layers: Of layers 1..N, (N,) int64.
+        heads: Of the output heads after layers 1..N, (N,) int64.
+        estimators: Of the uncertainty estimators after layers 1..N, (N,) int64.
+    """
+
+    embed: int
+    layers: Tensor
+    heads: Tensor
+    estimators: Tensor
+
+    @property
+    def full(self) -> int:
+        """The full model: all layers, the last head, no estimator."""
+        return self.embed + int(self.layers.sum() + self.heads[-1])
+
+    def until_exit(self, exit_layers: Tensor, estimated: Tensor) -> Tensor:
+        """What samples cost that left after the given layers.
+
+        Args:
+            exit_layers: 1..N, any shape, int64.
+            estimated: After which of the layers 1..N an estimator ran, (N,) bool.
+
+        Returns:
+            FLOPs, shaped like `exit_layers`, int64.
+        """
+        through_layer = (self.layers + self.estimators * estimated).cumsum(0)
+        return self.embed + through_layer[exit_layers - 1] + self.heads[exit_layers - 1]
+
+
+def count_part_flops(model: AdaptiveModel) -> PartFlops:
+    """Run each part once for one sample on the meta device, where nothing is computed, and count."""
+    with torch.device("meta"):
+        twin = type(model).from_config(model.config)
+        backbone = twin.backbone
+        sample = torch.empty(1, backbone.in_channels, *backbone.sample_size)
+        timestep = torch.zeros(1)
+        class_labels = None if backbone.num_classes is None else torch.zeros(1, dtype=torch.int64)
+        context = None if backbone.context_shape is None else torch.empty(1, *backbone.context_shape)
+
+    def counted(part: Any, *args: Any) -> tuple[int, Any]:
+        with torch.no_grad(), flop_counter() as counter:
+            result = part(*args)
+        return counter.get_total_flops(), result
+
+    embed, state = counted(backbone.embed, sample, timestep, class_labels, context)
+    layers, heads, estimators = [], [], []
+    for i in range(1, backbone.depth + 1):
+        flops, state = counted(backbone.layer, i, state)
+        layers.append(flops)
+        heads.append(counted(twin.predict, i, state)[0])
+        estimators.append(counted(twin.uncertainty, i, state)[0])
+    return PartFlops(embed, torch.tensor(layers), torch.tensor(heads), torch.tensor(estimators))

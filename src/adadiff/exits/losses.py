@@ -1,0 +1,77 @@
+"""The training losses (AdaDiff, sections 3.2 and 3.3), each a function on tensors.
+
+Shapes: `predictions` and `uncertainties` are (layers, batch, channels, height, width), layer N last; `target` is what
+the model predicts (the noise, the velocity), (batch, channels, height, width).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+UalWeighting = Literal["detached", "normalized"]
+
+
+def simple_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """L_simple = mean (prediction - target)^2, of the full model's prediction (DDPM, Ho et al. 2020, equation 14)."""
+    return (prediction - target).square().mean()
+
+
+def pseudo_uncertainty(predictions: Tensor, target: Tensor) -> Tensor:
+    """u*_i = tanh |g_i(L_i) - target|, in [0, 1), detached: what the estimators learn to foretell (equation 6)."""
+    return torch.tanh((predictions - target).abs()).detach()
+
+
+def uncertainty_loss(uncertainties: Tensor, predictions: Tensor, target: Tensor) -> Tensor:
+    """L_u = mean_i mean (u_i - u*_i)^2 over all layers (equation 7)."""
+    return (uncertainties - pseudo_uncertainty(predictions, target)).square().mean()
+
+
+def layerwise_loss(
+    predictions: Tensor, uncertainties: Tensor, target: Tensor, weighting: UalWeighting = "detached"
+) -> Tensor:
+    """L_UAL, the uncertainty-aware layer-wise loss over the layers before the last (equations 8 and 9).
+
+    Args:
+        predictions: Of all layers.
+        uncertainties: Of all layers.
+        target: What the model predicts.
+        weighting: `"detached"`: mean_{i<N} (1 - mean u_i) * mean (g_i - target)^2, each sample with its own weight,
+            which carries no gradient. `"normalized"`: the authors' released code; a layer's weight is its certainty
+            averaged over the batch, divided by the sum over those layers, and it carries gradient.
+    """
+    errors = (predictions[:-1] - target).square().flatten(2).mean(2)
+    certainty = 1 - uncertainties[:-1].flatten(2).mean(2)
+    if weighting == "detached":
+        return (certainty.detach() * errors).mean()
+    layer_certainty = certainty.mean(1)
+    return (layer_certainty / layer_certainty.sum() * errors.mean(1)).sum()
+
+
+@dataclass(frozen=True)
+class JointLoss:
+    """The joint loss and the terms it is made of, scalars."""
+
+    total: Tensor
+    simple: Tensor
+    uncertainty: Tensor
+    layerwise: Tensor
+
+
+def joint_loss(
+    predictions: Tensor,
+    uncertainties: Tensor,
+    target: Tensor,
+    uncertainty_weight: float = 1.0,
+    layerwise_weight: float = 1.0,
+    ual_weighting: UalWeighting = "detached",
+) -> JointLoss:
+    """L = L_simple + lambda * L_u + beta * L_UAL (equation 10), lambda = beta = 1 in the paper."""
+    simple = simple_loss(predictions[-1], target)
+    uncertainty = uncertainty_loss(uncertainties, predictions, target)
+    layerwise = layerwise_loss(predictions, uncertainties, target, ual_weighting)
+    total = simple + uncertainty_weight * uncertainty + layerwise_weight * layerwise
+    return JointLoss(total, simple, uncertainty, layerwise)

@@ -1,0 +1,162 @@
+"""Exit policies: when does a sample leave?
+
+A policy looks at the mean uncertainties of the samples still there and says which of them leave. It keeps nothing
+between calls, so that one object serves any number of samples, steps and threads. A new rule is one class here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadiff.errors import InputError
+
+
+@dataclass(frozen=True)
+class ExitQuery:
+    """What a policy may look at after a layer.
+
+    Args:
+        step: Sampling step, counted from 0.
+        layer: The layer just run, 1..N-1 (after layer N everybody leaves unasked).
+        samples: Which of the batch's samples are still there, (remaining,) int64, on the CPU.
+        uncertainty: Their mean uncertainties after layers 1..layer, (remaining, layer) float32 in [0, 1], on the CPU;
+            NaN after layers where no estimator ran.
+    """
+
+    step: int
+    layer: int
+    samples: Tensor
+    uncertainty: Tensor
+
+
+class ExitPolicy(ABC):
+    """The rule by which samples leave."""
+
+    @abstractmethod
+    def leaves(self, query: ExitQuery) -> Tensor:
+        """Which of the remaining samples leave after this layer: (remaining,) bool."""
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        """Whether the policy wants the uncertainty after this layer at this step; estimators run only where it does."""
+        return False
+
+    def check(self, depth: int, num_steps: int) -> None:
+        """Raise InputError where the policy does not fit a model of so many layers or so many sampling steps."""
+
+    def describe(self) -> dict[str, Any]:
+        """The policy's name and settings, as plain values."""
+        return {"policy": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class NeverExit(ExitPolicy):
+    """Everybody runs all layers: the full model."""
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        return torch.zeros(len(query.samples), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class FixedExit(ExitPolicy):
+    """Everybody leaves after the same layer, at every step.
+
+    Args:
+        layer: The exit layer, 1..N.
+    """
+
+    layer: int
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        return torch.full((len(query.samples),), query.layer >= self.layer, dtype=torch.bool)
+
+    def check(self, depth: int, num_steps: int) -> None:
+        _check_layer("exit layer", self.layer, depth)
+
+
+@dataclass(frozen=True)
+class ThresholdExit(ExitPolicy):
+    """A sample leaves after the first layer whose mean uncertainty is below tau (AdaDiff, section 3.2).
+
+    Args:
+        tau: Threshold in [0, 1]: one number, or one per layer (`per="layer"`) or per sampling step (`per="step"`).
+            0 never leaves.
+        per: What a sequence of thresholds runs over.
+        min_layer: No sample leaves before this layer, 1..N.
+    """
+
+    tau: float | tuple[float, ...]
+    per: str = "step"
+    min_layer: int = 1
+
+    def __post_init__(self) -> None:
+        if self.per not in ("layer", "step"):
+            raise InputError(f'thresholds run per "layer" or per "step", not per "{self.per}"')
+        if isinstance(self.tau, Sequence):
+            object.__setattr__(self, "tau", tuple(float(tau) for tau in self.tau))
+        for tau in self.tau if isinstance(self.tau, tuple) else (self.tau,):
+            if not 0 <= tau <= 1:
+                raise InputError(f"tau is {tau}: an uncertainty, and so a threshold, is between 0 and 1")
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        if query.layer < self.min_layer:
+            return torch.zeros(len(query.samples), dtype=torch.bool)
+        return query.uncertainty[:, -1] < self._threshold(query.step, query.layer)
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return layer >= self.min_layer and self._threshold(step, layer) > 0
+
+    def check(self, depth: int, num_steps: int) -> None:
+        _check_layer("min_layer", self.min_layer, depth)
+        if isinstance(self.tau, tuple):
+            wanted = depth if self.per == "layer" else num_steps
+            if len(self.tau) != wanted:
+                raise InputError(f"tau has {len(self.tau)} values: give one number, or one per {self.per}, {wanted}")
+
+    def _threshold(self, step: int, layer: int) -> float:
+        if isinstance(self.tau, tuple):
+            return self.tau[layer - 1 if self.per == "layer" else step]
+        return self.tau
+
+
+@dataclass(frozen=True)
+class PatienceExit(ExitPolicy):
+    """A sample leaves after the layer at which its uncertainty has been below tau for the k-th time.
+
+    The layers need not be in succession. With `patience=2` this is what the authors' CIFAR-10 sampler does.
+
+    Args:
+        tau: Threshold in [0, 1].
+        patience: The k layers that must pass; 1 is the plain threshold.
+        min_layer: The first layer that counts, 1..N.
+    """
+
+    tau: float
+    patience: int = 2
+    min_layer: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau <= 1:
+            raise InputError(f"tau is {self.tau}: an uncertainty, and so a threshold, is between 0 and 1")
+        if self.patience < 1:
+            raise InputError(f"patience is {self.patience}: at least one layer must pass")
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        passed = query.uncertainty[:, self.min_layer - 1 :] < self.tau
+        return passed.sum(dim=1) >= self.patience
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return layer >= self.min_layer
+
+    def check(self, depth: int, num_steps: int) -> None:
+        _check_layer("min_layer", self.min_layer, depth)
+
+
+def _check_layer(name: str, layer: int, depth: int) -> None:
+    if not 1 <= layer <= depth:
+        raise InputError(f"{name} is {layer}: the model's layers are numbered 1 to {depth}")

@@ -1,0 +1,78 @@
+"""Files written whole or not at all, and checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adadiff.errors import InputError
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def part_path(path: Path) -> Path:
+    """Where `path` is written before it is whole."""
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` once the block ends well and vanishes if it does not."""
+    part = part_path(path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` (taking its place) once the block ends well."""
+    part = part_path(path)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def require_empty_folder(path: Path) -> None:
+    """Raise InputError unless `path` is an empty folder or nothing yet."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} already holds other files: choose another output folder, or empty it")
+
+
+def write_checksums(folder: Path) -> None:
+    """Note the SHA-256 of the folder's safetensors files, in the format of `sha256sum --check`."""
+    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.glob("*.safetensors"))]
+    with whole_file(folder / CHECKSUMS) as part:
+        part.write_text("".join(lines))
+
+
+def verify_checksums(folder: Path) -> None:
+    """Raise InputError where a noted file is missing or differs; a folder without notes passes."""
+    if not (folder / CHECKSUMS).is_file():
+        return
+    for line in (folder / CHECKSUMS).read_text().splitlines():
+        checksum, _, name = line.partition("  ")
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing: copy the model folder again")
+        if _sha256(file) != checksum:
+            raise InputError(
+                f"{file} is truncated or altered (its SHA-256 is not the one in {CHECKSUMS}): copy it again, "
+                f"or delete {CHECKSUMS} if the change is yours"
+            )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,172 @@
+"""Sampling into a folder: in batches, each image written whole with its trace, and continued where it stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from adadiff.errors import InputError
+from adadiff.exits import ExitPolicy
+from adadiff.exits.trace import Trace
+from adadiff.files import CHECKSUMS, require_empty_folder, whole_file
+from adadiff.sampling.grid import image_grid
+from adadiff.sampling.pipeline import AdaDiffPipeline
+from adadiff.seeding import generator_for
+
+REQUEST = "request.json"
+GRID_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class FolderSummary:
+    """What a sampling into a folder came to.
+
+    Args:
+        trace: Of all the images in the folder.
+        sampled: Images sampled now, the ones found there left out.
+        seconds: Time that took.
+    """
+
+    trace: Trace
+    sampled: int
+    seconds: float
+
+
+def sample_to_folder(
+    pipeline: AdaDiffPipeline,
+    out: Path,
+    n: int,
+    steps: int,
+    policy: ExitPolicy,
+    seed: int = 0,
+    class_label: int | None = None,
+    batch_size: int = 64,
+) -> FolderSummary:
+    """Sample images 0..n-1 into PNG files, with a grid, the trace as JSON and its heat map.
+
+    Image k depends on the seed and k alone (up to rounding), so that batches of any size give the same images, and
+    images that are there already are not sampled again. An image's file carries its exit layers and FLOPs as text.
+
+    Args:
+        pipeline: The model and the scheduler.
+        out: The folder: new, empty, or one begun by the same request.
+        n: Number of images.
+        steps: Sampling steps.
+        policy: When samples leave.
+        seed: Of the noise.
+        class_label: Class of all images, where the model takes classes.
+        batch_size: Images sampled at once.
+
+    Raises:
+        InputError: If an argument does not fit, or the folder holds something else.
+    """
+    for name, value in (("number of images", n), ("batch size", batch_size)):
+        if value < 1:
+            raise InputError(f"the {name} is {value}: it must be at least 1")
+    labels = None if class_label is None else [class_label]
+    pipeline.check_inputs(1, labels, steps, policy)
+    _open_folder(out, _request(pipeline, steps, policy, seed, class_label))
+
+    missing = [k for k in range(n) if not _image_path(out, k).exists()]
+    pipeline.set_progress_bar_config(disable=True)
+    start = time.perf_counter()
+    with tqdm(total=n, initial=n - len(missing), desc="sampling", unit="image", file=sys.stderr) as progress:
+        for first in range(0, len(missing), batch_size):
+            numbers = missing[first : first + batch_size]
+            output = pipeline(
+                batch_size=len(numbers),
+                class_labels=None if class_label is None else [class_label] * len(numbers),
+                num_inference_steps=steps,
+                policy=policy,
+                generator=[generator_for(seed, k) for k in numbers],
+            )
+            for place, k in enumerate(numbers):
+                _write_image(_image_path(out, k), output.images[place], output.trace, place)
+            progress.update(len(numbers))
+    seconds = time.perf_counter() - start
+
+    pipeline.scheduler.set_timesteps(steps)
+    images = [_read_image(_image_path(out, k)) for k in range(n)]
+    trace = _assemble_trace(images, pipeline)
+    trace.save(out / "trace.json", request=json.loads((out / REQUEST).read_text()))
+    trace.plot(out / "exits.png")
+    with whole_file(out / "grid.png") as part:
+        image_grid(images[:GRID_IMAGES]).save(part)
+    return FolderSummary(trace, len(missing), seconds)
+
+
+def _request(
+    pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, class_label: int | None
+) -> dict[str, Any]:
+    """All that the images depend on."""
+    model_folder = Path(pipeline.transformer.config._name_or_path)
+    checksums = model_folder / CHECKSUMS
+    return {
+        "model": checksums.read_text().split()[0] if checksums.is_file() else str(model_folder),
+        "scheduler": type(pipeline.scheduler).__name__,
+        "steps": steps,
+        "policy": policy.describe(),
+        "seed": seed,
+        "class_label": class_label,
+        "dtype": str(pipeline.transformer.dtype),
+    }
+
+
+def _open_folder(out: Path, request: dict[str, Any]) -> None:
+    """Make the folder and note the request in it, or check that it was begun by the same one."""
+    request = json.loads(json.dumps(request))
+    path = out / REQUEST
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        for name, value in request.items():
+            if earlier.get(name) != value:
+                raise InputError(
+                    f"{out} holds images sampled with {name} = {earlier.get(name)}, not {value}: choose another folder"
+                )
+        return
+    require_empty_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(request, indent=2) + "\n")
+
+
+def _image_path(out: Path, k: int) -> Path:
+    return out / f"{k:06d}.png"
+
+
+def _write_image(path: Path, image: Image.Image, trace: Trace, place: int) -> None:
+    text = PngInfo()
+    text.add_text("exit_layers", json.dumps(trace.exit_layers[:, place].tolist()))
+    text.add_text("flops", json.dumps(trace.flops[:, place].tolist()))
+    with whole_file(path) as part:
+        image.save(part, pnginfo=text)
+
+
+def _read_image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def _assemble_trace(images: Sequence[Image.Image], pipeline: AdaDiffPipeline) -> Trace:
+    exit_layers = torch.tensor([json.loads(image.info["exit_layers"]) for image in images]).T
+    flops = torch.tensor([json.loads(image.info["flops"]) for image in images]).T
+    model = pipeline.transformer
+    return Trace(
+        exit_layers=exit_layers,
+        flops=flops,
+        depth=model.depth,
+        full_flops=model.part_flops.full,
+        timesteps=tuple(pipeline.scheduler.timesteps.tolist()),
+        uncertainties=torch.full((*exit_layers.shape, model.depth), torch.nan),
+    )

@@ -1,0 +1,26 @@
+"""Pictures of many images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+
+def image_grid(images: Sequence[Image.Image], columns: int | None = None, tile: int = 64) -> Image.Image:
+    """The images side by side, row by row, each at least `tile` pixels wide.
+
+    Args:
+        images: Images of one size.
+        columns: Images in a row; by default as many as make the grid about square.
+        tile: Smallest side of an image in the grid, in pixels; smaller ones are enlarged by a whole factor.
+    """
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    factor = max(1, tile // images[0].width)
+    size = (images[0].width * factor, images[0].height * factor)
+    tiles = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
+    tiles += [Image.new("RGB", size, "white")] * (rows * columns - len(tiles))
+    return make_image_grid(tiles, rows=rows, cols=columns)

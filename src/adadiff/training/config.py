@@ -1,0 +1,165 @@
+"""Everything a training is made of, as typed dataclasses; the presets fill them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from diffusers import DDPMScheduler
+
+from adadiff.data import DataConfig
+from adadiff.errors import InputError
+from adadiff.exits import AdaptiveModel
+from adadiff.exits.losses import UalWeighting
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone and its exits."""
+
+    backbone: str = "uvit"
+    """Kind of backbone."""
+    patch_size: int = 4
+    """Side of a patch, in pixels."""
+    width: int = 192
+    """Size of a token."""
+    depth: int = 9
+    """Number of layers, odd."""
+    num_heads: int = 3
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden size of the MLP over the width."""
+    time_mlp: bool = False
+    """Put the time embedding through an MLP."""
+    final_conv: bool = True
+    """End the output head in a 3x3 convolution."""
+    head: Literal["shared", "per_layer"] = "shared"
+    """Output heads: one for all layers, or one for each."""
+    estimator: Literal["concat", "token", "attention"] = "concat"
+    """Uncertainty estimators: the paper's, the released code's, or attention with a learned query."""
+
+    def build(self, data: DataConfig) -> AdaptiveModel:
+        """A new model for such images."""
+        return AdaptiveModel(
+            sample_size=data.size,
+            in_channels=data.channels,
+            backbone_type=self.backbone,
+            backbone_config={
+                "patch_size": self.patch_size,
+                "width": self.width,
+                "depth": self.depth,
+                "num_heads": self.num_heads,
+                "mlp_ratio": self.mlp_ratio,
+                "time_mlp": self.time_mlp,
+                "final_conv": self.final_conv,
+            },
+            head_type=self.head,
+            estimator_type=self.estimator,
+        )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process, and what the model predicts."""
+
+    num_train_timesteps: int = 1000
+    """Number of time steps."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    """How beta grows, as in diffusers."""
+    beta_start: float = 0.0001
+    """The first beta."""
+    beta_end: float = 0.02
+    """The last beta."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the model predicts: the noise, or the velocity."""
+
+    def build(self) -> DDPMScheduler:
+        """The scheduler for training, and the default one for sampling."""
+        return DDPMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_schedule=self.beta_schedule,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            prediction_type=self.prediction_type,
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The joint loss L = L_simple + lambda * L_u + beta * L_UAL."""
+
+    uncertainty_weight: float = 1.0
+    """lambda."""
+    layerwise_weight: float = 1.0
+    """beta."""
+    ual_weighting: UalWeighting = "detached"
+    """Layer weights in L_UAL: the paper's, or as the released code normalises them."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its schedule, and the moving average of the weights."""
+
+    lr: float = 2e-4
+    """Learning rate after the warm-up."""
+    weight_decay: float = 0.03
+    """Weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
+    warmup_steps: int = 500
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant_with_warmup", "cosine"] = "cosine"
+    """The learning rate after the warm-up: constant, or falling to 0 along a cosine."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    ema_decay: float = 0.9995
+    """Decay of the moving average of the weights, which is the model that is saved."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training."""
+
+    out: Path
+    """Folder of the run: the model, its checkpoints, logs and sample pictures."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 10_000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per optimizer step, over all processes and accumulated batches."""
+    accumulate: int = 1
+    """Split each step's images into this many batches."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Arithmetic of the layers; weights stay in float32."""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass, to save memory."""
+    workers: int = 0
+    """Processes that load images."""
+    seed: int = 0
+    """Of everything random."""
+    init_from: Path | None = None
+    """Fine-tune: start from the backbone of this model folder; exits start anew."""
+    freeze_backbone: bool = False
+    """Train only estimators and per-layer heads; the full model stays as it is."""
+    resume: bool = False
+    """Go on from the run's last checkpoint."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints to keep."""
+    sample_every: int = 2000
+    """Steps between sample pictures; 0 for none."""
+    log_every: int = 50
+    """Steps between TensorBoard entries."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal batches")
