@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
@@ -31,7 +32,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS)
 
 app = tyro.extras.SubcommandApp()
-console = Console()
+console = Console(soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,7 +185,8 @@ def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"there is no device {device!r} here: choose cpu, or cuda where there is one") from error
-    return AdaDiffPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(place)
+    disable_progress_bar()
+    return AdaDiffPipeline.from_pretrained(folder).to(place, getattr(torch, dtype))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

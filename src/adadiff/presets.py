@@ -21,7 +21,7 @@ PRESETS: dict[str, TrainConfig] = {
         out=Path("runs/cifar10-xs"),
         data=DataConfig(source="uoft-cs/cifar10", image_column="img"),
         optimizer=OptimizerConfig(lr=8e-4, warmup_steps=300, ema_decay=0.999),
-        steps=6_500,
+        steps=5_000,
         batch_size=64,
         mixed_precision="bf16",
         checkpoint_every=500,

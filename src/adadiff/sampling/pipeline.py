@@ -13,7 +13,6 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from httpx import HTTPError
 from typing_extensions import Self
 
 from adadiff.errors import InputError
@@ -62,7 +61,7 @@ class AdaDiffPipeline(DiffusionPipeline):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except InputError:
             raise
-        except (OSError, ValueError, AttributeError, HTTPError) as error:
+        except (OSError, ValueError, AttributeError, RuntimeError) as error:
             if folder.exists():
                 reason = " ".join(str(error).split())
                 raise InputError(f"{folder} cannot be loaded as a model: {reason}") from error

@@ -1,0 +1,68 @@
+"""What all tests share: small models with random weights, and one thread."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from torch import nn
+
+from adadiff import AdaDiffPipeline, AdaptiveModel
+from adadiff.training.config import DiffusionConfig
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("default")
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def make_model(
+    sample_size: int | tuple[int, int] = 8,
+    in_channels: int = 1,
+    head_type: str = "shared",
+    estimator_type: str = "concat",
+    seed: int = 0,
+    **backbone_config: Any,
+) -> AdaptiveModel:
+    """A small model, its weights large enough that layers and samples differ."""
+    torch.manual_seed(seed)
+    sizes = {"patch_size": 2, "width": 16, "depth": 5, "num_heads": 2, **backbone_config}
+    model = AdaptiveModel(sample_size, in_channels, "uvit", sizes, head_type, estimator_type).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def model() -> AdaptiveModel:
+    return make_model()
+
+
+@pytest.fixture
+def pipeline(model: AdaptiveModel) -> AdaDiffPipeline:
+    pipe = AdaDiffPipeline(model, DiffusionConfig().build())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def model_folder(pipeline: AdaDiffPipeline, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+

@@ -1,0 +1,84 @@
+"""Exit rules, and what they refuse."""
+
+import pytest
+import torch
+
+from adadiff import FixedExit, InputError, NeverExit, PatienceExit, ThresholdExit
+from adadiff.exits import ExitQuery
+
+
+def query(history, step=0):
+    history = torch.tensor(history, dtype=torch.float32)
+    return ExitQuery(step=step, layer=history.shape[1], samples=torch.arange(len(history)), uncertainty=history)
+
+
+def test_threshold_is_strict_and_looks_at_the_last_layer_alone():
+    assert ThresholdExit(0.25).leaves(query([[0.1, 0.25], [0.9, 0.2], [0.1, 0.3]])).tolist() == [False, True, False]
+
+
+def test_zero_never_leaves_and_one_leaves_all_but_the_certainly_wrong():
+    assert not ThresholdExit(0.0).leaves(query([[0.0]])).any()
+    assert ThresholdExit(1.0).leaves(query([[0.999], [1.0]])).tolist() == [True, False]
+
+
+def test_threshold_per_layer_and_per_step():
+    history = [[0.5, 0.15], [0.5, 0.35]]
+    assert ThresholdExit((0.9, 0.2, 0.9), per="layer").leaves(query(history)).tolist() == [True, False]
+    assert ThresholdExit((0.9, 0.2, 0.1)).leaves(query(history, step=1)).tolist() == [True, False]
+    assert ThresholdExit((0.9, 0.2, 0.1)).leaves(query(history, step=2)).tolist() == [False, False]
+
+
+def test_min_layer():
+    policy = ThresholdExit(0.5, min_layer=2)
+    assert policy.leaves(query([[0.1]])).tolist() == [False]
+    assert policy.leaves(query([[0.1, 0.1]])).tolist() == [True]
+    assert not policy.reads_uncertainty(0, 1)
+    assert policy.reads_uncertainty(0, 2)
+
+
+def test_estimators_do_not_run_where_the_threshold_is_zero():
+    policy = ThresholdExit((0.0, 0.3))
+    assert [policy.reads_uncertainty(step, 1) for step in (0, 1)] == [False, True]
+    assert not NeverExit().reads_uncertainty(0, 1)
+    assert not FixedExit(2).reads_uncertainty(0, 1)
+
+
+def test_patience_counts_the_layers_that_pass():
+    policy = PatienceExit(0.3, patience=2)
+    assert policy.leaves(query([[0.1]])).tolist() == [False]
+    assert policy.leaves(query([[0.1, 0.5], [0.1, 0.2]])).tolist() == [False, True]
+    assert policy.leaves(query([[0.1, 0.5, 0.1]])).tolist() == [True]
+    nan = float("nan")
+    assert PatienceExit(0.3, patience=1, min_layer=2).leaves(query([[nan, 0.1], [0.1, 0.5]])).tolist() == [True, False]
+
+
+def test_fixed_exit():
+    assert FixedExit(2).leaves(query([[0.9]])).tolist() == [False]
+    assert FixedExit(2).leaves(query([[0.9, 0.9]])).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ThresholdExit(1.5), "between 0 and 1"),
+        (lambda: ThresholdExit(-0.1), "between 0 and 1"),
+        (lambda: ThresholdExit(float("nan")), "between 0 and 1"),
+        (lambda: ThresholdExit((0.1, 2.0)), "between 0 and 1"),
+        (lambda: ThresholdExit(0.1, per="image"), "per"),
+        (lambda: PatienceExit(1.5), "between 0 and 1"),
+        (lambda: PatienceExit(0.5, patience=0), "patience"),
+        (lambda: ThresholdExit((0.1, 0.2)).check(depth=5, num_steps=3), "one per step, 3"),
+        (lambda: ThresholdExit((0.1, 0.2), per="layer").check(depth=5, num_steps=2), "one per layer, 5"),
+        (lambda: ThresholdExit(0.1, min_layer=6).check(depth=5, num_steps=2), "numbered 1 to 5"),
+        (lambda: FixedExit(0).check(depth=5, num_steps=2), "numbered 1 to 5"),
+        (lambda: PatienceExit(0.1, min_layer=0).check(depth=5, num_steps=2), "numbered 1 to 5"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_policies_describe_themselves():
+    assert ThresholdExit(0.1).describe() == {"policy": "ThresholdExit", "tau": 0.1, "per": "step", "min_layer": 1}
+    assert NeverExit().describe() == {"policy": "NeverExit"}
