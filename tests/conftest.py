@@ -35,7 +35,13 @@ def make_model(
     """A small model, its weights large enough that layers and samples differ."""
     torch.manual_seed(seed)
     sizes = {"patch_size": 2, "width": 16, "depth": 5, "num_heads": 2, **backbone_config}
-    model = AdaptiveModel(sample_size, in_channels, "uvit", sizes, head_type, estimator_type).eval()
+    model = AdaptiveModel(
+        sample_size=sample_size,
+        in_channels=in_channels,
+        backbone_config=sizes,
+        head_type=head_type,
+        estimator_type=estimator_type,
+    ).eval()
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             nn.init.normal_(parameter, std=0.3)

@@ -53,6 +53,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
     Args:
         sample_size: Side of the square image, or its height and width, in pixels.
         in_channels: Channels of the image.
+        out_channels: Channels of the prediction, the same; diffusers' pipelines look it up in the config.
         backbone_type: Kind of backbone, a key of `adadiff.backbones.BACKBONES`.
         backbone_config: The backbone's other settings, as in its class.
         head_type: Output heads g_i: `"shared"` or `"per_layer"`.
@@ -70,12 +71,16 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         self,
         sample_size: int | tuple[int, int] = 32,
         in_channels: int = 3,
+        out_channels: int | None = None,
         backbone_type: str = "uvit",
         backbone_config: dict[str, Any] | None = None,
         head_type: str = "shared",
         estimator_type: str = "concat",
     ) -> None:
         super().__init__()
+        if out_channels not in (None, in_channels):
+            raise InputError(f"out_channels is {out_channels}: it must be in_channels, {in_channels}")
+        self.register_to_config(out_channels=in_channels)
         size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
         backbone_class = lookup(backbone_type, BACKBONES, "backbone")
         self.backbone = backbone_class(sample_size=size, in_channels=in_channels, **(backbone_config or {}))

@@ -109,7 +109,7 @@ def _request(
     pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, class_label: int | None
 ) -> dict[str, Any]:
     """All that the images depend on."""
-    model_folder = Path(pipeline.transformer.config._name_or_path)
+    model_folder = Path(pipeline.transformer.config.get("_name_or_path", ""))
     checksums = model_folder / CHECKSUMS
     return {
         "model": checksums.read_text().split()[0] if checksums.is_file() else str(model_folder),

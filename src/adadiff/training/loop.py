@@ -227,7 +227,9 @@ def log(accelerator: Accelerator, result: Objective, lr: float, step: int, progr
     ]
     scalars = dict(zip(names, means, strict=True))
     accelerator.log({**scalars, "lr": lr}, step=step)
-    progress.set_postfix(loss=f"{scalars['loss/total']:.4f}", simple=f"{scalars['loss/simple']:.4f}")
+    progress.set_postfix(
+        loss=f"{scalars['loss/total']:.4f}", simple=f"{scalars['loss/simple']:.4f}", refresh=False
+    )
 
 
 @contextmanager

@@ -1,0 +1,32 @@
+"""A training small enough for a test."""
+
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+from adadiff.data import DataConfig
+from adadiff.training.config import ModelConfig, OptimizerConfig, TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def tiny_config(out: Path, **changes) -> TrainConfig:
+    settings = {
+        "out": out,
+        "data": DataConfig(size=8, channels=1, flip=True),
+        "model": ModelConfig(patch_size=4, width=16, depth=3, num_heads=2),
+        "optimizer": OptimizerConfig(warmup_steps=2),
+        "steps": 6,
+        "batch_size": 8,
+        "checkpoint_every": 2,
+        "sample_every": 0,
+        "log_every": 1,
+        **changes,
+    }
+    return TrainConfig(**settings)

@@ -1,0 +1,211 @@
+"""The training loop: resuming, processes, interruption, disk trouble."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from adadiff import AdaDiffPipeline, InputError
+from adadiff.training import checkpoints, train
+from adadiff.training.config import ModelConfig, OptimizerConfig
+from tests.training.conftest import tiny_config
+
+TINY = (
+    "train digits --model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no "
+    "--optimizer.warmup-steps 2 --batch-size 8 --sample-every 0 --log-every 1"
+).split()
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def scalars(run: Path, name: str) -> list[float]:
+    log = EventAccumulator(str(run / "logs" / "tensorboard"))
+    log.Reload()
+    return [event.value for event in log.Scalars(name)]
+
+
+def start(out: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    command = [sys.executable, "-m", *(launcher or ("adadiff",)), *TINY, "--out", str(out), *options]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_killed_and_resumed_it_gives_the_same_weights_bit_for_bit(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ("--steps", "300", "--checkpoint-every", "20")
+    process = start(killed, *options)
+    wait_for(lambda: (killed / "checkpoints/step-00000040").is_dir(), process)
+    process.kill()
+    process.wait()
+    assert not (killed / "transformer").exists()
+    resumed = start(killed, *options, "--resume")
+    uninterrupted = start(whole, *options)
+    assert resumed.wait(300) == 0, resumed.stdout.read()
+    assert uninterrupted.wait(300) == 0, uninterrupted.stdout.read()
+    assert same_weights(whole, killed)
+
+
+def test_interrupted_it_saves_says_how_to_go_on_and_goes_on(tmp_path):
+    options = ("--steps", "100000", "--checkpoint-every", "50000")
+    process = start(tmp_path / "run", *options)
+    events = tmp_path / "run/logs/tensorboard"
+    wait_for(lambda: any(events.rglob("events*")) and any(f.stat().st_size > 5000 for f in events.rglob("events*")), process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--resume" in output
+    assert "Traceback" not in output
+    (checkpoint,) = checkpoints.list_checkpoints(tmp_path / "run")
+    step = checkpoints.checkpoint_step(checkpoint)
+    assert step > 0
+    AdaDiffPipeline.from_pretrained(tmp_path / "run")
+    resumed = start(tmp_path / "run", "--resume", "--steps", str(step + 3))
+    assert resumed.wait(120) == 0, resumed.stdout.read()
+
+
+def test_two_processes_follow_one(tmp_path):
+    options = ("--steps", "12")
+    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "adadiff")
+    two = start(tmp_path / "two", *options, launcher=launcher)
+    one = start(tmp_path / "one", *options)
+    assert one.wait(300) == 0, one.stdout.read()
+    assert two.wait(300) == 0, two.stdout.read()
+    for name in ("loss/total", "loss/simple", "loss/uncertainty", "loss/layerwise", "error/layer 1"):
+        assert len(scalars(tmp_path / "one", name)) == 12
+        assert scalars(tmp_path / "two", name) == pytest.approx(scalars(tmp_path / "one", name), abs=1e-4)
+
+
+def test_accumulated_batches_follow_whole_ones(tmp_path):
+    train(tiny_config(tmp_path / "one"))
+    train(tiny_config(tmp_path / "two", accumulate=2))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_run_folder_holds_model_config_logs_and_the_last_checkpoints(tmp_path):
+    config = tiny_config(tmp_path, steps=8, keep_checkpoints=2, sample_every=4)
+    train(config)
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["step-00000006", "step-00000008"]
+    saved = json.loads((tmp_path / "train.json").read_text())
+    assert saved["model"] == dataclasses.asdict(config.model)
+    assert len(scalars(tmp_path, "uncertainty/layer 3")) == 8
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000004.png", "step-00000008.png"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    images = AdaDiffPipeline.from_pretrained(tmp_path)(batch_size=2, num_inference_steps=2).images
+    assert images[0].size == (8, 8)
+
+
+def test_the_saved_model_is_the_moving_average(tmp_path):
+    train(tiny_config(tmp_path))
+    last = checkpoints.list_checkpoints(tmp_path)[-1]
+    average, current = load_file(last / "ema.safetensors"), load_file(last / "model.safetensors")
+    saved = AdaDiffPipeline.from_pretrained(tmp_path).transformer
+    assert all(torch.equal(p, average[str(k)]) for k, p in enumerate(saved.parameters()))
+    assert not torch.equal(saved.backbone.position, current["model.backbone.position"])
+
+
+def test_training_learns(tmp_path):
+    optimizer = OptimizerConfig(lr=5e-3, warmup_steps=10)
+    train(tiny_config(tmp_path, optimizer=optimizer, steps=300, batch_size=32, checkpoint_every=300))
+    losses = scalars(tmp_path, "loss/total")
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    save_file = checkpoints.save_file
+
+    def full(tensors, path):
+        if "step-00000004" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(InputError, match=r"step-00000004.*No space left.*--resume"):
+        train(tiny_config(tmp_path))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    train(tiny_config(tmp_path, resume=True))
+    train(tiny_config(tmp_path / "whole"))
+    assert same_weights(tmp_path, tmp_path / "whole")
+
+
+def test_fine_tuning_starts_from_the_backbone_and_can_leave_it_as_it_is(tmp_path):
+    train(tiny_config(tmp_path / "first", steps=2))
+    shallow = ModelConfig(patch_size=4, width=16, depth=3, num_heads=2, head="per_layer", estimator="attention")
+    train(
+        tiny_config(
+            tmp_path / "frozen", steps=3, model=shallow, init_from=tmp_path / "first", freeze_backbone=True
+        )
+    )
+    first, frozen = weights(tmp_path / "first"), weights(tmp_path / "frozen")
+    backbone = [name for name in first if name.startswith("backbone.")]
+    assert all(torch.equal(first[name], frozen[name]) for name in backbone)
+    assert not torch.equal(frozen["heads.heads.0.linear.weight"], first["backbone.head.linear.weight"])
+
+    train(tiny_config(tmp_path / "tuned", steps=3, init_from=tmp_path / "first"))
+    tuned = weights(tmp_path / "tuned")
+    assert not any(torch.equal(first[name], tuned[name]) for name in backbone if "norm" not in name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ModelConfig(width=20, num_heads=3)}, "multiple of the number of heads"),
+        ({"model": ModelConfig(patch_size=16)}, "patches of 16"),
+        ({"init_from": Path("nowhere")}, "no model folder nowhere"),
+        ({"resume": True}, "no run to resume"),
+    ],
+)
+def test_bad_configurations_are_named_and_nothing_is_written(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(tiny_config(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "checkpoint_every", "log_every"])
+def test_counts_below_one_are_named(tmp_path, name):
+    with pytest.raises(InputError, match=name):
+        tiny_config(tmp_path, **{name: 0})
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="already holds other files"):
+        train(tiny_config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_another_training_is_refused(tmp_path):
+    train(tiny_config(tmp_path, steps=2))
+    with pytest.raises(InputError, match="trained with seed = 0, not 1"):
+        train(tiny_config(tmp_path, steps=4, seed=1, resume=True))
+    with pytest.raises(InputError, match="--resume"):
+        train(tiny_config(tmp_path, steps=4))
