@@ -2,18 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-from accelerate.state import AcceleratorState, GradientState
-
 from adadiff.data import DataConfig
 from adadiff.training.config import ModelConfig, OptimizerConfig, TrainConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def tiny_config(out: Path, **changes) -> TrainConfig:

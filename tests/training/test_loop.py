@@ -193,7 +193,8 @@ def test_bad_configurations_are_named_and_nothing_is_written(tmp_path, changes, 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "checkpoint_every", "log_every"])
 def test_counts_below_one_are_named(tmp_path, name):
     with pytest.raises(InputError, match=name):
-        tiny_config(tmp_path, **{name: 0})
+        train(tiny_config(tmp_path / "run", **{name: 0}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,38 +90,56 @@ class ImageData(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._table[index]
-        item: dict[str, Any] = {"image": self._prepare(row[self.config.image_column], index)}
+        with self._open(row, index) as image:
+            item: dict[str, Any] = {"image": self._prepare(image)}
         if self._labels:
             item["label"] = row[self._labels]
         if self._captions:
             item["caption"] = row[self._captions]
         return item
 
-    def _prepare(self, encoded: dict[str, Any], index: int) -> Tensor:
-        name = encoded["path"] or f"{self.config.source}, image {index}"
+    def check(self) -> None:
+        """Look at every image's header; raise InputError at the first that is unreadable or too small."""
+        for index in tqdm(range(len(self)), desc="checking images", leave=False):
+            with self._open(self._table[index], index):
+                pass
+
+    def _name(self, row: dict[str, Any], index: int) -> str:
+        return row[self.config.image_column]["path"] or f"{self.config.source}, image {index}"
+
+    @contextmanager
+    def _open(self, row: dict[str, Any], index: int) -> Iterator[Image.Image]:
+        encoded = row[self.config.image_column]
         try:
             with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
-                picture = _flatten(ImageOps.exif_transpose(image), self.config.channels)
+                if min(image.size) < self.smallest_side:
+                    raise InputError(
+                        f"the image {self._name(row, index)} is {image.width}x{image.height}, smaller than a patch of "
+                        f"{self.smallest_side}: leave it out, or choose a smaller --model.patch-size"
+                    )
+                yield image
+        except InputError:
+            raise
         except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the image {name}: mend it, or leave it out with --data.on-error skip") from error
-        if min(picture.size) < self.smallest_side:
             raise InputError(
-                f"the image {name} is {picture.width}x{picture.height}, smaller than a patch of {self.smallest_side}: "
-                f"leave it out, or choose a smaller --model.patch-size"
-            )
-        side = self.config.size
+                f"cannot read the image {self._name(row, index)}: mend it, or leave it out with --data.on-error skip"
+            ) from error
+
+    def _prepare(self, image: Image.Image) -> Tensor:
+        side, channels = self.config.size, self.config.channels
+        picture = _flatten(ImageOps.exif_transpose(image), channels)
         fitted = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(side, side, self.config.channels)
+        pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(side, side, channels)
         return pixels.permute(2, 0, 1) / 127.5 - 1
 
     def _leave_out_unreadable(self) -> None:
         readable = []
-        for index in tqdm(range(len(self._table)), desc="checking images", leave=False):
+        for index in tqdm(range(len(self)), desc="checking images", leave=False):
             try:
                 self[index]
                 readable.append(index)
             except InputError:
-                self.skipped.append(self._table[index][self.config.image_column]["path"] or f"image {index}")
+                self.skipped.append(self._name(self._table[index], index))
         if not readable:
             raise InputError(f"{self.config.source} holds no readable image")
         self._table = self._table.select(readable)

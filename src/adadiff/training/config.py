@@ -157,7 +157,8 @@ class TrainConfig:
     log_every: int = 50
     """Steps between TensorBoard entries."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError where a count is out of range."""
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")

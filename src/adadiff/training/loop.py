@@ -56,8 +56,11 @@ def train(config: TrainConfig) -> None:
         InputError: If the data, the sizes, the output folder or the checkpoint do not fit.
         Interrupted: If stopped by SIGINT or SIGTERM, after a checkpoint.
     """
-    images = ImageData(config.data, smallest_side=config.model.patch_size)
+    config.check()
     model = build_model(config)
+    images = ImageData(config.data, smallest_side=config.model.patch_size)
+    if not config.resume:
+        images.check()
     scheduler = config.diffusion.build()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,

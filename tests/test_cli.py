@@ -1,0 +1,125 @@
+"""The command line: what it does, and one clear line for bad input with nothing written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import adadiff
+from adadiff import AdaDiffPipeline
+from adadiff.cli import main
+from adadiff.training.config import DiffusionConfig
+from tests.conftest import make_model
+
+TINY = "--model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no --batch-size 4"
+
+
+def run(*words: str) -> None:
+    main([word for text in words for word in text.split()])
+
+
+def files(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_train_and_sample_a_folder_of_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for k in range(4):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (12, 10), (60 * k, 90, 90)).save(tmp_path / f"photos/{k}.jpg")
+    run("train images --data.source photos --data.size 8 --steps 3 --out run", TINY)
+    assert "adadiff sample run" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "run/train.json").read_text())
+    assert (saved["steps"], saved["data"]["size"], saved["model"]["width"]) == (3, 8, 16)
+    run("sample run -n 3 --steps 2 --tau 0.9 --out samples --scheduler dpm-solver++")
+    assert "3 images in samples" in capsys.readouterr().out
+    assert len(list((tmp_path / "samples").glob("0*.png"))) == 3
+
+
+def test_demo_and_export(model_folder, tmp_path, capsys):
+    run(f"export {model_folder} {tmp_path}/half")
+    half = tmp_path / "half/transformer/diffusion_pytorch_model.safetensors"
+    whole = model_folder / "transformer/diffusion_pytorch_model.safetensors"
+    assert half.stat().st_size < 0.65 * whole.stat().st_size
+    for _ in range(2):
+        run(f"demo --model {tmp_path}/half --out {tmp_path}/demo -n 3 --steps 2 --tau 0.5")
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("layers", "compute", "seconds", "speedup", "difference", "adaptive"))
+    with Image.open(tmp_path / "demo/demo.png") as picture:
+        assert picture.width > 100
+
+
+def test_version_and_help():
+    for words, wanted in ((["--version"], adadiff.__version__), ([], "train"), (["sample", "--help"], "--tau")):
+        done = subprocess.run([sys.executable, "-m", "adadiff", *words], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert wanted in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train digit", "did you mean digits"),
+        ("train images --data.source ./missing --out {tmp}/run", "no file or folder"),
+        ("train images --data.source {tmp}/empty --out {tmp}/run", "empty"),
+        ("train images --data.source {tmp}/tiny --data.size 8 --out {tmp}/run", "smaller than a patch"),
+        ("train images --data.source {tmp}/broken --out {tmp}/run", "cannot read the image"),
+        ("train digits --out {tmp}/other", "already holds other files"),
+        ("train digits --batch-size 0 --out {tmp}/run", "batch_size is 0"),
+        ("train digits --resume --out {tmp}/run", "no run to resume"),
+        ("sample {tmp}/missing --out {tmp}/s", "no model folder"),
+        ("sample {tmp}/other --out {tmp}/s", "not a model folder"),
+        ("sample {tmp}/truncated --out {tmp}/s", "truncated or altered"),
+        ("sample {tmp}/deeper --out {tmp}/s", "do not fit"),
+        ("sample {model} --tau 1.5 --out {tmp}/s", "between 0 and 1"),
+        ("sample {model} --tau -0.1 --out {tmp}/s", "between 0 and 1"),
+        ("sample {model} --tau 0.1 0.2 --out {tmp}/s", "one per step, 50"),
+        ("sample {model} --tau 0.1 0.2 --tau-per layer --out {tmp}/s", "one per layer, 5"),
+        ("sample {model} --batch-size 0 --out {tmp}/s", "batch size is 0"),
+        ("sample {model} -n 0 --out {tmp}/s", "number of images is 0"),
+        ("sample {model} --class-label 1 --out {tmp}/s", "knows no classes"),
+        ("sample {classes} --class-label 7 --out {tmp}/s", "0 to 2"),
+        ("sample {model} --scheduler dimm --out {tmp}/s", "did you mean ddim"),
+        ("sample {model} --exit-layer 9 --out {tmp}/s", "numbered 1 to 5"),
+        ("sample {model} --out {tmp}/other", "already holds other files"),
+        ("sample {model} --device cudda --out {tmp}/s", "no device"),
+        ("demo --model {model} --out {tmp}/other", "already holds other files"),
+        ("demo --model {model} -n 0 --out {tmp}/d", "batch size is 0"),
+        ("export {model} {tmp}/other", "already holds other files"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(model_folder, pipeline, tmp_path, capsys, command, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    for name, size in (("tiny", (3, 3)), ("broken", (9, 9))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", size).save(tmp_path / name / "a.png")
+    (tmp_path / "broken/a.png").write_bytes(b"not a picture")
+    for name in ("truncated", "deeper"):
+        pipeline.save_pretrained(tmp_path / name)
+    weights = tmp_path / "truncated/transformer/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    config = tmp_path / "deeper/transformer/config.json"
+    config.write_text(config.read_text().replace('"depth": 5', '"depth": 7'))
+    AdaDiffPipeline(make_model(num_classes=3), DiffusionConfig().build()).save_pretrained(tmp_path / "classes")
+    before = files(tmp_path)
+    capsys.readouterr()
+
+    with pytest.raises(SystemExit) as stop:
+        run(command.format(tmp=tmp_path, model=model_folder, classes=tmp_path / "classes"))
+    *progress, error = capsys.readouterr().err.removesuffix("\n").replace("\r", "\n").split("\n")
+    assert stop.value.code == 2
+    assert error.startswith("adadiff: ")
+    assert message in error
+    assert all("it/s" in line or "/s]" in line or not line.strip() for line in progress)
+    assert files(tmp_path) == before
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(adadiff.InputError):
+        run(f"--debug sample {tmp_path}/missing --out {tmp_path}/s")
