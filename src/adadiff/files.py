@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = part_path(path)
     try:
         yield part
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -39,7 +38,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         shutil.rmtree(path, ignore_errors=True)
-        os.replace(part, path)
+        part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

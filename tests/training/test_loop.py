@@ -20,10 +20,9 @@ from adadiff.training import checkpoints, train
 from adadiff.training.config import ModelConfig, OptimizerConfig
 from tests.training.conftest import tiny_config
 
-TINY = (
-    "train digits --model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no "
-    "--optimizer.warmup-steps 2 --batch-size 8 --sample-every 0 --log-every 1"
-).split()
+TINY_MODEL = ("--model.patch-size", "4", "--model.width", "16", "--model.depth", "3", "--model.num-heads", "2")
+TINY_TRAINING = ("--optimizer.warmup-steps", "2", "--batch-size", "8", "--sample-every", "0", "--log-every", "1")
+TINY = ("train", "digits", "--mixed-precision", "no", *TINY_MODEL, *TINY_TRAINING)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -74,7 +73,9 @@ def test_interrupted_it_saves_says_how_to_go_on_and_goes_on(tmp_path):
     options = ("--steps", "100000", "--checkpoint-every", "50000")
     process = start(tmp_path / "run", *options)
     events = tmp_path / "run/logs/tensorboard"
-    wait_for(lambda: any(events.rglob("events*")) and any(f.stat().st_size > 5000 for f in events.rglob("events*")), process)
+    wait_for(
+        lambda: any(events.rglob("events*")) and any(f.stat().st_size > 5000 for f in events.rglob("events*")), process
+    )
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -160,11 +161,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 def test_fine_tuning_starts_from_the_backbone_and_can_leave_it_as_it_is(tmp_path):
     train(tiny_config(tmp_path / "first", steps=2))
     shallow = ModelConfig(patch_size=4, width=16, depth=3, num_heads=2, head="per_layer", estimator="attention")
-    train(
-        tiny_config(
-            tmp_path / "frozen", steps=3, model=shallow, init_from=tmp_path / "first", freeze_backbone=True
-        )
-    )
+    train(tiny_config(tmp_path / "frozen", steps=3, model=shallow, init_from=tmp_path / "first", freeze_backbone=True))
     first, frozen = weights(tmp_path / "first"), weights(tmp_path / "frozen")
     backbone = [name for name in first if name.startswith("backbone.")]
     assert all(torch.equal(first[name], frozen[name]) for name in backbone)

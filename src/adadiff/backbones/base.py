@@ -120,7 +120,9 @@ class Backbone(nn.Module, ABC, Generic[State]):
         """Raise InputError where the inputs' shapes or conditions are not this backbone's."""
         wanted = (self.in_channels, *self.sample_size)
         if sample.shape[1:] != wanted:
-            raise InputError(f"the model takes samples of (channels, height, width) {wanted}, not {tuple(sample.shape[1:])}")
+            raise InputError(
+                f"the model takes samples of (channels, height, width) {wanted}, not {tuple(sample.shape[1:])}"
+            )
         for name, value, takes in (
             ("class_labels", class_labels, self.num_classes is not None),
             ("encoder_hidden_states", encoder_hidden_states, self.context_shape is not None),

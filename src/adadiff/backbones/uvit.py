@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from adadiff.backbones.base import Backbone, LayerState, unpatchify
 from adadiff.errors import InputError
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What a sample carries between layers
 
@@ -176,8 +175,8 @@ class UViT(Backbone[UViTState]):
         self.class_embed = nn.Embedding(num_classes, width) if num_classes is not None else None
         self.context_embed = nn.Linear(context_dim, width) if context_dim is not None else None
         self.extra_tokens = 1 + (num_classes is not None) + (context_length if context_dim is not None else 0)
-        patches = (sample_size[0] // patch_size) * (sample_size[1] // patch_size)
-        self.position = nn.Parameter(torch.zeros(1, self.extra_tokens + patches, width))
+        rows, columns = (side // patch_size for side in sample_size)
+        self.position = nn.Parameter(torch.empty(1, self.extra_tokens + rows * columns, width))
 
         self.layers = nn.ModuleList(
             Layer(width, num_heads, mlp_ratio, takes_skip=i > depth // 2 + 1) for i in range(1, depth + 1)
@@ -185,6 +184,8 @@ class UViT(Backbone[UViTState]):
         self.head = Head(width, in_channels, sample_size, patch_size, final_conv)
         self.apply(_initialize)
         nn.init.trunc_normal_(self.position, std=0.02)
+        with torch.no_grad():
+            self.position[0, self.extra_tokens :] += sinusoidal_grid(rows, columns, width)
 
     def embed(
         self,
@@ -223,6 +224,17 @@ class UViT(Backbone[UViTState]):
             assert self._gradient_checkpointing_func is not None
             return self._gradient_checkpointing_func(layer, *inputs)
         return layer(*inputs)
+
+
+def sinusoidal_grid(rows: int, columns: int, width: int) -> Tensor:
+    """Where the learned positions of the patches start: sines and cosines of row and column, (rows * columns, width).
+
+    U-ViT starts from noise of 0.02 alone, and a short training then never learns where a patch is: after 5,000 steps
+    on CIFAR-10 the error was the same with the patches shuffled.
+    """
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    halves = [get_timestep_embedding(place.flatten(), width // 2) for place in (row, column)]
+    return torch.cat(halves, dim=1)
 
 
 def _initialize(module: nn.Module) -> None:

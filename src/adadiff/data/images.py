@@ -160,7 +160,9 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
     if path.suffix == ".parquet" or path.exists():
         return _load_local(path, config)
     if path.is_absolute() or config.source.startswith("."):
-        raise InputError(f"there is no file or folder {path}: set --data.source to the folder or parquet file of images")
+        raise InputError(
+            f"there is no file or folder {path}: set --data.source to the folder or parquet file of images"
+        )
     try:
         return datasets.load_dataset(config.source, split=config.split)
     except Exception as error:  # the hub's client raises many kinds
@@ -190,9 +192,7 @@ def _load_local(path: Path, config: DataConfig) -> datasets.Dataset:
 def _load_digits(split: str) -> datasets.Dataset:
     """scikit-learn's 1,797 digits, 8x8 grey: four fifths of each class to train, the rest to test."""
     digits = load_digits()
-    train, test = train_test_split(
-        np.arange(len(digits.images)), test_size=0.2, stratify=digits.target, random_state=0
-    )
+    train, test = train_test_split(np.arange(len(digits.images)), test_size=0.2, stratify=digits.target, random_state=0)
     chosen = {"train": train, "test": test}.get(split)
     if chosen is None:
         raise InputError(f"digits have no split {split!r}: choose train or test")

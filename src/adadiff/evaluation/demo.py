@@ -112,5 +112,3 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
             f"{comparison.difference:.1f} of 255",
         ),
     ]
-
-

@@ -46,7 +46,7 @@ class ExitPolicy(ABC):
         """Whether the policy wants the uncertainty after this layer at this step; estimators run only where it does."""
         return False
 
-    def check(self, depth: int, num_steps: int) -> None:
+    def check(self, depth: int, num_steps: int) -> None:  # noqa: B027 - most policies fit any model
         """Raise InputError where the policy does not fit a model of so many layers or so many sampling steps."""
 
     def describe(self) -> dict[str, Any]:

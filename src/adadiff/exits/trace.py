@@ -97,6 +97,8 @@ class Trace:
             vmax=self.depth,
             extent=(0.5, steps + 0.5, batch - 0.5, -0.5),
         )
-        axes.set(xlabel="sampling step", ylabel="sample", title=f"exit layer: {self.layer_fraction:.0%} of the layers run")
+        axes.set(
+            xlabel="sampling step", ylabel="sample", title=f"exit layer: {self.layer_fraction:.0%} of the layers run"
+        )
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.figure.colorbar(image, ax=axes, label=f"exit layer (of {self.depth})")

@@ -50,9 +50,7 @@ class AttentionEstimator(nn.Module):
         super().__init__()
         self.values = backbone.patch_values
         self.query = nn.Linear(backbone.width, 1, bias=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(backbone.width, backbone.width), nn.SiLU(), nn.Linear(backbone.width, 1)
-        )
+        self.mlp = nn.Sequential(nn.Linear(backbone.width, backbone.width), nn.SiLU(), nn.Linear(backbone.width, 1))
 
     def forward(self, patch_tokens: Tensor, time: Tensor) -> Tensor:
         attention = self.query(patch_tokens).div(patch_tokens.shape[2] ** 0.5).softmax(dim=1)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageOps
+
+MARGIN = 2  # pixels of white around each image
 
 
 def image_grid(images: Sequence[Image.Image], columns: int | None = None, tile: int = 64) -> Image.Image:
@@ -20,7 +22,10 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, tile: 
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)
     factor = max(1, tile // images[0].width)
-    size = (images[0].width * factor, images[0].height * factor)
-    tiles = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
-    tiles += [Image.new("RGB", size, "white")] * (rows * columns - len(tiles))
-    return make_image_grid(tiles, rows=rows, cols=columns)
+    width, height = images[0].width * factor, images[0].height * factor
+    tiles = []
+    for image in images:
+        enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        tiles.append(ImageOps.expand(enlarged, border=MARGIN, fill="white"))
+    blank = Image.new("RGB", tiles[0].size, "white")
+    return make_image_grid(tiles + [blank] * (rows * columns - len(tiles)), rows=rows, cols=columns)

@@ -70,7 +70,9 @@ def load_last_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path) -> 
         shadow = load_file(last / EMA_WEIGHTS)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"the checkpoint {last} cannot be read ({reason}): delete it to go on from the one before") from error
+        raise InputError(
+            f"the checkpoint {last} cannot be read ({reason}): delete it to go on from the one before"
+        ) from error
     step = checkpoint_step(last)
     ema.load_state_dict(
         {
@@ -81,4 +83,3 @@ def load_last_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path) -> 
     )
     ema.to(accelerator.device)
     return step
-

@@ -26,6 +26,7 @@ from adadiff.exits import AdaptiveModel
 from adadiff.files import require_empty_folder, whole_file, whole_folder
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.grid import image_grid
+from adadiff.sampling.schedulers import scheduler_like
 from adadiff.seeding import generator_for
 from adadiff.training.checkpoints import load_last_checkpoint, save_checkpoint
 from adadiff.training.config import TrainConfig
@@ -39,7 +40,7 @@ MAY_CHANGE_ON_RESUME = (
 )
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, not an error
     """The training was asked to stop, and has saved all it needs to go on."""
 
 
@@ -230,9 +231,7 @@ def log(accelerator: Accelerator, result: Objective, lr: float, step: int, progr
     ]
     scalars = dict(zip(names, means, strict=True))
     accelerator.log({**scalars, "lr": lr}, step=step)
-    progress.set_postfix(
-        loss=f"{scalars['loss/total']:.4f}", simple=f"{scalars['loss/simple']:.4f}", refresh=False
-    )
+    progress.set_postfix(loss=f"{scalars['loss/total']:.4f}", simple=f"{scalars['loss/simple']:.4f}", refresh=False)
 
 
 @contextmanager
@@ -249,8 +248,8 @@ def averaged_weights(ema: EMAModel, model: AdaptiveModel) -> Iterator[None]:
 
 
 def draw_samples(model: AdaptiveModel, scheduler: Any, path: Path) -> None:
-    """Write a grid of 16 images, always from the same noise."""
-    pipeline = AdaDiffPipeline(model, type(scheduler).from_config(scheduler.config))
+    """Write a grid of 16 images by 50 DDIM steps, always from the same noise."""
+    pipeline = AdaDiffPipeline(model, scheduler_like("ddim", scheduler))
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(batch_size=16, generator=[generator_for(0, k) for k in range(16)]).images
     path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up what they need: a virtual environment with the exact versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint setup models benchmarks clean
+
+demo: $(READY)
+	$(RUN)/adadiff demo
+
+test: $(READY)
+	$(RUN)/python -m pytest
+
+lint: $(READY)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The digits model that comes with the package.
+models: $(READY)
+	$(RUN)/adadiff train digits --out runs/digits
+	$(RUN)/adadiff export runs/digits src/adadiff/models/digits --dtype float32
+
+# Timings are printed, never asserted.
+benchmarks: $(READY)
+	$(RUN)/python benchmarks/adaptive_depth.py
+	$(RUN)/python benchmarks/training_step.py
+	$(RUN)/python benchmarks/digits_quality.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,49 @@
+"""The time of a joint training step against a plain one of the same backbone, at U-ViT-S/2 size.
+
+One process, rivals in turns, medians; the figures are printed, never asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from adadiff import AdaptiveModel
+from adadiff.evaluation.timing import median_seconds
+from adadiff.exits.losses import joint_loss, simple_loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    sizes = {"patch_size": 2, "width": 512, "depth": 13, "num_heads": 8}
+    model = AdaptiveModel(sample_size=32, in_channels=3, backbone_config=sizes)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    sample, target = torch.randn(2, options.batch, 3, 32, 32)
+    timestep = torch.randint(1000, (options.batch,))
+
+    def step(loss: torch.Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = median_seconds(
+        {
+            "plain": lambda: step(simple_loss(model.backbone(sample, timestep), target)),
+            "joint": lambda: step(joint_loss(*model.all_exits(sample, timestep), target).total),
+        },
+        options.repeats,
+    )
+    print(
+        f"{torch.get_num_threads()} threads, batch {options.batch}, medians of {options.repeats}: "
+        f"plain step {seconds['plain']:.3f} s, joint step {seconds['joint']:.3f} s: "
+        f"{seconds['joint'] / seconds['plain']:.3f}x (<= 1.15)"
+    )
+
+
+if __name__ == "__main__":
+    main()
