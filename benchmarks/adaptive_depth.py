@@ -96,7 +96,9 @@ def main() -> None:
         for name, call in calls.items():
             peaks[name].append(peak_memory(call))
     full, adaptive = (statistics.median(peaks[name]) / 1024 for name in ("full", "adaptive"))
-    console.print(f"peak memory, batch 32: full {full:.0f} MiB, adaptive {adaptive:.0f} MiB: {adaptive / full:.3f}x (<= 1.02)")
+    console.print(
+        f"peak memory, batch 32: full {full:.0f} MiB, adaptive {adaptive:.0f} MiB: {adaptive / full:.3f}x (<= 1.02)"
+    )
 
 
 if __name__ == "__main__":

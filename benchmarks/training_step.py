@@ -31,10 +31,14 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
+    def joint_total() -> torch.Tensor:
+        predictions, uncertainties = model.all_exits(sample, timestep)
+        return joint_loss(predictions, uncertainties, target).total
+
     seconds = median_seconds(
         {
             "plain": lambda: step(simple_loss(model.backbone(sample, timestep), target)),
-            "joint": lambda: step(joint_loss(*model.all_exits(sample, timestep), target).total),
+            "joint": lambda: step(joint_total()),
         },
         options.repeats,
     )

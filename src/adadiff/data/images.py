@@ -196,7 +196,8 @@ def _load_digits(split: str) -> datasets.Dataset:
     chosen = {"train": train, "test": test}.get(split)
     if chosen is None:
         raise InputError(f"digits have no split {split!r}: choose train or test")
-    images = [Image.fromarray(pixels) for pixels in np.uint8(np.round(digits.images[chosen] * (255 / 16)))]
+    pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    images = [Image.fromarray(image) for image in pixels]
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in digits.target_names])}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -75,7 +76,8 @@ def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> No
     """Draw a row of the full model's images, the adaptive ones below, and the exit heat map, into a picture file."""
     columns = min(columns, len(comparison.full))
     figure = Figure(figsize=(0.8 * columns + 0.6, 5.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2, 3))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(2, 3))
+    upper, lower = panels
     axes = upper.subplots(2, columns, squeeze=False)
     rows = (("full", comparison.full), ("adaptive", comparison.adaptive))
     for (name, images), row in zip(rows, axes, strict=True):

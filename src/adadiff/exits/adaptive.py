@@ -18,7 +18,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from adadiff.backbones import BACKBONES, Backbone, LayerState
 from adadiff.errors import InputError, lookup
@@ -172,27 +171,27 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         prediction = torch.empty_like(sample)
         exit_layers = torch.full((len(sample),), self.depth)
         uncertainties = torch.full((len(sample), self.depth), torch.nan)
-        remaining = torch.arange(len(sample))
+        remaining, history = torch.arange(len(sample)), uncertainties.clone()
 
         state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)
         for i in range(1, self.depth + 1):
             state = self.backbone.layer(i, state)
             if estimated[i - 1]:
-                mean_uncertainty = self.uncertainty(i, state).mean((1, 2), dtype=torch.float32)
-                uncertainties[remaining, i - 1] = mean_uncertainty.cpu()
+                history[:, i - 1] = self.uncertainty(i, state).mean((1, 2), dtype=torch.float32)
             if i == self.depth:
                 leaving = torch.ones(len(remaining), dtype=torch.bool)
             else:
-                leaving = policy.leaves(ExitQuery(step, i, remaining, uncertainties[remaining, :i]))
-            if leaving.any():
-                everybody = bool(leaving.all())
-                leavers = state if everybody else state.select(_positions(leaving, sample.device))
-                prediction[remaining[leaving].to(sample.device)] = self.predict(i, leavers).to(prediction.dtype)
-                exit_layers[remaining[leaving]] = i
-                if everybody:
-                    break
-                remaining = remaining[~leaving]
-                state = state.select(_positions(~leaving, sample.device))
+                leaving = policy.leaves(ExitQuery(step, i, remaining, history[:, :i]))
+            if not leaving.any():
+                continue
+            leavers, everybody = remaining[leaving], bool(leaving.all())
+            left_state = state if everybody else state.select(_positions(leaving, sample.device))
+            prediction[leavers.to(sample.device)] = self.predict(i, left_state).to(prediction.dtype)
+            exit_layers[leavers], uncertainties[leavers] = i, history[leaving]
+            if everybody:
+                break
+            remaining, history = remaining[~leaving], history[~leaving]
+            state = state.select(_positions(~leaving, sample.device))
 
         flops = self.part_flops.until_exit(exit_layers, estimated)
         output = AdaptiveOutput(prediction, exit_layers, uncertainties, flops)
@@ -204,7 +203,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         write_checksums(Path(save_directory))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
         """Load a model folder or a hub model, safetensors only.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from adadiff.backbones import Backbone
 class SharedHead(nn.Module):
     """One head for all layers, the backbone's own (the authors' released code)."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone[Any]) -> None:
         super().__init__()
 
     def forward(self, i: int, patch_tokens: Tensor, final_head: nn.Module) -> Tensor:
@@ -32,7 +33,7 @@ class SharedHead(nn.Module):
 class PerLayerHeads(nn.Module):
     """A head of its own for every layer, each starting as a copy of the backbone's, which stays layer N's."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone[Any]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(copy.deepcopy(backbone.head) for _ in range(backbone.depth - 1))
 

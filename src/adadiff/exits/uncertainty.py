@@ -6,6 +6,8 @@ Each maps a layer's patch tokens, (batch, patches, width), and the time embeddin
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ class ConcatEstimator(nn.Module):
     The product with the concatenation is the sum of two products, and the time's is the same for all patches.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone[Any]) -> None:
         super().__init__()
         self.tokens = nn.Linear(backbone.width, backbone.patch_values, bias=False)
         self.time = nn.Linear(backbone.width, backbone.patch_values)
@@ -30,7 +32,7 @@ class ConcatEstimator(nn.Module):
 class TokenEstimator(nn.Module):
     """u = sigmoid(w . tokens + b): the authors' released code, where the time reaches the tokens by attention alone."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone[Any]) -> None:
         super().__init__()
         self.tokens = nn.Linear(backbone.width, backbone.patch_values)
 
@@ -46,7 +48,7 @@ class AttentionEstimator(nn.Module):
     family of functions at a fraction of the cost.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone[Any]) -> None:
         super().__init__()
         self.values = backbone.patch_values
         self.query = nn.Linear(backbone.width, 1, bias=False)

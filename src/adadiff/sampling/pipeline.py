@@ -80,8 +80,7 @@ class AdaDiffPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_uncertainties: bool = False,
-        return_dict: bool = True,
-    ) -> AdaDiffPipelineOutput | tuple[Any, Trace]:
+    ) -> AdaDiffPipelineOutput:
         """Sample.
 
         Args:
@@ -94,7 +93,6 @@ class AdaDiffPipeline(DiffusionPipeline):
             generator: Source of the noise. With one per image, image k depends on generator k alone.
             output_type: `"pil"` or `"pt"`.
             return_uncertainties: Run every estimator, and keep what it says in the trace.
-            return_dict: Whether to return an `AdaDiffPipelineOutput` or a tuple (images, trace).
 
         Raises:
             InputError: If an argument is out of range or does not fit the model.
@@ -140,7 +138,7 @@ class AdaDiffPipeline(DiffusionPipeline):
         images: Any = (sample / 2 + 0.5).clamp(0, 1)
         if output_type == "pil":
             images = self.numpy_to_pil(images.permute(0, 2, 3, 1).cpu().numpy())
-        return AdaDiffPipelineOutput(images, trace) if return_dict else (images, trace)
+        return AdaDiffPipelineOutput(images, trace)
 
     def check_inputs(
         self, batch_size: int, class_labels: Sequence[int] | None, num_inference_steps: int, policy: ExitPolicy

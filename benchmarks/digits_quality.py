@@ -1,0 +1,94 @@
+"""Digits: Fréchet distance against layers run, full and adaptive, from the same noise.
+
+Features: the 64 hidden units of scikit-learn's MLPClassifier trained on the training digits. The reference is the test
+split, which neither the generator nor the classifier has seen. Figures are printed, never asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from sklearn.neural_network import MLPClassifier
+
+import adadiff
+from adadiff import AdaDiffPipeline, ExitPolicy, FixedExit, NeverExit, ThresholdExit
+from adadiff.data import DataConfig, ImageData
+from adadiff.evaluation.frechet import frechet_distance
+from adadiff.sampling.schedulers import scheduler_like
+from adadiff.seeding import generator_for
+
+PACKAGED = Path(adadiff.__file__).parent / "models" / "digits"
+
+
+def load_split(split: str) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
+    """Images in [0, 1] as rows, and their labels."""
+    data = ImageData(DataConfig(size=8, channels=1, split=split))
+    items = [data[k] for k in range(len(data))]
+    images = torch.stack([item["image"] for item in items]).flatten(1)
+    return (images.numpy() + 1) / 2, np.array([item["label"] for item in items])
+
+
+def hidden_features(classifier: MLPClassifier, rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The classifier's hidden units, after their ReLU."""
+    return np.maximum(rows @ classifier.coefs_[0] + classifier.intercepts_[0], 0)
+
+
+def sample_rows(
+    pipeline: AdaDiffPipeline, policy: ExitPolicy, n: int, steps: int
+) -> tuple[NDArray[np.floating], float]:
+    """N images as rows, and the layer fraction; the same noise for every policy."""
+    rows, fractions = [], []
+    for first in range(0, n, 500):
+        numbers = range(first, min(first + 500, n))
+        output = pipeline(
+            batch_size=len(numbers),
+            num_inference_steps=steps,
+            policy=policy,
+            generator=[generator_for(1, k) for k in numbers],
+            output_type="pt",
+        )
+        rows.append(output.images.flatten(1).numpy())
+        fractions.append(output.trace.layer_fraction * len(numbers))
+    return np.concatenate(rows), sum(fractions) / n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=PACKAGED)
+    parser.add_argument("-n", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--scheduler", default="ddim")
+    parser.add_argument("--taus", type=float, nargs="*", default=[0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2])
+    options = parser.parse_args()
+
+    train_rows, train_labels = load_split("train")
+    test_rows, test_labels = load_split("test")
+    classifier = MLPClassifier((64,), max_iter=1000, random_state=0).fit(train_rows, train_labels)
+    reference = hidden_features(classifier, test_rows)
+    pipeline = AdaDiffPipeline.from_pretrained(options.model)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = scheduler_like(options.scheduler, pipeline.scheduler)
+
+    console = Console(width=110)
+    console.print(f"classifier: {classifier.score(test_rows, test_labels):.1%} of the test split right")
+    table = Table("policy", "layers", "Fréchet distance", title=f"digits, {options.n} images, {options.steps} steps")
+    real = frechet_distance(hidden_features(classifier, train_rows), reference)
+    table.add_row("the training images themselves", "", f"{real:.3f}")
+    depth = pipeline.transformer.depth
+    policies: list[ExitPolicy] = [NeverExit(), *(ThresholdExit(tau) for tau in options.taus)]
+    policies += [FixedExit(layer) for layer in range(2, depth, 2)]
+    for policy in policies:
+        rows, fraction = sample_rows(pipeline, policy, options.n, options.steps)
+        distance = frechet_distance(hidden_features(classifier, rows), reference)
+        table.add_row(str(policy), f"{fraction:.1%}", f"{distance:.3f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
