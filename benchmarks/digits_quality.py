@@ -1,6 +1,6 @@
 """Digits: Fréchet distance against layers run, full and adaptive, from the same noise.
 
-Features: the 64 hidden units of scikit-learn's MLPClassifier trained on the training digits. The reference is the test
+Features: the 32 hidden units of scikit-learn's MLPClassifier trained on the training digits. The reference is the test
 split, which neither the generator nor the classifier has seen. Figures are printed, never asserted.
 """
 
@@ -64,12 +64,13 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--scheduler", default="ddim")
-    parser.add_argument("--taus", type=float, nargs="*", default=[0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2])
+    parser.add_argument("--taus", type=float, nargs="*", default=[0.05, 0.1, 0.15, 0.2])
+    parser.add_argument("--min-layer", type=int, default=1)
     options = parser.parse_args()
 
     train_rows, train_labels = load_split("train")
     test_rows, test_labels = load_split("test")
-    classifier = MLPClassifier((64,), max_iter=1000, random_state=0).fit(train_rows, train_labels)
+    classifier = MLPClassifier((32,), max_iter=1000, random_state=0).fit(train_rows, train_labels)
     reference = hidden_features(classifier, test_rows)
     pipeline = AdaDiffPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
@@ -81,8 +82,8 @@ def main() -> None:
     real = frechet_distance(hidden_features(classifier, train_rows), reference)
     table.add_row("the training images themselves", "", f"{real:.3f}")
     depth = pipeline.transformer.depth
-    policies: list[ExitPolicy] = [NeverExit(), *(ThresholdExit(tau) for tau in options.taus)]
-    policies += [FixedExit(layer) for layer in range(2, depth, 2)]
+    policies: list[ExitPolicy] = [NeverExit(), *(ThresholdExit(tau, min_layer=options.min_layer) for tau in options.taus)]
+    policies += [FixedExit(layer) for layer in range(2, depth)]
     for policy in policies:
         rows, fraction = sample_rows(pipeline, policy, options.n, options.steps)
         distance = frechet_distance(hidden_features(classifier, rows), reference)

@@ -186,7 +186,10 @@ def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"there is no device {device!r} here: choose cpu, or cuda where there is one") from error
     disable_progress_bar()
-    return AdaDiffPipeline.from_pretrained(folder).to(place, getattr(torch, dtype))
+    pipeline = AdaDiffPipeline.from_pretrained(folder).to(place)
+    # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
+    torch.nn.Module.to(pipeline.transformer, getattr(torch, dtype))
+    return pipeline
 
 
 # ---------------------------------------------------------------------------------------------------------------------
