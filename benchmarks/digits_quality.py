@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--scheduler", default="ddim")
     parser.add_argument("--taus", type=float, nargs="*", default=[0.05, 0.1, 0.15, 0.2])
+    parser.add_argument("--fixed-layers", type=int, nargs="*", default=[3, 4, 5])
     parser.add_argument("--min-layer", type=int, default=1)
     options = parser.parse_args()
 
@@ -81,9 +82,11 @@ def main() -> None:
     table = Table("policy", "layers", "Fréchet distance", title=f"digits, {options.n} images, {options.steps} steps")
     real = frechet_distance(hidden_features(classifier, train_rows), reference)
     table.add_row("the training images themselves", "", f"{real:.3f}")
-    depth = pipeline.transformer.depth
-    policies: list[ExitPolicy] = [NeverExit(), *(ThresholdExit(tau, min_layer=options.min_layer) for tau in options.taus)]
-    policies += [FixedExit(layer) for layer in range(2, depth)]
+    policies: list[ExitPolicy] = [
+        NeverExit(),
+        *(ThresholdExit(tau, min_layer=options.min_layer) for tau in options.taus),
+    ]
+    policies += [FixedExit(layer) for layer in options.fixed_layers]
     for policy in policies:
         rows, fraction = sample_rows(pipeline, policy, options.n, options.steps)
         distance = frechet_distance(hidden_features(classifier, rows), reference)
