@@ -27,7 +27,7 @@ from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import Interrupted, TrainConfig, train
 
 DEMO_MODEL = Path(adadiff.__file__).parent / "models" / "digits"
-DEMO_TAU = 0.2
+DEMO_TAU = 0.1
 Dtype = Literal["float32", "bfloat16", "float16"]
 Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS)
 

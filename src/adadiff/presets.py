@@ -38,6 +38,6 @@ PRESETS: dict[str, TrainConfig] = {
 
 DESCRIPTIONS: dict[str, str] = {
     "digits": "scikit-learn's digits, 8x8 grey, 0.5M parameters: 25 minutes on one CPU core.",
-    "cifar10-xs": "CIFAR-10, 32x32, unconditional, 4.5M parameters: 90 minutes on two CPU cores.",
+    "cifar10-xs": "CIFAR-10, 32x32, unconditional, 4.5M parameters: 90 minutes on one CPU core.",
     "images": "Your own folder of images, 64x64, 26M parameters: for a GPU, or make it smaller.",
 }
