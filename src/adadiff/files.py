@@ -73,5 +73,8 @@ def verify_checksums(folder: Path) -> None:
 
 
 def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()  # hashlib.file_digest comes with Python 3.11
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -21,19 +21,19 @@ def simple_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def pseudo_uncertainty(predictions: Tensor, target: Tensor) -> Tensor:
-    """u*_i = tanh |g_i(L_i) - target|, in [0, 1), detached: what the estimators learn to foretell (equation 6)."""
+    """u*_i = tanh |g_i(L_i) - target|, in [0, 1), detached: what the estimators learn to foretell."""
     return torch.tanh((predictions - target).abs()).detach()
 
 
 def uncertainty_loss(uncertainties: Tensor, predictions: Tensor, target: Tensor) -> Tensor:
-    """L_u = mean_i mean (u_i - u*_i)^2 over all layers (equation 7)."""
+    """L_u = mean_i mean (u_i - u*_i)^2 over all layers."""
     return (uncertainties - pseudo_uncertainty(predictions, target)).square().mean()
 
 
 def layerwise_loss(
     predictions: Tensor, uncertainties: Tensor, target: Tensor, weighting: UalWeighting = "detached"
 ) -> Tensor:
-    """L_UAL, the uncertainty-aware layer-wise loss over the layers before the last (equations 8 and 9).
+    """L_UAL, the uncertainty-aware layer-wise loss over the layers before the last.
 
     Args:
         predictions: Of all layers.
@@ -69,7 +69,7 @@ def joint_loss(
     layerwise_weight: float = 1.0,
     ual_weighting: UalWeighting = "detached",
 ) -> JointLoss:
-    """L = L_simple + lambda * L_u + beta * L_UAL (equation 10), lambda = beta = 1 in the paper."""
+    """L = L_simple + lambda * L_u + beta * L_UAL, lambda = beta = 1 in the paper."""
     simple = simple_loss(predictions[-1], target)
     uncertainty = uncertainty_loss(uncertainties, predictions, target)
     layerwise = layerwise_loss(predictions, uncertainties, target, ual_weighting)

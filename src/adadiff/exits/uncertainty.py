@@ -15,7 +15,7 @@ from adadiff.backbones import Backbone
 
 
 class ConcatEstimator(nn.Module):
-    """u = sigmoid(w . [tokens, time] + b), the paper's equation 5.
+    """u = sigmoid(w . [tokens, time] + b), as in the paper.
 
     The product with the concatenation is the sum of two products, and the time's is the same for all patches.
     """
