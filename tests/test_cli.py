@@ -31,8 +31,12 @@ def test_train_and_sample_a_folder_of_images(tmp_path, capsys, monkeypatch):
     for k in range(4):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (12, 10), (60 * k, 90, 90)).save(tmp_path / f"photos/{k}.jpg")
-    run("train images --data.source photos --data.size 8 --steps 3 --out run", TINY)
-    assert "adadiff sample run" in capsys.readouterr().out
+    (tmp_path / "photos/4.jpg").write_bytes(b"not a picture")
+    run("train images --data.source photos --data.size 8 --data.on-error skip --steps 3 --out run", TINY)
+    printed = capsys.readouterr().out
+    assert "left out 1 unreadable images: " in printed
+    assert "4.jpg" in printed
+    assert "adadiff sample run" in printed
     saved = json.loads((tmp_path / "run/train.json").read_text())
     assert (saved["steps"], saved["data"]["size"], saved["model"]["width"]) == (3, 8, 16)
     run("sample run -n 3 --steps 2 --tau 0.9 --out samples --scheduler dpm-solver++")

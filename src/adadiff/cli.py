@@ -211,12 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len(words) > 1 and words[0] == "train" and not words[1].startswith("-"):
             lookup(words[1], PRESETS, "preset")
         app.cli(prog="adadiff", description=adadiff.__doc__, args=words or ["--help"])
-    except InputError as error:
-        if debug:
-            raise
-        print(f"adadiff: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
+    except BrokenPipeError:
+        os._exit(0)
+    except (InputError, OSError) as error:
         if debug:
             raise
         print(f"adadiff: {error}", file=sys.stderr)
@@ -224,5 +221,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("adadiff: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        os._exit(0)

@@ -229,8 +229,8 @@ class UViT(Backbone[UViTState]):
 def sinusoidal_grid(rows: int, columns: int, width: int) -> Tensor:
     """Where the learned positions of the patches start: sines and cosines of row and column, (rows * columns, width).
 
-    U-ViT starts from noise of 0.02 alone, and a short training then never learns where a patch is: after 5,000 steps
-    on CIFAR-10 the error was the same with the patches shuffled.
+    U-ViT starts from noise of 0.02 alone, and a short training then hardly learns where a patch is: after 5,000 steps
+    on CIFAR-10, shuffling the patches raised the error by at most 15%.
     """
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     halves = [get_timestep_embedding(place.flatten(), width // 2) for place in (row, column)]

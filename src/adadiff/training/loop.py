@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> None:
     config.check()
     model = build_model(config)
     images = ImageData(config.data, smallest_side=config.model.patch_size)
-    if not config.resume:
+    if config.data.on_error == "stop" and not config.resume:
         images.check()
     scheduler = config.diffusion.build()
     accelerator = Accelerator(
@@ -72,6 +72,8 @@ def train(config: TrainConfig) -> None:
     )
     if accelerator.is_main_process:
         open_run(config)
+        if images.skipped:
+            tqdm.write(f"left out {len(images.skipped)} unreadable images: {', '.join(images.skipped[:5])}, ...")
     accelerator.wait_for_everyone()
     accelerator.init_trackers("tensorboard")
 
