@@ -207,3 +207,10 @@ def test_resuming_another_training_is_refused(tmp_path):
         train(tiny_config(tmp_path, steps=4, seed=1, resume=True))
     with pytest.raises(InputError, match="--resume"):
         train(tiny_config(tmp_path, steps=4))
+
+
+@pytest.mark.parametrize(("instruction", "precision"), [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx2", "no")])
+def test_automatic_precision_is_one_the_cpu_computes_with(tmp_path, monkeypatch, instruction, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)
+    train(tiny_config(tmp_path, mixed_precision="auto", steps=1))
+    assert json.loads((tmp_path / "train.json").read_text())["mixed_precision"] == precision

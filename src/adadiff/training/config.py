@@ -134,8 +134,8 @@ class TrainConfig:
     """Images per optimizer step, over all processes and accumulated batches."""
     accumulate: int = 1
     """Split each step's images into this many batches."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Arithmetic of the layers; weights stay in float32."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Arithmetic of the layers; weights stay in float32. auto: bf16 where the device computes with it, else no."""
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass, to save memory."""
     workers: int = 0

@@ -9,10 +9,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -58,6 +58,8 @@ def train(config: TrainConfig) -> None:
         Interrupted: If stopped by SIGINT or SIGTERM, after a checkpoint.
     """
     config.check()
+    if config.mixed_precision == "auto":
+        config = dataclasses.replace(config, mixed_precision=native_precision(PartialState().device))
     model = build_model(config)
     images = ImageData(config.data, smallest_side=config.model.patch_size)
     if config.data.on_error == "stop" and not config.resume:
@@ -137,7 +139,17 @@ def train(config: TrainConfig) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Before: the run's folder, the model
+# Before: arithmetic, the run's folder, the model
+
+
+def native_precision(device: torch.device) -> Literal["no", "bf16"]:
+    """bf16 where the device has instructions for it; a CPU without emulates it, tens of times slower than float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if device.type == "cpu":
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+        return "bf16" if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")) else "no"
+    return "no"
 
 
 def open_run(config: TrainConfig) -> None:
