@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from adadiff import AdaDiffPipeline, AdaptiveModel
+from adadiff.conditioning import ByteTextEncoder
 from adadiff.training.config import DiffusionConfig
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
@@ -32,6 +33,8 @@ def make_model(
     head_type: str = "shared",
     estimator_type: str = "concat",
     seed: int = 0,
+    class_names: list[str] | None = None,
+    null_class: int | None = None,
     **backbone_config: Any,
 ) -> AdaptiveModel:
     """A small model, its weights large enough that layers and samples differ."""
@@ -43,6 +46,8 @@ def make_model(
         backbone_config=sizes,
         head_type=head_type,
         estimator_type=estimator_type,
+        class_names=class_names,
+        null_class=null_class,
     ).eval()
     for name, parameter in model.named_parameters():
         if "norm" not in name:
@@ -58,6 +63,25 @@ def model() -> AdaptiveModel:
 @pytest.fixture
 def pipeline(model: AdaptiveModel) -> AdaDiffPipeline:
     pipe = AdaDiffPipeline(model, DiffusionConfig().build())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def class_pipeline() -> AdaDiffPipeline:
+    """Classes cat, dog and owl, and a null class."""
+    model = make_model(num_classes=4, class_names=["cat", "dog", "owl"], null_class=3)
+    pipe = AdaDiffPipeline(model, DiffusionConfig().build())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def text_pipeline() -> AdaDiffPipeline:
+    """Captions of up to 12 bytes."""
+    torch.manual_seed(0)
+    encoder = ByteTextEncoder(width=6, length=3, depth=1, num_heads=2)
+    pipe = AdaDiffPipeline(make_model(context_dim=6, context_length=3), DiffusionConfig().build(), encoder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

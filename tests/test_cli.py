@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 
 import adadiff
-from adadiff import AdaDiffPipeline
 from adadiff.cli import main
-from adadiff.training.config import DiffusionConfig
-from tests.conftest import make_model
 
 TINY = "--model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no --batch-size 4"
 
@@ -85,8 +82,15 @@ def test_version_and_help():
         ("sample {model} --tau 0.1 0.2 --tau-per layer --out {tmp}/s", "one per layer, 5"),
         ("sample {model} --batch-size 0 --out {tmp}/s", "batch size is 0"),
         ("sample {model} -n 0 --out {tmp}/s", "number of images is 0"),
-        ("sample {model} --class-label 1 --out {tmp}/s", "knows no classes"),
-        ("sample {classes} --class-label 7 --out {tmp}/s", "0 to 2"),
+        ("sample {model} --class 1 --out {tmp}/s", "takes no class labels"),
+        ("sample {model} --prompt rocket --out {tmp}/s", "takes no prompts"),
+        ("sample {model} --guidance-scale 2 --out {tmp}/s", "neither classes nor prompts"),
+        ("sample {classes} --class 7 --out {tmp}/s", "0 to 3"),
+        ("sample {classes} --class dgo --out {tmp}/s", "did you mean dog"),
+        ("sample {classes} --guidance-scale 0.5 --out {tmp}/s", "at least 1"),
+        ("sample {text} --out {tmp}/s", "needs a prompt"),
+        ("sample {text} --prompts {tmp}/empty.txt --out {tmp}/s", "holds no prompts"),
+        ("sample {text} --prompt a --prompts {tmp}/empty.txt --out {tmp}/s", "not both"),
         ("sample {model} --scheduler dimm --out {tmp}/s", "did you mean ddim"),
         ("sample {model} --exit-layer 9 --out {tmp}/s", "numbered 1 to 5"),
         ("sample {model} --out {tmp}/other", "already holds other files"),
@@ -96,7 +100,9 @@ def test_version_and_help():
         ("export {model} {tmp}/other", "already holds other files"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(model_folder, pipeline, tmp_path, capsys, command, message):
+def test_bad_input_is_one_line_and_writes_nothing(
+    model_folder, pipeline, class_pipeline, text_pipeline, tmp_path, capsys, command, message
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("mine")
@@ -110,12 +116,14 @@ def test_bad_input_is_one_line_and_writes_nothing(model_folder, pipeline, tmp_pa
     weights.write_bytes(weights.read_bytes()[:-9])
     config = tmp_path / "deeper/transformer/config.json"
     config.write_text(config.read_text().replace('"depth": 5', '"depth": 7'))
-    AdaDiffPipeline(make_model(num_classes=3), DiffusionConfig().build()).save_pretrained(tmp_path / "classes")
+    class_pipeline.save_pretrained(tmp_path / "classes")
+    text_pipeline.save_pretrained(tmp_path / "text")
+    (tmp_path / "empty.txt").touch()
     before = files(tmp_path)
     capsys.readouterr()
 
     with pytest.raises(SystemExit) as stop:
-        run(command.format(tmp=tmp_path, model=model_folder, classes=tmp_path / "classes"))
+        run(command.format(tmp=tmp_path, model=model_folder, classes=tmp_path / "classes", text=tmp_path / "text"))
     *progress, error = capsys.readouterr().err.removesuffix("\n").replace("\r", "\n").split("\n")
     assert stop.value.code == 2
     assert error.startswith("adadiff: ")

@@ -17,11 +17,13 @@ from tyro.conf import Positional, arg
 
 import adadiff
 from adadiff import AdaDiffPipeline, InputError
+from adadiff.data import DataConfig, ImageData, encode_to_folder, load_vae
 from adadiff.errors import lookup
 from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, require_own_folder
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.files import require_empty_folder
 from adadiff.presets import DESCRIPTIONS, PRESETS
+from adadiff.sampling import Conditions, Guidance
 from adadiff.sampling.folder import sample_to_folder
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import Interrupted, TrainConfig, train
@@ -56,6 +58,41 @@ def train_command(config: Annotated[Preset, arg(name="")]) -> None:  # type: ign
     console.print(f"the model is in {chosen.out}; to sample: adadiff sample {chosen.out} --out samples")
 
 
+@app.command(name="encode")
+def encode_command(
+    out: Positional[Path],
+    vae: str,
+    data: DataConfig,
+    scaling_factor: float | None = None,
+    batch_size: int = 16,
+    dtype: Dtype = "float32",
+    device: str = "auto",
+) -> None:
+    """Turn images into latents of an autoencoder, kept in a folder that trainings take as --data.source.
+
+    The same command run again goes on where it stopped. With --data.flip every image is encoded a second time,
+    mirrored.
+
+    Args:
+        out: Folder for the latents.
+        vae: An AutoencoderKL of diffusers, by its name on the hub or its folder.
+        data: The images.
+        scaling_factor: What latents are multiplied with before the diffusion; by default what the autoencoder says.
+        batch_size: Images encoded at once.
+        dtype: Arithmetic of the autoencoder.
+        device: cpu, cuda, ..., or auto: cuda where there is one.
+    """
+    if batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}: it must be at least 1")
+    place = _device(device)
+    images = ImageData(data)
+    autoencoder = load_vae(vae).to(place, getattr(torch, dtype))
+    if scaling_factor is not None:
+        autoencoder.register_to_config(scaling_factor=scaling_factor)
+    number = encode_to_folder(images, autoencoder, out, batch_size)
+    console.print(f"{number} latents in {out}; to train on them: --data.source {out}")
+
+
 @app.command(name="sample")
 def sample_command(
     model: Positional[Path],
@@ -68,7 +105,13 @@ def sample_command(
     min_layer: int = 1,
     patience: int = 1,
     exit_layer: int | None = None,
-    class_label: int | None = None,
+    classes: Annotated[tuple[str, ...], arg(name="class")] = (),
+    prompt: tuple[str, ...] = (),
+    prompts: Path | None = None,
+    negative_prompt: str = "",
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    tied_exits: bool = True,
     seed: int = 0,
     batch_size: int = 64,
     dtype: Dtype = "float32",
@@ -90,7 +133,13 @@ def sample_command(
         min_layer: No sample leaves before this layer.
         patience: Leave when this many layers have passed the threshold.
         exit_layer: Leave after this layer, always, in place of a threshold.
-        class_label: Class of the images, for a model that takes classes.
+        classes: Classes by name or number, image k taking the k-th, in turns; without it, all of the model's.
+        prompt: Texts, image k taking the k-th, in turns.
+        prompts: File of texts, one a line, in place of --prompt.
+        negative_prompt: Text that guidance leads away from.
+        guidance_scale: Strength of classifier-free guidance; 1 means none.
+        guidance_interval: Which steps are guided, as two fractions of all the steps.
+        tied_exits: Whether the guided and the unguided prediction of an image leave at the same layer.
         seed: Of the noise.
         batch_size: Images sampled at once.
         dtype: Arithmetic of the model.
@@ -99,7 +148,9 @@ def sample_command(
     policy = _choose_policy(tau, tau_per, min_layer, patience, exit_layer)
     pipeline = _load(model, dtype, device)
     pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
-    summary = sample_to_folder(pipeline, out, n, steps, policy, seed, class_label, batch_size)
+    guidance = Guidance(guidance_scale, guidance_interval, tied_exits)
+    conditions = _choose_conditions(pipeline, classes, prompt, prompts, negative_prompt, guidance)
+    summary = sample_to_folder(pipeline, out, n, steps, policy, seed, conditions, batch_size)
     rate = f"{summary.sampled / summary.seconds:.2f} images/s" if summary.sampled else "all were there already"
     console.print(
         f"{n} images in {out} ({rate}); layers run {summary.trace.layer_fraction:.1%}, "
@@ -131,7 +182,7 @@ def demo_command(
     require_own_folder(out, own={"demo.png"})
     pipeline = _load(model, "float32", "cpu")
     pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
-    comparison = compare(pipeline, ThresholdExit(tau), n, steps, seed)
+    comparison = compare(pipeline, ThresholdExit(tau), n, steps, seed, Conditions(pipeline.transformer.class_indices))
 
     table = Table("", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {steps} steps")
     for row in comparison_rows(comparison):
@@ -177,19 +228,43 @@ def _choose_policy(
     return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=tau_per, min_layer=min_layer)
 
 
+def _choose_conditions(
+    pipeline: AdaDiffPipeline,
+    classes: tuple[str, ...],
+    prompt: tuple[str, ...],
+    prompts: Path | None,
+    negative_prompt: str,
+    guidance: Guidance,
+) -> Conditions:
+    if prompt and prompts is not None:
+        raise InputError("give either --prompt or --prompts, not both")
+    if prompts is not None:
+        prompt = tuple(line.strip() for line in prompts.read_text().splitlines() if line.strip())
+        if not prompt:
+            raise InputError(f"{prompts} holds no prompts: write one a line")
+    return Conditions(classes or pipeline.transformer.class_indices, prompt, negative_prompt, guidance)
+
+
 def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {device!r} here: choose cpu, or cuda where there is one") from error
+    place = _device(device)
     disable_progress_bar()
     pipeline = AdaDiffPipeline.from_pretrained(folder).to(place)
-    # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
-    torch.nn.Module.to(pipeline.transformer, getattr(torch, dtype))
+    for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        if part is not None:
+            # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
+            torch.nn.Module.to(part, getattr(torch, dtype))
     return pipeline
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {name!r} here: choose cpu, or cuda where there is one") from error
+    return place
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,15 +9,19 @@ from PIL import Image
 from adadiff import Trace
 
 
-def make_trace(layers, depth=4):
+def make_trace(layers, unconditional=None, depth=4):
     layers = torch.tensor(layers)
+    unconditional = torch.zeros_like(layers) if unconditional is None else torch.tensor(unconditional)
+    unknown = torch.full((*layers.shape, depth), torch.nan)
     return Trace(
         exit_layers=layers,
-        flops=layers * 10,
+        flops=(layers + unconditional) * 10,
         depth=depth,
         full_flops=40,
         timesteps=tuple(range(len(layers))),
-        uncertainties=torch.full((*layers.shape, depth), torch.nan),
+        uncertainties=unknown,
+        unconditional_exit_layers=unconditional,
+        unconditional_uncertainties=unknown,
     )
 
 
@@ -25,6 +29,12 @@ def test_fractions():
     trace = make_trace([[1, 4], [2, 2]])
     assert trace.layer_fraction == pytest.approx((1 + 4 + 2 + 2) / 16)
     assert trace.compute_fraction == pytest.approx((10 + 40 + 20 + 20) / 160)
+
+
+def test_fractions_count_both_of_a_guided_pair_and_one_of_an_unguided():
+    trace = make_trace([[1, 4], [2, 2]], [[3, 4], [0, 0]])
+    assert trace.layer_fraction == pytest.approx((1 + 4 + 2 + 2 + 3 + 4) / (4 * 6))
+    assert trace.compute_fraction == pytest.approx((1 + 4 + 2 + 2 + 3 + 4) / (4 * 6))
 
 
 def test_join_puts_batches_side_by_side():

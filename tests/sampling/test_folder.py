@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from adadiff import InputError, NeverExit, ThresholdExit
+from adadiff.sampling import Conditions
 from adadiff.sampling.folder import sample_to_folder
 
 POLICY = ThresholdExit(0.55)
@@ -71,7 +72,7 @@ def test_an_interrupted_sampling_goes_on_with_what_is_missing(pipeline, tmp_path
         ({"policy": NeverExit()}, "policy"),
         ({"n": 0}, "number of images"),
         ({"batch_size": 0}, "batch size"),
-        ({"class_label": 3}, "knows no classes"),
+        ({"conditions": Conditions(classes=(1,))}, "takes no class labels"),
     ],
 )
 def test_another_request_for_the_same_folder_is_refused(pipeline, tmp_path, changes, message):

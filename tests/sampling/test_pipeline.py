@@ -112,7 +112,7 @@ def test_classes_reach_the_model():
         ({"tau": 1.5}, "between 0 and 1"),
         ({"tau": [0.1] * 3}, "one per step, 50"),
         ({"tau": 0.5, "policy": ThresholdExit(0.5)}, "either tau or a policy"),
-        ({"class_labels": [1]}, "knows no classes"),
+        ({"class_labels": [1]}, "takes no class labels"),
         ({"output_type": "np"}, "output type"),
         ({"generator": [torch.Generator()] * 3}, "3 generators for 1"),
     ],
@@ -126,7 +126,7 @@ def test_bad_arguments_are_named(pipeline, arguments, message):
 def test_bad_labels_are_named(labels, message):
     pipe = AdaDiffPipeline(make_model(num_classes=3), DiffusionConfig().build())
     with pytest.raises(InputError, match=message):
-        pipe(class_labels=labels)
+        pipe(batch_size=1, class_labels=labels)
 
 
 def test_an_unknown_scheduler_is_named(pipeline):

@@ -129,6 +129,8 @@ class UViT(Backbone[UViTState]):
         num_classes: Size of the class table (a null class counts), or None for no class token.
         context_dim: Size of a text feature, or None for no text tokens.
         context_length: Number of text features.
+        time_scale: The time that is embedded is time_scale * (timestep + time_shift).
+        time_shift: See time_scale.
 
     Raises:
         InputError: If the sizes do not fit together.
@@ -148,6 +150,8 @@ class UViT(Backbone[UViTState]):
         num_classes: int | None = None,
         context_dim: int | None = None,
         context_length: int = 77,
+        time_scale: float = 1.0,
+        time_shift: float = 0.0,
     ) -> None:
         super().__init__()
         if any(side < patch_size or side % patch_size for side in sample_size):
@@ -161,6 +165,7 @@ class UViT(Backbone[UViTState]):
             raise InputError(f"width {width} must be an even multiple of the number of heads, {num_heads}")
         self.sample_size, self.in_channels, self.patch_size = sample_size, in_channels, patch_size
         self.width, self.depth = width, depth
+        self.time_scale, self.time_shift = time_scale, time_shift
         self.num_classes = num_classes
         self.context_shape = None if context_dim is None else (context_length, context_dim)
         self.gradient_checkpointing = False
@@ -196,7 +201,8 @@ class UViT(Backbone[UViTState]):
     ) -> UViTState:
         self.check_inputs(sample, class_labels, encoder_hidden_states)
         patches = self.patch_embed(sample).flatten(2).transpose(1, 2)
-        sinusoid = get_timestep_embedding(timestep, self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        network_time = self.time_scale * (timestep + self.time_shift)
+        sinusoid = get_timestep_embedding(network_time, self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         time = self.time_embed(sinusoid.to(patches.dtype))
         tokens = [time[:, None], patches]
         if self.context_embed is not None:

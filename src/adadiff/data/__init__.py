@@ -1,5 +1,15 @@
-"""Images, with labels and captions where there are any, as batches."""
+"""Images, or latents of them, with labels and captions where there are any, as batches."""
 
-from adadiff.data.images import DataConfig, ImageData
+from pathlib import Path
 
-__all__ = ["DataConfig", "ImageData"]
+from adadiff.data.images import DataConfig, ImageData, LabelledData
+from adadiff.data.latents import DESCRIPTION, LatentData, encode_to_folder, load_vae
+
+__all__ = ["DataConfig", "ImageData", "LabelledData", "LatentData", "encode_to_folder", "load_vae", "open_data"]
+
+
+def open_data(config: DataConfig, smallest_side: int = 1) -> LabelledData:
+    """What the source holds: a folder of latents, or images, as in the two classes."""
+    if (Path(config.source) / DESCRIPTION).is_file():
+        return LatentData(config)
+    return ImageData(config, smallest_side)

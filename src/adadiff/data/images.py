@@ -12,6 +12,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -48,7 +49,66 @@ class DataConfig:
     """Column of the captions, if there is one."""
 
 
-class ImageData(Dataset[dict[str, Any]]):
+class LabelledData(Dataset[dict[str, Any]]):
+    """Items with class labels and captions, where the table has such columns.
+
+    Args:
+        config: Where the table is from, and its columns.
+        table: One row an item.
+
+    Attributes:
+        class_names: Names of the classes, or None.
+        shape: Channels, height and width of what the model denoises.
+        vae: What latents were made with, or None where the items are images.
+        skipped: Names of the unreadable images left out.
+    """
+
+    shape: tuple[int, int, int]
+    vae: AutoencoderKL | None = None
+
+    def __init__(self, config: DataConfig, table: datasets.Dataset) -> None:
+        self.config, self._table = config, table
+        self._labels = config.label_column if config.label_column in table.column_names else None
+        self._captions = config.caption_column if config.caption_column in table.column_names else None
+        label_feature = table.features[self._labels] if self._labels else None
+        self.class_names: list[str] | None = getattr(label_feature, "names", None)
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def check(self) -> None:
+        """Raise InputError at the first item that is no good, as far as can be told quickly."""
+
+    def labels(self) -> list[int]:
+        """All items' labels; InputError where there is no such column."""
+        return self._column(self._labels, "label")
+
+    def captions(self) -> list[str]:
+        """All items' captions; InputError where there is no such column."""
+        return self._column(self._captions, "caption")
+
+    def _column(self, column: str | None, kind: str) -> list[Any]:
+        if column is None:
+            wanted = getattr(self.config, f"{kind}_column")
+            raise InputError(
+                f"{self.config.source} has no {kind} column {wanted!r}: set --data.{kind}-column to one of "
+                f"{', '.join(self._table.column_names)}"
+            )
+        return self._table[column][:]
+
+    @property
+    def condition_features(self) -> datasets.Features:
+        """The types of `label` and `caption`, where there are such columns."""
+        columns = {"label": self._labels, "caption": self._captions}
+        return datasets.Features({name: self._table.features[column] for name, column in columns.items() if column})
+
+    def _label_and_caption(self, row: dict[str, Any]) -> dict[str, Any]:
+        columns = {"label": self._labels, "caption": self._captions}
+        return {name: row[column] for name, column in columns.items() if column}
+
+
+class ImageData(LabelledData):
     """Images in [-1, 1], with their labels and captions where the source has them.
 
     Item k is a dict: `image` (channels, size, size) float32, and where there are, `label` (int) and `caption` (str).
@@ -57,17 +117,11 @@ class ImageData(Dataset[dict[str, Any]]):
         config: What to load.
         smallest_side: Images with a shorter side than this, in pixels, are an error.
 
-    Attributes:
-        class_names: Names of the classes, or None.
-        skipped: Names of the unreadable images left out.
-
     Raises:
         InputError: If the source is missing, empty or has no such column; when read, if an image is unreadable.
     """
 
     def __init__(self, config: DataConfig, smallest_side: int = 1) -> None:
-        self.config = config
-        self.smallest_side = smallest_side
         table = _load_table(config)
         if config.image_column not in table.column_names:
             raise InputError(
@@ -76,27 +130,16 @@ class ImageData(Dataset[dict[str, Any]]):
             )
         if len(table) == 0:
             raise InputError(f"{config.source} holds no images")
-        self._labels = config.label_column if config.label_column in table.column_names else None
-        self._captions = config.caption_column if config.caption_column in table.column_names else None
-        label_feature = table.features[self._labels] if self._labels else None
-        self.class_names: list[str] | None = getattr(label_feature, "names", None)
-        self._table = table.cast_column(config.image_column, datasets.Image(decode=False))
-        self.skipped: list[str] = []
+        super().__init__(config, table.cast_column(config.image_column, datasets.Image(decode=False)))
+        self.smallest_side = smallest_side
+        self.shape = (config.channels, config.size, config.size)
         if config.on_error == "skip":
             self._leave_out_unreadable()
-
-    def __len__(self) -> int:
-        return len(self._table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._table[index]
         with self._open(row, index) as image:
-            item: dict[str, Any] = {"image": self._prepare(image)}
-        if self._labels:
-            item["label"] = row[self._labels]
-        if self._captions:
-            item["caption"] = row[self._captions]
-        return item
+            return {"image": self._prepare(image), **self._label_and_caption(row)}
 
     def check(self) -> None:
         """Look at every image's header; raise InputError at the first that is unreadable or too small."""

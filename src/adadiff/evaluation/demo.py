@@ -14,7 +14,7 @@ from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
 from adadiff.files import whole_file
-from adadiff.sampling import AdaDiffPipeline, AdaDiffPipelineOutput
+from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions
 from adadiff.seeding import generator_for
 
 
@@ -48,7 +48,13 @@ class Comparison:
 
 
 def compare(
-    pipeline: AdaDiffPipeline, policy: ExitPolicy, n: int, steps: int, seed: int = 0, repeats: int = 5
+    pipeline: AdaDiffPipeline,
+    policy: ExitPolicy,
+    n: int,
+    steps: int,
+    seed: int = 0,
+    conditions: Conditions = UNCONDITIONAL,
+    repeats: int = 5,
 ) -> Comparison:
     """Sample n images in one batch, in full and adaptively in turns, `repeats` times each."""
     pipeline.set_progress_bar_config(disable=True)
@@ -57,7 +63,12 @@ def compare(
     def sample(name: str, rule: ExitPolicy) -> None:
         generators = [generator_for(seed, k) for k in range(n)]
         outputs[name] = pipeline(
-            batch_size=n, num_inference_steps=steps, policy=rule, generator=generators, output_type="pt"
+            batch_size=n,
+            **conditions.of(range(n)),
+            num_inference_steps=steps,
+            policy=rule,
+            generator=generators,
+            output_type="pt",
         )
 
     seconds = median_seconds(

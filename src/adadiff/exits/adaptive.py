@@ -57,6 +57,8 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         backbone_config: The backbone's other settings, as in its class.
         head_type: Output heads g_i: `"shared"` or `"per_layer"`.
         estimator_type: Uncertainty estimators u_i: `"concat"`, `"token"` or `"attention"`.
+        class_names: Names of classes 0, 1, ..., where the model takes classes and they have names.
+        null_class: The class that stands for none, where the model was trained with one.
 
     Raises:
         InputError: If a name is unknown or the sizes do not fit together.
@@ -75,6 +77,8 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         backbone_config: dict[str, Any] | None = None,
         head_type: str = "shared",
         estimator_type: str = "concat",
+        class_names: list[str] | None = None,
+        null_class: int | None = None,
     ) -> None:
         super().__init__()
         if out_channels not in (None, in_channels):
@@ -91,6 +95,11 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
     def depth(self) -> int:
         """Number of layers N."""
         return self.backbone.depth
+
+    @property
+    def class_indices(self) -> tuple[int, ...]:
+        """The classes that can be asked for, the null class left out; none where the model takes no classes."""
+        return tuple(k for k in range(self.backbone.num_classes or 0) if k != self.config.null_class)
 
     @cached_property
     def part_flops(self) -> PartFlops:
@@ -149,6 +158,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         policy: ExitPolicy | None = None,
         step: int = 0,
         return_uncertainties: bool = False,
+        tied_halves: bool = False,
         return_dict: bool = True,
     ) -> AdaptiveOutput | tuple[Tensor, ...]:
         """Predict, each sample leaving after the layer that the policy says.
@@ -161,6 +171,8 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
             policy: When samples leave; by default never.
             step: Which sampling step this is, counted from 0, for policies that differ by step.
             return_uncertainties: Run the estimator after every layer, for all samples that are still there.
+            tied_halves: The batch is two halves, and sample k of the one leaves together with sample k of the other,
+                once both may.
             return_dict: Whether to return an `AdaptiveOutput` or a tuple of its fields.
         """
         policy = policy or NeverExit()
@@ -182,6 +194,8 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
                 leaving = torch.ones(len(remaining), dtype=torch.bool)
             else:
                 leaving = policy.leaves(ExitQuery(step, i, remaining, history[:, :i]))
+                if tied_halves:
+                    leaving = leaving.unflatten(0, (2, -1)).all(0).repeat(2)
             if not leaving.any():
                 continue
             leavers, everybody = remaining[leaving], bool(leaving.all())

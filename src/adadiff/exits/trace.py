@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,19 @@ from adadiff.files import whole_file
 class Trace:
     """Which layer each sample left after, at every step.
 
+    With classifier-free guidance a sample is a pair: one prediction with its condition, one without.
+
     Args:
         exit_layers: (steps, batch) int64, in 1..depth.
-        flops: What was computed, (steps, batch) int64.
+        flops: What was computed, (steps, batch) int64; of both of a pair.
         depth: Layers of the full model, N.
         full_flops: What the full model computes for one sample at one step.
         timesteps: Time of each step, (steps,) floats.
         uncertainties: Mean uncertainty of each sample after each layer, (steps, batch, depth) float32; NaN where no
             estimator ran.
+        unconditional_exit_layers: Where the unconditional one of each pair left, (steps, batch) int64; 0 at steps
+            without guidance.
+        unconditional_uncertainties: Its mean uncertainties, shaped like `uncertainties`; NaN at steps without guidance.
     """
 
     exit_layers: Tensor
@@ -35,29 +40,34 @@ class Trace:
     full_flops: int
     timesteps: tuple[float, ...]
     uncertainties: Tensor
+    unconditional_exit_layers: Tensor
+    unconditional_uncertainties: Tensor
+
+    @property
+    def predictions(self) -> int:
+        """How often the model was asked: once for each sample and step, and once more where it was guided."""
+        return self.exit_layers.numel() + int(self.unconditional_exit_layers.count_nonzero())
 
     @property
     def layer_fraction(self) -> float:
-        """Layers run over layers of the full model, averaged over samples and steps, in (0, 1]."""
-        return self.exit_layers.double().mean().item() / self.depth
+        """Layers run over layers of the full model, averaged over predictions, in (0, 1]."""
+        layers = int(self.exit_layers.sum() + self.unconditional_exit_layers.sum())
+        return layers / (self.depth * self.predictions)
 
     @property
     def compute_fraction(self) -> float:
         """FLOPs computed, heads and estimators included, over the full model's."""
-        return self.flops.double().mean().item() / self.full_flops
+        return int(self.flops.sum()) / (self.full_flops * self.predictions)
 
     @classmethod
     def join(cls, traces: Sequence[Self]) -> Self:
         """One trace of several batches, sampled with the same model and steps."""
-        first = traces[0]
-        return cls(
-            exit_layers=torch.cat([trace.exit_layers for trace in traces], dim=1),
-            flops=torch.cat([trace.flops for trace in traces], dim=1),
-            depth=first.depth,
-            full_flops=first.full_flops,
-            timesteps=first.timesteps,
-            uncertainties=torch.cat([trace.uncertainties for trace in traces], dim=1),
-        )
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(trace, name) for trace in traces], dim=1)
+            for name, value in vars(traces[0]).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(traces[0], **joined)
 
     def to_dict(self) -> dict[str, Any]:
         """The trace as plain values, the uncertainties left out."""
@@ -68,6 +78,7 @@ class Trace:
             "full_flops": self.full_flops,
             "timesteps": list(self.timesteps),
             "exit_layers": self.exit_layers.tolist(),
+            "unconditional_exit_layers": self.unconditional_exit_layers.tolist(),
             "flops": self.flops.tolist(),
         }
 
@@ -86,10 +97,10 @@ class Trace:
             figure.savefig(part, dpi=120)
 
     def draw(self, axes: Any) -> None:
-        """Draw the heat map into matplotlib axes."""
+        """Draw the heat map into matplotlib axes; a pair counts with the deeper of its two."""
         steps, batch = self.exit_layers.shape
         image = axes.imshow(
-            self.exit_layers.T,
+            torch.maximum(self.exit_layers, self.unconditional_exit_layers).T,
             aspect="auto",
             interpolation="nearest",
             cmap="viridis",

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,44 @@ from adadiff.exits import ExitPolicy
 from adadiff.exits.trace import Trace
 from adadiff.files import CHECKSUMS, require_empty_folder, whole_file
 from adadiff.sampling.grid import image_grid
+from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.pipeline import AdaDiffPipeline
 from adadiff.seeding import generator_for
 
 REQUEST = "request.json"
 GRID_IMAGES = 64
+TRACED = ("exit_layers", "unconditional_exit_layers", "flops")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the images shall show; image k takes the k-th entry, in turns.
+
+    Args:
+        classes: Numbers or names, for a model that takes classes.
+        prompts: For a model that takes text.
+        negative_prompt: What guidance leads away from.
+        guidance: Classifier-free guidance.
+    """
+
+    classes: tuple[int | str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str = ""
+    guidance: Guidance = field(default_factory=Guidance)
+
+    def of(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """The pipeline's arguments for the images of these numbers."""
+        return {
+            "class_labels": [self.classes[k % len(self.classes)] for k in numbers] if self.classes else None,
+            "prompt": [self.prompts[k % len(self.prompts)] for k in numbers] if self.prompts else None,
+            "negative_prompt": self.negative_prompt,
+            "guidance_scale": self.guidance.scale,
+            "guidance_interval": self.guidance.interval,
+            "tied_exits": self.guidance.tied,
+        }
+
+
+UNCONDITIONAL = Conditions()
 
 
 @dataclass(frozen=True)
@@ -49,7 +82,7 @@ def sample_to_folder(
     steps: int,
     policy: ExitPolicy,
     seed: int = 0,
-    class_label: int | None = None,
+    conditions: Conditions = UNCONDITIONAL,
     batch_size: int = 64,
 ) -> FolderSummary:
     """Sample images 0..n-1 into PNG files, with a grid, the trace as JSON and its heat map.
@@ -64,7 +97,7 @@ def sample_to_folder(
         steps: Sampling steps.
         policy: When samples leave.
         seed: Of the noise.
-        class_label: Class of all images, where the model takes classes.
+        conditions: What the images shall show.
         batch_size: Images sampled at once.
 
     Raises:
@@ -73,9 +106,9 @@ def sample_to_folder(
     for name, value in (("number of images", n), ("batch size", batch_size)):
         if value < 1:
             raise InputError(f"the {name} is {value}: it must be at least 1")
-    labels = None if class_label is None else [class_label]
-    pipeline.check_inputs(1, labels, steps, policy)
-    _open_folder(out, _request(pipeline, steps, policy, seed, class_label))
+    pipeline.check_inputs(1, steps, policy)
+    _check_conditions(pipeline, conditions)
+    _open_folder(out, _request(pipeline, steps, policy, seed, conditions))
 
     missing = [k for k in range(n) if not _image_path(out, k).exists()]
     pipeline.set_progress_bar_config(disable=True)
@@ -85,7 +118,7 @@ def sample_to_folder(
             numbers = missing[first : first + batch_size]
             output = pipeline(
                 batch_size=len(numbers),
-                class_labels=None if class_label is None else [class_label] * len(numbers),
+                **conditions.of(numbers),
                 num_inference_steps=steps,
                 policy=policy,
                 generator=[generator_for(seed, k) for k in numbers],
@@ -105,8 +138,16 @@ def sample_to_folder(
     return FolderSummary(trace, len(missing), seconds)
 
 
+def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None:
+    """Raise InputError where the model does not take such conditions."""
+    count = len(conditions.classes) or 1
+    pipeline.conditions(count, conditions.classes or None, list(conditions.prompts[:1]) * count or None)
+    if conditions.guidance.scale > 1:
+        pipeline.null_conditions(1, conditions.negative_prompt)
+
+
 def _request(
-    pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, class_label: int | None
+    pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
     """All that the images depend on."""
     model_folder = Path(pipeline.transformer.config.get("_name_or_path", ""))
@@ -117,7 +158,7 @@ def _request(
         "steps": steps,
         "policy": policy.describe(),
         "seed": seed,
-        "class_label": class_label,
+        "conditions": asdict(conditions),
         "dtype": str(pipeline.transformer.dtype),
     }
 
@@ -146,8 +187,8 @@ def _image_path(out: Path, k: int) -> Path:
 
 def _write_image(path: Path, image: Image.Image, trace: Trace, place: int) -> None:
     text = PngInfo()
-    text.add_text("exit_layers", json.dumps(trace.exit_layers[:, place].tolist()))
-    text.add_text("flops", json.dumps(trace.flops[:, place].tolist()))
+    for name in TRACED:
+        text.add_text(name, json.dumps(getattr(trace, name)[:, place].tolist()))
     with whole_file(path) as part:
         image.save(part, pnginfo=text)
 
@@ -159,14 +200,14 @@ def _read_image(path: Path) -> Image.Image:
 
 
 def _assemble_trace(images: Sequence[Image.Image], pipeline: AdaDiffPipeline) -> Trace:
-    exit_layers = torch.tensor([json.loads(image.info["exit_layers"]) for image in images]).T
-    flops = torch.tensor([json.loads(image.info["flops"]) for image in images]).T
+    traced = {name: torch.tensor([json.loads(image.info[name]) for image in images]).T for name in TRACED}
     model = pipeline.transformer
+    unknown = torch.full((*traced["flops"].shape, model.depth), torch.nan)
     return Trace(
-        exit_layers=exit_layers,
-        flops=flops,
+        **traced,
         depth=model.depth,
         full_flops=model.part_flops.full,
         timesteps=tuple(pipeline.scheduler.timesteps.tolist()),
-        uncertainties=torch.full((*exit_layers.shape, model.depth), torch.nan),
+        uncertainties=unknown,
+        unconditional_uncertainties=unknown,
     )

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 from typing_extensions import Self
 
+from adadiff.conditioning import TextEncoder, class_indices
 from adadiff.errors import InputError
-from adadiff.exits import AdaptiveModel, ExitPolicy, NeverExit, ThresholdExit
+from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy, NeverExit, ThresholdExit
 from adadiff.exits.trace import Trace
+from adadiff.sampling.guidance import Guidance
+
+DECODE_BATCH = 8
 
 
 @dataclass
@@ -39,13 +44,22 @@ class AdaDiffPipeline(DiffusionPipeline):
     Args:
         transformer: The denoiser.
         scheduler: Any diffusers scheduler; the default one of a trained model is the one it was trained with.
+        text_encoder: For a model that takes text.
+        vae: For a model of latents.
     """
 
-    model_cpu_offload_seq = "transformer"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "vae"]  # noqa: RUF012 - diffusers' own
 
-    def __init__(self, transformer: AdaptiveModel, scheduler: SchedulerMixin) -> None:
+    def __init__(
+        self,
+        transformer: AdaptiveModel,
+        scheduler: SchedulerMixin,
+        text_encoder: TextEncoder | None = None,
+        vae: AutoencoderKL | None = None,
+    ) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.register_modules(transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, vae=vae)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -72,9 +86,14 @@ class AdaDiffPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
-        class_labels: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        class_labels: Sequence[int | str] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str = "",
         num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        tied_exits: bool = True,
         tau: float | Sequence[float] | None = None,
         policy: ExitPolicy | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -84,9 +103,14 @@ class AdaDiffPipeline(DiffusionPipeline):
         """Sample.
 
         Args:
-            batch_size: Number of images.
-            class_labels: Class of each image, where the model takes classes.
+            batch_size: Number of images; by default as many as there are class labels or prompts, or 1.
+            class_labels: Class of each image, a number or a name, where the model takes classes.
+            prompt: Text for all images, or one for each, where the model takes text.
+            negative_prompt: What guidance leads away from, in place of the empty prompt.
             num_inference_steps: Sampling steps.
+            guidance_scale: Strength of classifier-free guidance, 1 for none; a U-ViT `scale` s is 1 + s here.
+            guidance_interval: The steps that are guided, as fractions [start, end) of all the steps.
+            tied_exits: Whether the conditional and the unconditional prediction of an image leave together.
             tau: Exit threshold in [0, 1], one or one per step: short for `policy=ThresholdExit(tau)`. Larger is
                 faster and rougher; 0 is the full model.
             policy: When samples leave; by default never.
@@ -98,51 +122,58 @@ class AdaDiffPipeline(DiffusionPipeline):
             InputError: If an argument is out of range or does not fit the model.
         """
         policy = _choose_policy(tau, policy)
-        self.check_inputs(batch_size, class_labels, num_inference_steps, policy)
+        guidance = Guidance(guidance_scale, guidance_interval, tied_exits)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if batch_size is None:
+            batch_size = len(class_labels or prompts or [None])
+        if isinstance(prompt, str):
+            prompts = [prompt] * batch_size
+        self.check_inputs(batch_size, num_inference_steps, policy)
         if output_type not in ("pil", "pt"):
             raise InputError(f'the output type is {output_type!r}: it must be "pil" or "pt"')
         if isinstance(generator, list) and len(generator) != batch_size:
             raise InputError(f"there are {len(generator)} generators for {batch_size} images: give one, or one each")
+        conditions = self.conditions(batch_size, class_labels, prompts)
+        nothing = self.null_conditions(batch_size, negative_prompt) if guidance.scale > 1 else {}
+        pairs = {name: torch.cat([conditions[name], nothing[name]]) for name in nothing}
         model, device = self.transformer, self._execution_device
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        backbone = model.backbone
-        shape = (batch_size, backbone.in_channels, *backbone.sample_size)
-        labels = None if class_labels is None else torch.tensor(class_labels, device=device)
+        shape = (batch_size, model.backbone.in_channels, *model.backbone.sample_size)
         sample = randn_tensor(shape, generator=generator, device=device) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         noise_source = {"generator": generator} if takes_generator else {}
 
-        outputs = []
+        steps = []
         timesteps = self.scheduler.timesteps
         for step, timestep in enumerate(self.progress_bar(timesteps)):
+            guided = guidance.applies(step, len(timesteps))
+            noisy = self.scheduler.scale_model_input(sample, timestep).to(model.dtype)
             output = model(
-                self.scheduler.scale_model_input(sample, timestep).to(model.dtype),
+                torch.cat([noisy, noisy]) if guided else noisy,
                 timestep,
-                class_labels=labels,
+                **(pairs if guided else conditions),
                 policy=policy,
                 step=step,
                 return_uncertainties=return_uncertainties,
+                tied_halves=guided and guidance.tied,
             )
-            sample = self.scheduler.step(output.sample.to(sample.dtype), timestep, sample, **noise_source).prev_sample
-            outputs.append(output)
+            prediction = guidance.combine(*output.sample.chunk(2)) if guided else output.sample
+            sample = self.scheduler.step(prediction.to(sample.dtype), timestep, sample, **noise_source).prev_sample
+            steps.append(_trace_of_step(output, guided))
 
         trace = Trace(
-            exit_layers=torch.stack([output.exit_layers for output in outputs]),
-            flops=torch.stack([output.flops for output in outputs]),
+            **{name: torch.stack([step[name] for step in steps]) for name in steps[0]},
             depth=model.depth,
             full_flops=model.part_flops.full,
             timesteps=tuple(timesteps.tolist()),
-            uncertainties=torch.stack([output.uncertainties for output in outputs]),
         )
-        images: Any = (sample / 2 + 0.5).clamp(0, 1)
+        images: Any = (self.decode(sample) / 2 + 0.5).clamp(0, 1)
         if output_type == "pil":
-            images = self.numpy_to_pil(images.permute(0, 2, 3, 1).cpu().numpy())
+            images = self.numpy_to_pil(images.permute(0, 2, 3, 1).float().cpu().numpy())
         return AdaDiffPipelineOutput(images, trace)
 
-    def check_inputs(
-        self, batch_size: int, class_labels: Sequence[int] | None, num_inference_steps: int, policy: ExitPolicy
-    ) -> None:
+    def check_inputs(self, batch_size: int, num_inference_steps: int, policy: ExitPolicy) -> None:
         """Raise InputError where arguments of a call are out of range or do not fit the model."""
         if batch_size < 1:
             raise InputError(f"the batch size is {batch_size}: it must be at least 1")
@@ -151,15 +182,71 @@ class AdaDiffPipeline(DiffusionPipeline):
             raise InputError(f"the number of steps is {num_inference_steps}: it must be between 1 and {most_steps}")
         policy.check(self.transformer.depth, num_inference_steps)
 
-        num_classes = self.transformer.backbone.num_classes
-        if num_classes is None and class_labels is not None:
-            raise InputError("the model knows no classes: leave the class labels out")
-        if num_classes is not None:
-            if class_labels is None or len(class_labels) != batch_size:
-                raise InputError(f"the model needs a class label for each of the {batch_size} images")
-            for label in class_labels:
-                if not 0 <= label < num_classes:
-                    raise InputError(f"there is no class {label}: the model's classes are 0 to {num_classes - 1}")
+    def conditions(
+        self, batch_size: int, class_labels: Sequence[int | str] | None, prompts: Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        """What the model is told of each image, as its keyword arguments.
+
+        Raises:
+            InputError: If it is not what the model takes, or there is no such class.
+        """
+        backbone, device = self.transformer.backbone, self._execution_device
+        conditions = {}
+        for kind, given, takes in (
+            ("class label", class_labels, backbone.num_classes is not None),
+            ("prompt", prompts, backbone.context_shape is not None),
+        ):
+            if given is not None and not takes:
+                raise InputError(f"the model takes no {kind}s: leave them out")
+            if takes and (given is None or len(given) != batch_size):
+                raise InputError(f"the model needs a {kind} for each of the {batch_size} images")
+        if class_labels is not None:
+            indices = class_indices(class_labels, backbone.num_classes, self.transformer.config.class_names)
+            conditions["class_labels"] = torch.tensor(indices, device=device)
+        if prompts is not None:
+            if self.text_encoder is None:
+                raise InputError("the model takes text, but its folder holds no text encoder")
+            different = list(dict.fromkeys(prompts))
+            features = self.text_encoder.encode(different).to(self.transformer.dtype)
+            conditions["encoder_hidden_states"] = features[[different.index(prompt) for prompt in prompts]]
+        return conditions
+
+    def null_conditions(self, batch_size: int, negative_prompt: str = "") -> dict[str, Tensor]:
+        """What the unconditional half of guidance is told.
+
+        Raises:
+            InputError: If the model was not trained without its condition.
+        """
+        null_class, backbone = self.transformer.config.null_class, self.transformer.backbone
+        if backbone.num_classes is not None and null_class is None:
+            raise InputError("the model has no null class to guide away from: leave the guidance scale at 1")
+        classes = None if backbone.num_classes is None else [null_class] * batch_size
+        prompts = None if backbone.context_shape is None else [negative_prompt] * batch_size
+        if negative_prompt and prompts is None:
+            raise InputError("the model takes no prompts: leave the negative prompt out")
+        if classes is None and prompts is None:
+            raise InputError("the model takes neither classes nor prompts: leave the guidance scale at 1")
+        return self.conditions(batch_size, classes, prompts)
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Images in [-1, 1] from what the model denoises: themselves, or latents, decoded a few at a time."""
+        if self.vae is None:
+            return sample
+        latents = (sample / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return torch.cat([self.vae.decode(few).sample for few in latents.split(DECODE_BATCH)])
+
+
+def _trace_of_step(output: AdaptiveOutput, guided: bool) -> dict[str, Tensor]:
+    """The trace's tensors for one step; with guidance, the output's batch is conditional and unconditional halves."""
+    halves = 2 if guided else 1
+    exit_layers, uncertainties = output.exit_layers.chunk(halves), output.uncertainties.chunk(halves)
+    return {
+        "exit_layers": exit_layers[0],
+        "uncertainties": uncertainties[0],
+        "unconditional_exit_layers": exit_layers[1] if guided else torch.zeros_like(exit_layers[0]),
+        "unconditional_uncertainties": uncertainties[1] if guided else torch.full_like(uncertainties[0], torch.nan),
+        "flops": output.flops.unflatten(0, (halves, -1)).sum(0),
+    }
 
 
 def _choose_policy(tau: float | Sequence[float] | None, policy: ExitPolicy | None) -> ExitPolicy:

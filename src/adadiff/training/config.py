@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from diffusers import DDPMScheduler
 
-from adadiff.data import DataConfig
+from adadiff.conditioning import ByteTextEncoder, TextEncoder, TransformersTextEncoder
+from adadiff.data import DataConfig, LabelledData
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import UalWeighting
@@ -34,28 +36,68 @@ class ModelConfig:
     """Put the time embedding through an MLP."""
     final_conv: bool = True
     """End the output head in a 3x3 convolution."""
+    condition: Literal["none", "class", "text"] = "none"
+    """What the model is told of an image: nothing, its class, or its caption."""
+    num_classes: int | None = None
+    """Size of the class table, the null class counted; by default the data's classes and the null class."""
+    text_encoder: str = "bytes"
+    """"bytes" (small, trained with the model), or a text model of transformers, by hub name or folder, frozen."""
     head: Literal["shared", "per_layer"] = "shared"
     """Output heads: one for all layers, or one for each."""
     estimator: Literal["concat", "token", "attention"] = "concat"
     """Uncertainty estimators: the paper's, the released code's, or attention with a learned query."""
 
-    def build(self, data: DataConfig) -> AdaptiveModel:
-        """A new model for such images."""
+    def build_text_encoder(self) -> TextEncoder | None:
+        """The text encoder, where the model takes text: new, or loaded."""
+        if self.condition != "text":
+            return None
+        if self.text_encoder == "bytes":
+            return ByteTextEncoder(self.width, num_heads=self.num_heads)
+        return TransformersTextEncoder.from_pretrained(self.text_encoder)
+
+    def class_table(self, data: LabelledData) -> tuple[int, int | None]:
+        """Size of the class table, and which of its rows is the null class, if one is left for it.
+
+        Raises:
+            InputError: If the number of classes is neither set nor known from the data.
+        """
+        names = data.class_names
+        if self.num_classes is None and names is None:
+            raise InputError("the data's classes have no names to count: set --model.num-classes, null class counted")
+        size = self.num_classes or len(names or ()) + 1
+        all_taken = names is not None and len(names) >= size
+        return size, None if all_taken else size - 1
+
+    def build(
+        self, data: LabelledData, diffusion: DiffusionConfig, text_encoder: TextEncoder | None = None
+    ) -> AdaptiveModel:
+        """A new model for such data."""
+        backbone_config: dict[str, Any] = {
+            "patch_size": self.patch_size,
+            "width": self.width,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "time_mlp": self.time_mlp,
+            "final_conv": self.final_conv,
+            **diffusion.network_time(),
+        }
+        channels, height, width = data.shape
+        class_names, null_class = None, None
+        if self.condition == "class":
+            class_names = data.class_names
+            backbone_config["num_classes"], null_class = self.class_table(data)
+        if text_encoder is not None:
+            backbone_config["context_length"], backbone_config["context_dim"] = text_encoder.shape
         return AdaptiveModel(
-            sample_size=data.size,
-            in_channels=data.channels,
+            sample_size=height if height == width else (height, width),
+            in_channels=channels,
             backbone_type=self.backbone,
-            backbone_config={
-                "patch_size": self.patch_size,
-                "width": self.width,
-                "depth": self.depth,
-                "num_heads": self.num_heads,
-                "mlp_ratio": self.mlp_ratio,
-                "time_mlp": self.time_mlp,
-                "final_conv": self.final_conv,
-            },
+            backbone_config=backbone_config,
             head_type=self.head,
             estimator_type=self.estimator,
+            class_names=class_names,
+            null_class=null_class,
         )
 
 
@@ -65,24 +107,42 @@ class DiffusionConfig:
 
     num_train_timesteps: int = 1000
     """Number of time steps."""
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    """How beta grows, as in diffusers."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "vp_sde"] = "linear"
+    """How beta grows, as in diffusers; vp_sde: the continuous linear-beta SDE, in as many steps."""
     beta_start: float = 0.0001
     """The first beta."""
     beta_end: float = 0.02
-    """The last beta."""
+    """The last beta. (The SDE's are 0.1 and 20, whatever is set here.)"""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the model predicts: the noise, or the velocity."""
 
     def build(self) -> DDPMScheduler:
         """The scheduler for training, and the default one for sampling."""
+        continuous = self.beta_schedule == "vp_sde"
         return DDPMScheduler(
             num_train_timesteps=self.num_train_timesteps,
-            beta_schedule=self.beta_schedule,
+            beta_schedule="linear" if continuous else self.beta_schedule,
             beta_start=self.beta_start,
             beta_end=self.beta_end,
+            trained_betas=vp_sde_betas(self.num_train_timesteps) if continuous else None,
             prediction_type=self.prediction_type,
         )
+
+    def network_time(self) -> dict[str, float]:
+        """The backbone's settings for the time: U-ViT sees 999 t on the SDE, t in (0, 1], and else the step itself."""
+        if self.beta_schedule == "vp_sde":
+            return {"time_scale": 999 / self.num_train_timesteps, "time_shift": 1.0}
+        return {}
+
+
+def vp_sde_betas(steps: int, first: float = 0.1, last: float = 20.0) -> list[float]:
+    """Betas of as many discrete steps that stand, after step i, where the VP SDE does at t = i / steps.
+
+    abar(t) = exp(-first t - (last - first) t^2 / 2): Song et al. 2021, arXiv 2011.13456, appendix B, equation 29.
+    """
+    t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    log_abar = -(first * t + (last - first) * t**2 / 2)
+    return (-torch.expm1(log_abar.diff())).tolist()
 
 
 @dataclass(frozen=True)
@@ -130,6 +190,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 10_000
     """Optimizer steps."""
+    condition_dropout: float = 0.1
+    """How often a class or caption is left out, which classifier-free guidance needs."""
     batch_size: int = 128
     """Images per optimizer step, over all processes and accumulated batches."""
     accumulate: int = 1
@@ -162,5 +224,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.condition_dropout <= 1:
+            raise InputError(f"condition_dropout is {self.condition_dropout}: it must be between 0 and 1")
         if self.batch_size % self.accumulate:
             raise InputError(f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal batches")

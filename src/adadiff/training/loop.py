@@ -11,20 +11,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from adadiff.data import ImageData
+from adadiff.conditioning import ClassCondition, Condition, FeatureCondition, TextEncoder, TokenCondition, Unconditional
+from adadiff.data import LabelledData, open_data
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
 from adadiff.files import require_empty_folder, whole_file, whole_folder
-from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling import AdaDiffPipeline, Conditions
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.seeding import generator_for
@@ -60,8 +63,11 @@ def train(config: TrainConfig) -> None:
     config.check()
     if config.mixed_precision == "auto":
         config = dataclasses.replace(config, mixed_precision=native_precision(PartialState().device))
-    model = build_model(config)
-    images = ImageData(config.data, smallest_side=config.model.patch_size)
+    images = open_data(config.data, smallest_side=config.model.patch_size)
+    model, text_encoder = build_model(config, images)
+    condition = build_condition(config, images, text_encoder)
+    trained_encoder = text_encoder if text_encoder is not None and not text_encoder.frozen else None
+    trained = nn.ModuleList([model] if trained_encoder is None else [model, trained_encoder])
     if config.data.on_error == "stop" and not config.resume:
         images.check()
     scheduler = config.diffusion.build()
@@ -79,7 +85,7 @@ def train(config: TrainConfig) -> None:
     accelerator.wait_for_everyone()
     accelerator.init_trackers("tensorboard")
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     settings = config.optimizer
     optimizer = torch.optim.AdamW(
         trainable, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
@@ -88,25 +94,27 @@ def train(config: TrainConfig) -> None:
         settings.schedule, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=config.steps
     )
     objective, optimizer, schedule = accelerator.prepare(
-        JointObjective(model, scheduler, config.loss), optimizer, schedule
+        JointObjective(model, scheduler, config.loss, trained_encoder), optimizer, schedule
     )
-    ema = EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
+    ema = EMAModel(trained.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
     step = load_last_checkpoint(accelerator, ema, config.out) if config.resume else 0
 
     loader = accelerator.prepare(
         DataLoader(
-            TrainingStream(images, config.seed, config.data.flip),
+            TrainingStream(images, config.seed, config.data.flip, condition, config.condition_dropout),
             batch_size=config.batch_size // config.accumulate,
             sampler=range(step * config.batch_size, config.steps * config.batch_size),
             num_workers=config.workers,
         )
     )
+    pipeline = AdaDiffPipeline(model, scheduler, text_encoder, images.vae)
+    examples = example_conditions(config, model, images)
     progress = tqdm(total=config.steps, initial=step, desc="training", disable=not accelerator.is_main_process)
     with progress, stop_signals() as stop_asked:
         for batch in loader:
             with accelerator.accumulate(objective):
                 with attention_backend(accelerator):
-                    result: Objective = objective(batch["image"], batch["noise"], batch["time"])
+                    result: Objective = objective(**batch)
                 accelerator.backward(result.loss.total)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)
@@ -116,7 +124,7 @@ def train(config: TrainConfig) -> None:
             if not accelerator.sync_gradients:
                 continue
             step += 1
-            ema.step(model.parameters())
+            ema.step(trained.parameters())
             progress.update()
             if step % config.log_every == 0 or step == config.steps:
                 log(accelerator, result, schedule.get_last_lr()[0], step, progress)
@@ -126,14 +134,14 @@ def train(config: TrainConfig) -> None:
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 save_checkpoint(accelerator, ema, config.out, step, config.keep_checkpoints)
             if config.sample_every and step % config.sample_every == 0 and accelerator.is_main_process:
-                with averaged_weights(ema, model):
-                    draw_samples(model, scheduler, config.out / "samples" / f"step-{step:08d}.png")
+                with averaged_weights(ema, trained):
+                    draw_samples(pipeline, examples, config.out / "samples" / f"step-{step:08d}.png")
             if stopping and step < config.steps:
                 break
     accelerator.end_training()
     if accelerator.is_main_process:
-        with averaged_weights(ema, model):
-            save_model(AdaDiffPipeline(model, scheduler), config.out)
+        with averaged_weights(ema, trained):
+            save_model(pipeline, config.out)
     if step < config.steps:
         raise Interrupted(f"stopped and saved after step {step} of {config.steps}")
 
@@ -180,27 +188,64 @@ def open_run(config: TrainConfig) -> None:
         part.write_text(json.dumps(resolved, indent=2) + "\n")
 
 
-def build_model(config: TrainConfig) -> AdaptiveModel:
-    """The model to train: new, or with a trained backbone; frozen where asked.
+def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveModel, TextEncoder | None]:
+    """The model to train, new or with a trained backbone, frozen where asked; and the text encoder, if it takes text.
 
     Raises:
-        InputError: If the trained backbone is missing or of another size.
+        InputError: If the trained backbone is missing, of another size, or for latents of another autoencoder.
     """
     torch.manual_seed(config.seed)
-    model = config.model.build(config.data)
+    text_encoder = config.model.build_text_encoder()
+    model = config.model.build(images, config.diffusion, text_encoder)
     if config.init_from is not None:
-        source = AdaDiffPipeline.from_pretrained(config.init_from).transformer
+        source = AdaDiffPipeline.from_pretrained(config.init_from)
         try:
-            model.start_from(source.backbone)
-        except RuntimeError as error:
+            model.start_from(source.transformer.backbone)
+            if text_encoder is not None and not text_encoder.frozen:
+                text_encoder.load_state_dict(source.text_encoder.state_dict())
+        except (RuntimeError, AttributeError) as error:
             raise InputError(
                 f"the backbone in {config.init_from} has other sizes than this model: make --model and --data fit it"
             ) from error
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)
+        if text_encoder is not None:
+            text_encoder.requires_grad_(False)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    return model
+    return model, text_encoder
+
+
+def build_condition(config: TrainConfig, images: LabelledData, text_encoder: TextEncoder | None) -> Condition:
+    """What the model is told of each image.
+
+    Raises:
+        InputError: If the data lack it, or have labels outside the class table.
+    """
+    if config.model.condition == "class":
+        size, null_class = config.model.class_table(images)
+        if null_class is None and config.condition_dropout > 0:
+            raise InputError(
+                f"a table of {size} classes has no room for a null class: set --condition-dropout 0, or "
+                f"--model.num-classes {size + 1}"
+            )
+        return ClassCondition(images.labels(), size, null_class)
+    if text_encoder is None:
+        return Unconditional()
+    captions = images.captions()
+    if not text_encoder.frozen:
+        return TokenCondition(text_encoder)
+    state = PartialState()
+    with state.main_process_first():
+        return FeatureCondition(
+            text_encoder.to(state.device), captions, Path(datasets.config.HF_DATASETS_CACHE) / "adadiff"
+        )
+
+
+def example_conditions(config: TrainConfig, model: AdaptiveModel, images: LabelledData) -> Conditions:
+    """What the sample pictures show: all classes, or the first captions."""
+    captions = tuple(dict.fromkeys(images.captions()))[:16] if config.model.condition == "text" else ()
+    return Conditions(model.class_indices, captions)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,23 +294,23 @@ def log(accelerator: Accelerator, result: Objective, lr: float, step: int, progr
 
 
 @contextmanager
-def averaged_weights(ema: EMAModel, model: AdaptiveModel) -> Iterator[None]:
-    """The model with the moving average of its weights, for a while."""
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    model.eval()
+def averaged_weights(ema: EMAModel, trained: nn.Module) -> Iterator[None]:
+    """What is trained with the moving average of its weights, for a while."""
+    ema.store(trained.parameters())
+    ema.copy_to(trained.parameters())
+    trained.eval()
     try:
         yield
     finally:
-        ema.restore(model.parameters())
-        model.train()
+        ema.restore(trained.parameters())
+        trained.train()
 
 
-def draw_samples(model: AdaptiveModel, scheduler: Any, path: Path) -> None:
+def draw_samples(pipeline: AdaDiffPipeline, examples: Conditions, path: Path) -> None:
     """Write a grid of 16 images by 50 DDIM steps, always from the same noise."""
-    pipeline = AdaDiffPipeline(model, scheduler_like("ddim", scheduler))
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(batch_size=16, generator=[generator_for(0, k) for k in range(16)]).images
+    sampler = AdaDiffPipeline(**{**pipeline.components, "scheduler": scheduler_like("ddim", pipeline.scheduler)})
+    sampler.set_progress_bar_config(disable=True)
+    images = sampler(batch_size=16, generator=[generator_for(0, k) for k in range(16)], **examples.of(range(16))).images
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as part:
         image_grid(images).save(part)

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from adadiff.conditioning import TextEncoder
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import JointLoss, joint_loss
 from adadiff.training.config import LossConfig
@@ -35,27 +36,48 @@ class JointObjective(nn.Module):
         model: What is trained.
         scheduler: The forward process and what the model predicts.
         config: The loss's weights.
+        text_encoder: Trained with the model, where captions come as tokens.
     """
 
-    def __init__(self, model: AdaptiveModel, scheduler: DDPMScheduler, config: LossConfig) -> None:
+    def __init__(
+        self,
+        model: AdaptiveModel,
+        scheduler: DDPMScheduler,
+        config: LossConfig,
+        text_encoder: TextEncoder | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.scheduler, self.config = model, scheduler, config
+        self.model, self.scheduler, self.config, self.text_encoder = model, scheduler, config, text_encoder
 
-    def forward(self, images: Tensor, noise: Tensor, time: Tensor) -> Objective:
+    def forward(
+        self,
+        image: Tensor,
+        noise: Tensor,
+        time: Tensor,
+        class_labels: Tensor | None = None,
+        tokens: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+    ) -> Objective:
         """Take the loss.
 
         Args:
-            images: x_0 in [-1, 1], (batch, channels, height, width).
-            noise: eps, shaped like the images.
+            image: x_0, in [-1, 1] or a latent, (batch, channels, height, width).
+            noise: eps, shaped like x_0.
             time: Uniform in [0, 1), (batch,): which of the time steps.
+            class_labels: (batch,) int64, where the model takes classes.
+            tokens: Captions for the text encoder that is trained, (batch, any) int64.
+            encoder_hidden_states: Text features, where the text encoder is frozen.
         """
         timesteps = (time * self.scheduler.config.num_train_timesteps).long()
-        noisy = self.scheduler.add_noise(images, noise, timesteps)
+        noisy = self.scheduler.add_noise(image, noise, timesteps)
         if self.scheduler.config.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(images, noise, timesteps)
+            target = self.scheduler.get_velocity(image, noise, timesteps)
         else:
             target = noise
-        predictions, uncertainties = self.model.all_exits(noisy, timesteps)
+        if tokens is not None:
+            assert self.text_encoder is not None
+            encoder_hidden_states = self.text_encoder(tokens)
+        predictions, uncertainties = self.model.all_exits(noisy, timesteps, class_labels, encoder_hidden_states)
         predictions, uncertainties = predictions.float(), uncertainties.float()
         loss = joint_loss(
             predictions,

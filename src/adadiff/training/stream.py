@@ -9,33 +9,49 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from adadiff.data import ImageData
+from adadiff.conditioning import Condition, Unconditional
+from adadiff.data import LabelledData
 from adadiff.seeding import generator_for
 
 
 class TrainingStream(Dataset[dict[str, Any]]):
     """Images in a new order every epoch, each with its noise and its time.
 
-    Item k follows from the seed and k alone. It is the image's item with `noise` (shaped like the image, standard
-    normal) and `time` (uniform in [0, 1), float32) added.
+    Item k follows from the seed and k alone. It holds `image` (or a latent drawn anew), `noise` (shaped like it,
+    standard normal), `time` (uniform in [0, 1), float32) and what the condition adds.
 
     Args:
         images: What to go through.
-        seed: Of the order, the flips, the noise and the times.
+        seed: Of the order, the flips, the noise, the times and the dropped conditions.
         flip: Whether to mirror every other image, at random.
+        condition: What the model is told of each image.
+        condition_dropout: How often it is told nothing, in [0, 1].
     """
 
-    def __init__(self, images: ImageData, seed: int, flip: bool) -> None:
+    def __init__(
+        self,
+        images: LabelledData,
+        seed: int,
+        flip: bool,
+        condition: Condition | None = None,
+        condition_dropout: float = 0.0,
+    ) -> None:
         self.images, self.seed, self.flip = images, seed, flip
+        self.condition, self.condition_dropout = condition or Unconditional(), condition_dropout
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         epoch, place = divmod(k, len(self.images))
         item = self.images[int(_permutation(len(self.images), self.seed, epoch)[place])]
         generator = generator_for(self.seed, k)
         time, coin = torch.rand(2, generator=generator)
-        if self.flip and coin < 0.5:
-            item["image"] = item["image"].flip(2)
-        return {**item, "noise": torch.randn(item["image"].shape, generator=generator), "time": time}
+        noise = torch.randn(self.images.shape, generator=generator)
+        dropped = torch.rand((), generator=generator) < self.condition_dropout
+        if "image" in item:
+            image = item["image"].flip(2) if self.flip and coin < 0.5 else item["image"]
+        else:
+            image = item["mean"] + item["std"] * torch.randn(self.images.shape, generator=generator)
+        told = self.condition.nothing() if dropped else self.condition.of(item)
+        return {"image": image, "noise": noise, "time": time, **told}
 
 
 @lru_cache(maxsize=2)

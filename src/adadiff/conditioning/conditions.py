@@ -1,0 +1,132 @@
+"""What a model is told of its training images; a new conditioning is one class here."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+
+from adadiff.conditioning.text import TextEncoder
+from adadiff.errors import InputError
+
+
+class Condition(ABC):
+    """Turns the label or caption of a training item into the tensors of the batch."""
+
+    @abstractmethod
+    def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the model is told of this item."""
+
+    @abstractmethod
+    def nothing(self) -> dict[str, Tensor]:
+        """What it is told where the condition is dropped, for classifier-free guidance."""
+
+
+class Unconditional(Condition):
+    """Nothing."""
+
+    def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {}
+
+    def nothing(self) -> dict[str, Tensor]:
+        return {}
+
+
+class ClassCondition(Condition):
+    """The class label: `class_labels`, () int64.
+
+    Args:
+        labels: All labels of the data.
+        num_classes: Size of the class table, the null class counted.
+        null_class: The class for none, or None where the condition is never dropped.
+
+    Raises:
+        InputError: If a label is outside the table.
+    """
+
+    def __init__(self, labels: Sequence[int], num_classes: int, null_class: int | None) -> None:
+        self.null_class = null_class
+        most = num_classes - 1 if null_class is None else null_class - 1
+        outside = {label for label in labels if label is None or not 0 <= label <= most}
+        if outside:
+            raise InputError(f"the data have a label {outside.pop()}, but the model's classes are 0 to {most}")
+
+    def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"class_labels": torch.tensor(item["label"])}
+
+    def nothing(self) -> dict[str, Tensor]:
+        assert self.null_class is not None
+        return {"class_labels": torch.tensor(self.null_class)}
+
+
+class TokenCondition(Condition):
+    """The caption for a text encoder that is trained with the model: `tokens`, (any,) int64."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+
+    def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"tokens": self.encoder.tokenize([item["caption"]])[0]}
+
+    def nothing(self) -> dict[str, Tensor]:
+        return self.of({"caption": ""})
+
+
+class FeatureCondition(Condition):
+    """The features of the caption, by a frozen text encoder: `encoder_hidden_states`, (length, width).
+
+    They are computed once for each different caption and kept on disk, in half precision; a second training with the
+    same encoder and captions finds them there.
+
+    Args:
+        encoder: The text encoder.
+        captions: All captions of the data.
+        cache: Folder for the features.
+    """
+
+    def __init__(self, encoder: TextEncoder, captions: Sequence[str], cache: Path) -> None:
+        different = sorted({"", *captions})
+        self._row = {caption: row for row, caption in enumerate(different)}
+        fingerprint = _fingerprint(encoder, different)
+        cache.mkdir(parents=True, exist_ok=True)
+        length, width = encoder.shape
+
+        def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
+            return {"features": encoder.encode(rows["caption"]).half().cpu().numpy()}
+
+        self._features = (
+            datasets.Dataset.from_dict({"caption": different})
+            .map(
+                encode,
+                batched=True,
+                batch_size=64,
+                remove_columns="caption",
+                features=datasets.Features({"features": datasets.Array2D((length, width), "float16")}),
+                new_fingerprint=fingerprint,
+                cache_file_name=str(cache / f"captions-{fingerprint}.arrow"),
+                desc="encoding captions",
+            )
+            .with_format("torch")
+        )
+
+    def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": self._features[self._row[item["caption"]]]["features"].float()}
+
+    def nothing(self) -> dict[str, Tensor]:
+        return self.of({"caption": ""})
+
+
+def _fingerprint(encoder: TextEncoder, captions: Sequence[str]) -> str:
+    """The encoder's weights and the captions in 16 hexadecimal digits."""
+    digest = hashlib.sha256(repr(encoder.shape).encode())
+    for tensor in encoder.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    for caption in captions:
+        digest.update(caption.encode() + b"\0")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,47 @@
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), each pair going through the model in one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adadiff.errors import InputError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, and when, the prediction is pushed away from the unconditional one.
+
+    Args:
+        scale: As in diffusers: 1 means none. The `scale` s of the U-ViT and AdaDiff papers is 1 + s here.
+        interval: Steps that are guided, as fractions [start, end) of all the steps, in [0, 1]
+            (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+        tied: Whether the two of a pair leave together, once both may.
+
+    Raises:
+        InputError: If a number is out of range.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise InputError(f"the guidance scale is {self.scale}: it must be at least 1, which means none")
+        start, end = self.interval
+        if not 0 <= start < end <= 1:
+            raise InputError(
+                f"the guidance interval is {start} to {end}: both are fractions of the steps, between 0 and 1, "
+                f"the first the smaller"
+            )
+
+    def applies(self, step: int, num_steps: int) -> bool:
+        """Whether this step, counted from 0, is guided."""
+        start, end = self.interval
+        return self.scale > 1 and start <= step / num_steps < end
+
+    def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """The guided prediction."""
+        return unconditional + self.scale * (conditional - unconditional)

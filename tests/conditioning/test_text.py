@@ -1,0 +1,65 @@
+"""Text encoders."""
+
+import pytest
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from adadiff import InputError
+from adadiff.conditioning import ByteTextEncoder, TransformersTextEncoder
+
+
+@pytest.fixture
+def byte_encoder():
+    torch.manual_seed(0)
+    return ByteTextEncoder(width=12, length=4, bytes_per_feature=2, depth=1, num_heads=2).eval()
+
+
+def test_bytes_are_counted_from_one_and_padded_with_zero(byte_encoder):
+    assert byte_encoder.tokenize(["ab", "", "é"]).tolist() == [
+        [98, 99, 0, 0, 0, 0, 0, 0],
+        [0] * 8,
+        [0xC3 + 1, 0xA9 + 1, 0, 0, 0, 0, 0, 0],
+    ]
+    assert byte_encoder.tokenize(["abcdefghij"]).shape == (1, 8)
+
+
+def test_features_depend_on_every_byte_and_not_on_the_batch(byte_encoder):
+    captions = ["rocket", "rockex", ""]
+    features = byte_encoder.encode(captions)
+    assert features.shape == (3, *byte_encoder.shape)
+    assert not torch.allclose(features[0], features[1], atol=1e-3)
+    for k, caption in enumerate(captions):
+        torch.testing.assert_close(byte_encoder.encode([caption])[0], features[k])
+
+
+def test_saved_and_loaded_it_encodes_the_same(byte_encoder, tmp_path):
+    byte_encoder.save_pretrained(tmp_path)
+    loaded = ByteTextEncoder.from_pretrained(tmp_path)
+    assert torch.equal(loaded.encode(["owl"]), byte_encoder.encode(["owl"]))
+
+
+def test_a_transformers_model_gives_its_last_hidden_state(clip_folder):
+    encoder = TransformersTextEncoder.from_pretrained(clip_folder)
+    assert encoder.shape == (9, 8)
+    tokens = CLIPTokenizer.from_pretrained(clip_folder)(
+        ["owl", ""], padding="max_length", max_length=9, return_tensors="pt"
+    )
+    wanted = CLIPTextModel.from_pretrained(clip_folder)(tokens.input_ids).last_hidden_state
+    torch.testing.assert_close(encoder.encode(["owl", ""]), wanted)
+    assert encoder.encode(["a long caption that is cut"]).shape == (1, 9, 8)
+    assert not any(parameter.requires_grad for parameter in encoder.train().parameters())
+    assert not encoder.text_model.training
+
+
+def test_a_transformers_model_is_saved_with_its_tokenizer_and_length(clip_folder, tmp_path):
+    encoder = TransformersTextEncoder.from_pretrained(clip_folder, length=5)
+    encoder.save_pretrained(tmp_path / "saved")
+    loaded = TransformersTextEncoder.from_pretrained(tmp_path / "saved")
+    assert loaded.shape == (5, 8)
+    torch.testing.assert_close(loaded.encode(["owl"]), encoder.encode(["owl"]))
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "./missing"])
+def test_a_missing_model_is_named(name):
+    with pytest.raises(InputError, match=name):
+        TransformersTextEncoder.from_pretrained(name)

@@ -1,0 +1,157 @@
+"""Latents: encoded, kept, read, trained on, decoded."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from adadiff import AdaDiffPipeline, InputError
+from adadiff.cli import main
+from adadiff.data import DataConfig, ImageData, LatentData, encode_to_folder, load_vae, open_data
+from adadiff.data import latents as latents_module
+from adadiff.training.stream import TrainingStream
+
+DATA = DataConfig(size=8, channels=1, flip=False, split="test")
+
+
+@pytest.fixture
+def vae():
+    """Latents of 4x4x2 from grey images of 8x8."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=2,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+    ).eval()
+
+
+@pytest.fixture
+def folder(vae, tmp_path):
+    encode_to_folder(ImageData(DATA), vae, tmp_path / "latents", batch_size=50)
+    return tmp_path / "latents"
+
+
+def config(folder, **changes):
+    return DataConfig(source=str(folder), size=8, **changes)
+
+
+def test_items_are_the_scaled_latents_with_labels(vae, folder):
+    images, latents = ImageData(DATA), open_data(config(folder))
+    assert isinstance(latents, LatentData)
+    assert latents.shape == (2, 4, 4)
+    assert latents.class_names == images.class_names
+    assert len(latents) == len(images)
+    for k in (0, 77, 359):
+        item, image = latents[k], images[k]
+        with torch.no_grad():
+            wanted = vae.encode(image["image"][None]).latent_dist
+        torch.testing.assert_close(item["mean"], 0.5 * wanted.mean[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(item["std"], 0.5 * wanted.std[0], rtol=1e-4, atol=1e-5)
+        assert item["label"] == image["label"]
+
+
+def test_the_stream_draws_from_them(folder):
+    latents = LatentData(config(folder))
+    stream = TrainingStream(latents, seed=0, flip=True)
+    length = len(latents)
+    draws = torch.stack([stream[k]["image"] for k in range(3 * length)]).unflatten(0, (3, length))
+    assert not torch.allclose(draws[0].sort(0).values, draws[1].sort(0).values)
+    means = torch.stack([latents[k]["mean"] for k in range(length)])
+    stds = torch.stack([latents[k]["std"] for k in range(length)])
+    variance = means.var(0) + stds.square().mean(0)
+    torch.testing.assert_close(draws.flatten(0, 1).var(0), variance, rtol=0.25, atol=0)
+
+
+def test_mirrored_images_are_encoded_too(vae, tmp_path):
+    images = ImageData(DataConfig(size=8, channels=1, flip=True, split="test"))
+    assert encode_to_folder(images, vae, tmp_path / "both", batch_size=360) == 720
+    latents = LatentData(config(tmp_path / "both"))
+    with torch.no_grad():
+        mirrored = vae.encode(images[5]["image"].flip(2)[None]).latent_dist.mean[0]
+    torch.testing.assert_close(latents[365]["mean"], 0.5 * mirrored, rtol=1e-4, atol=1e-5)
+    assert latents[365]["label"] == images[5]["label"]
+
+
+def test_an_interrupted_encoding_goes_on(vae, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents_module, "SHARD_IMAGES", 100)
+    images, encoded = ImageData(DATA), []
+    encode = type(vae).encode
+
+    def interrupt_the_third_shard(self, pixels):
+        encoded.append(len(pixels))
+        if len(encoded) == 4:  # the first asks for the shape
+            raise KeyboardInterrupt
+        return encode(self, pixels)
+
+    monkeypatch.setattr(type(vae), "encode", interrupt_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        encode_to_folder(images, vae, tmp_path / "parts", batch_size=100)
+    with pytest.raises(InputError, match="2 of 4 files"):
+        LatentData(config(tmp_path / "parts"))
+    encode_to_folder(images, vae, tmp_path / "parts", batch_size=100)
+    assert encoded == [1, 100, 100, 100, 1, 100, 60]
+    whole, parts = LatentData(config(folder)), LatentData(config(tmp_path / "parts"))
+    for k in (0, 150, 359):
+        torch.testing.assert_close(parts[k]["mean"], whole[k]["mean"], rtol=1e-4, atol=1e-5)
+
+
+def test_encode_train_and_sample_from_the_command_line(vae, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae.save_pretrained("vae")
+    main(
+        [
+            "encode",
+            "latents",
+            "--vae",
+            "vae",
+            "--scaling-factor",
+            "0.7",
+            "--data.size",
+            "8",
+            "--data.channels",
+            "1",
+            "--data.split",
+            "test",
+        ]
+    )
+    assert "720 latents in latents" in capsys.readouterr().out
+    assert json.loads((tmp_path / "latents/vae/config.json").read_text())["scaling_factor"] == 0.7
+    tiny = "--model.patch-size 2 --model.width 16 --model.depth 3 --model.num-heads 2 --batch-size 4"
+    main(f"train images --data.source latents --data.size 8 --steps 2 --sample-every 2 --out run {tiny}".split())
+    pipeline = AdaDiffPipeline.from_pretrained("run")
+    assert pipeline.transformer.backbone.in_channels == 2
+    assert pipeline.vae.config.scaling_factor == 0.7
+    images = pipeline(3, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    assert images.shape == (3, 1, 8, 8)
+    main(["sample", "run", "-n", "2", "--steps", "2", "--out", "samples"])
+    assert (tmp_path / "samples/000001.png").is_file()
+
+
+def test_decoding_in_small_batches_is_decoding_at_once(vae, pipeline):
+    pipeline.vae = vae
+    latents = torch.randn(19, 2, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(pipeline.decode(latents), vae.decode(latents / 0.5).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_another_image_size_or_autoencoder_is_refused(vae, folder, tmp_path):
+    with pytest.raises(InputError, match="images of 8 pixels, not 16"):
+        LatentData(DataConfig(source=str(folder), size=16))
+    vae.register_to_config(scaling_factor=0.6)
+    with pytest.raises(InputError, match="made with vae = "):
+        encode_to_folder(ImageData(DATA), vae, folder)
+    with pytest.raises(InputError, match="1 channels, not 3"):
+        encode_to_folder(ImageData(DataConfig(size=8)), vae, tmp_path / "colour")
+    assert not (tmp_path / "colour").exists()
+
+
+@pytest.mark.parametrize("name", ["no/such-vae", "./missing"])
+def test_a_missing_autoencoder_is_named(name):
+    with pytest.raises(InputError, match=name):
+        load_vae(name)
