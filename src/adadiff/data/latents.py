@@ -129,11 +129,13 @@ def _batches(numbers: range, batch_size: int) -> list[range]:
 def _open_folder(images: ImageData, vae: AutoencoderKL, out: Path, shards: int) -> datasets.Features:
     """Make the folder with its description and the autoencoder, or check that it was begun with the same ones."""
     channels, height, width = images.shape
-    shape = (
-        vae.encode(torch.zeros(1, channels, height, width, dtype=vae.dtype, device=vae.device))
-        .latent_dist.mean[0]
-        .shape
-    )
+    if channels != vae.config.in_channels:
+        raise InputError(
+            f"the autoencoder takes images of {vae.config.in_channels} channels, these have {channels}: "
+            f"set --data.channels {vae.config.in_channels}"
+        )
+    blank = torch.zeros(1, channels, height, width, dtype=vae.dtype, device=vae.device)
+    shape = vae.encode(blank).latent_dist.mean[0].shape
     config = images.config
     description = {
         **{"source": config.source, "split": config.split, "size": config.size, "flip": config.flip},
