@@ -11,6 +11,7 @@ from PIL import Image
 
 import adadiff
 from adadiff.cli import main
+from adadiff.sampling.defaults import SamplingDefaults
 
 TINY = "--model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no --batch-size 4"
 
@@ -46,12 +47,34 @@ def test_demo_and_export(model_folder, tmp_path, capsys):
     half = tmp_path / "half/transformer/diffusion_pytorch_model.safetensors"
     whole = model_folder / "transformer/diffusion_pytorch_model.safetensors"
     assert half.stat().st_size < 0.65 * whole.stat().st_size
+    assert not any(str(tmp_path) in path.read_text() for path in (tmp_path / "half").rglob("*.json"))
     for _ in range(2):
         run(f"demo --model {tmp_path}/half --out {tmp_path}/demo -n 3 --steps 2 --tau 0.5")
     table = capsys.readouterr().out
     assert all(word in table for word in ("layers", "compute", "seconds", "speedup", "difference", "adaptive"))
     with Image.open(tmp_path / "demo/demo.png") as picture:
         assert picture.width > 100
+
+
+def test_a_models_own_sampling_is_the_default(model_folder, tmp_path, capsys):
+    SamplingDefaults(scheduler="unipc", steps=3, tau=1.0).save(model_folder)
+    run(f"export {model_folder} {tmp_path}/half")
+    run(f"sample {tmp_path}/half -n 2 --out {tmp_path}/own")
+    request = json.loads((tmp_path / "own/request.json").read_text())
+    assert (request["scheduler"], request["steps"]) == ("UniPCMultistepScheduler", 3)
+    assert json.loads((tmp_path / "own/trace.json").read_text())["layer_fraction"] == 0.2
+    run(f"sample {tmp_path}/half -n 2 --tau 0 --steps 2 --scheduler ddim --out {tmp_path}/asked")
+    request = json.loads((tmp_path / "asked/request.json").read_text())
+    assert (request["scheduler"], request["steps"]) == ("DDIMScheduler", 2)
+    assert json.loads((tmp_path / "asked/trace.json").read_text())["layer_fraction"] == 1
+
+
+def test_info(capsys):
+    run("info imagenet256-uvit-l")
+    printed = capsys.readouterr().out
+    assert all(
+        figure in printed for figure in ("286.8M", "152.91 GFLOP", "300,000 steps of 1024", "guidance scale 1.4")
+    )
 
 
 def test_version_and_help():
@@ -65,6 +88,8 @@ def test_version_and_help():
     ("command", "message"),
     [
         ("train digit", "did you mean digits"),
+        ("info cifar10", "did you mean cifar10-"),
+        ("demo --task clas --out {tmp}/d", "did you mean class"),
         ("train images --data.source ./missing --out {tmp}/run", "no file or folder"),
         ("train images --data.source {tmp}/empty --out {tmp}/run", "empty"),
         ("train images --data.source {tmp}/tiny --data.size 8 --out {tmp}/run", "smaller than a patch"),

@@ -20,18 +20,24 @@ from adadiff import AdaDiffPipeline, InputError
 from adadiff.data import DataConfig, ImageData, encode_to_folder, load_vae
 from adadiff.errors import lookup
 from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, require_own_folder
+from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.files import require_empty_folder
-from adadiff.presets import DESCRIPTIONS, PRESETS
+from adadiff.presets import PRESETS
 from adadiff.sampling import Conditions, Guidance
+from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import sample_to_folder
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import Interrupted, TrainConfig, train
 
-DEMO_MODEL = Path(adadiff.__file__).parent / "models" / "digits"
-DEMO_TAU = 0.1
+MODELS = Path(adadiff.__file__).parent / "models"
+DEMO_MODELS = {"digits": "digits", "class": "cifar10-class-xs", "text": "emoji-text-xs"}
+DEMO_PROMPTS = ("red apple", "grinning face", "rocket", "snowman")
 Dtype = Literal["float32", "bfloat16", "float16"]
-Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS)
+TrainingPreset = tyro.extras.subcommand_type_from_defaults(
+    {name: preset.train for name, preset in PRESETS.items()},
+    {name: preset.description for name, preset in PRESETS.items()},
+)
 
 app = tyro.extras.SubcommandApp()
 console = Console(soft_wrap=True)
@@ -42,7 +48,7 @@ console = Console(soft_wrap=True)
 
 
 @app.command(name="train")
-def train_command(config: Annotated[Preset, arg(name="")]) -> None:  # type: ignore[valid-type]
+def train_command(config: Annotated[TrainingPreset, arg(name="")]) -> None:  # type: ignore[valid-type]
     """Train a model from a preset: `adadiff train digits`, `adadiff train images --data.source FOLDER`.
 
     Any field of the preset can be changed by its option. The resolved configuration is saved as train.json beside the
@@ -56,6 +62,33 @@ def train_command(config: Annotated[Preset, arg(name="")]) -> None:  # type: ign
         console.print(f"{interruption}; to go on, run the same command with --resume")
         sys.exit(130)
     console.print(f"the model is in {chosen.out}; to sample: adadiff sample {chosen.out} --out samples")
+
+
+@app.command(name="info")
+def info_command(preset: Positional[str]) -> None:
+    """Print what a preset's model and training will need: parameters, FLOPs, memory.
+
+    Args:
+        preset: Name of a preset, as `adadiff train` takes it.
+    """
+    chosen = lookup(preset, PRESETS, "preset")
+    needs = footprint(chosen)
+    train = chosen.train
+    table = Table("", "", title=f"{preset}: {chosen.description}", show_header=False)
+    table.add_row("parameters", f"{needs.parameters / 1e6:.1f}M, and {needs.exit_parameters / 1e6:.2f}M of the exits")
+    table.add_row("layers", f"{train.model.depth} of width {train.model.width}")
+    table.add_row("compute", f"{needs.flops / 1e9:.2f} GFLOP per image and step, all layers run, without guidance")
+    table.add_row("weights", f"{_bytes(needs.weights)} in float32, half of it in bfloat16")
+    table.add_row("memory to sample", f"the weights and {_bytes(needs.sampling_per_image)} an image in float32")
+    table.add_row(
+        "memory to train",
+        f"{_bytes(needs.training_states)} on each device, and {_bytes(needs.training_per_image)} an image there",
+    )
+    table.add_row("training", f"{train.steps:,} steps of {train.batch_size} images")
+    sampling = train.sampling
+    guidance = f"guidance scale {sampling.guidance_scale:g}"
+    table.add_row("sampling", f"{sampling.scheduler}, {sampling.steps} steps, tau {sampling.tau:g}, {guidance}")
+    console.print(table)
 
 
 @app.command(name="encode")
@@ -98,18 +131,19 @@ def sample_command(
     model: Positional[Path],
     out: Path,
     n: Annotated[int, arg(aliases=["-n"])] = 16,
-    steps: int = 50,
-    scheduler: str = "ddim",
+    steps: int | None = None,
+    scheduler: str | None = None,
     tau: tuple[float, ...] = (),
     tau_per: Literal["step", "layer"] = "step",
     min_layer: int = 1,
     patience: int = 1,
+    last_patient_layer: int | None = None,
     exit_layer: int | None = None,
     classes: Annotated[tuple[str, ...], arg(name="class")] = (),
     prompt: tuple[str, ...] = (),
     prompts: Path | None = None,
     negative_prompt: str = "",
-    guidance_scale: float = 1.0,
+    guidance_scale: float | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     tied_exits: bool = True,
     seed: int = 0,
@@ -120,7 +154,8 @@ def sample_command(
     """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
 
     Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
-    stopped. Without --tau or --exit-layer, the full model runs.
+    stopped. Steps, scheduler, tau and guidance scale are the model's own (its sampling.json) where none are given;
+    --tau 0 runs the full model.
 
     Args:
         model: Model folder, as `adadiff train` makes it.
@@ -132,6 +167,7 @@ def sample_command(
         tau_per: What several thresholds run over.
         min_layer: No sample leaves before this layer.
         patience: Leave when this many layers have passed the threshold.
+        last_patient_layer: After this layer, one that passes is enough.
         exit_layer: Leave after this layer, always, in place of a threshold.
         classes: Classes by name or number, image k taking the k-th, in turns; without it, all of the model's.
         prompt: Texts, image k taking the k-th, in turns.
@@ -145,12 +181,16 @@ def sample_command(
         dtype: Arithmetic of the model.
         device: cpu, cuda, ..., or auto: cuda where there is one.
     """
-    policy = _choose_policy(tau, tau_per, min_layer, patience, exit_layer)
+    defaults = SamplingDefaults.load(model)
+    policy = _choose_policy(tau, tau_per, min_layer, patience, last_patient_layer, exit_layer, defaults)
     pipeline = _load(model, dtype, device)
-    pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
-    guidance = Guidance(guidance_scale, guidance_interval, tied_exits)
+    pipeline.scheduler = scheduler_like(scheduler or defaults.scheduler, pipeline.scheduler)
+    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    guidance = Guidance(scale, guidance_interval, tied_exits)
     conditions = _choose_conditions(pipeline, classes, prompt, prompts, negative_prompt, guidance)
-    summary = sample_to_folder(pipeline, out, n, steps, policy, seed, conditions, batch_size)
+    summary = sample_to_folder(
+        pipeline, out, n, defaults.steps if steps is None else steps, policy, seed, conditions, batch_size
+    )
     rate = f"{summary.sampled / summary.seconds:.2f} images/s" if summary.sampled else "all were there already"
     console.print(
         f"{n} images in {out} ({rate}); layers run {summary.trace.layer_fraction:.1%}, "
@@ -161,28 +201,43 @@ def sample_command(
 @app.command(name="demo")
 def demo_command(
     out: Path = Path("demo"),
-    model: Path = DEMO_MODEL,
+    task: str = "digits",
+    model: Path | None = None,
     n: Annotated[int, arg(aliases=["-n"])] = 64,
-    steps: int = 50,
-    scheduler: str = "ddim",
-    tau: float = DEMO_TAU,
+    steps: int | None = None,
+    scheduler: str | None = None,
+    tau: float | None = None,
+    guidance_scale: float | None = None,
+    prompt: tuple[str, ...] = DEMO_PROMPTS,
     seed: int = 0,
 ) -> None:
     """Sample the same noise with the full model and adaptively: one table, one picture.
 
+    Steps, scheduler, tau and guidance scale are the model's own (its sampling.json) where none are given.
+
     Args:
         out: Folder for the picture, demo.png.
-        model: Model folder; by default the digits model that comes with the package.
+        task: Which of the models that come with the package: digits (unconditional), class or text.
+        model: Another model folder.
         n: Number of images.
         steps: Sampling steps.
         scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
         tau: Exit threshold in [0, 1].
+        guidance_scale: Strength of classifier-free guidance; 1 means none.
+        prompt: Texts for a model that takes text, in turns.
         seed: Of the noise.
     """
     require_own_folder(out, own={"demo.png"})
-    pipeline = _load(model, "float32", "cpu")
-    pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
-    comparison = compare(pipeline, ThresholdExit(tau), n, steps, seed, Conditions(pipeline.transformer.class_indices))
+    folder = model or MODELS / lookup(task, DEMO_MODELS, "task")
+    defaults = SamplingDefaults.load(folder)
+    pipeline = _load(folder, "float32", "cpu")
+    pipeline.scheduler = scheduler_like(scheduler or defaults.scheduler, pipeline.scheduler)
+    steps = defaults.steps if steps is None else steps
+    policy = ThresholdExit(defaults.tau if tau is None else tau)
+    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    takes_text = pipeline.transformer.backbone.context_shape is not None
+    conditions = Conditions(pipeline.transformer.class_indices, prompt if takes_text else (), guidance=Guidance(scale))
+    comparison = compare(pipeline, policy, n, steps, seed, conditions)
 
     table = Table("", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {steps} steps")
     for row in comparison_rows(comparison):
@@ -204,7 +259,10 @@ def export_command(run: Positional[Path], out: Positional[Path], dtype: Dtype = 
     """
     require_empty_folder(out)
     pipeline = _load(run, dtype, "cpu")
+    for part in (pipeline, pipeline.transformer):
+        part.register_to_config(_name_or_path="")  # where it was loaded from concerns nobody else
     pipeline.save_pretrained(out)
+    SamplingDefaults.load(run).save(out)
     console.print(f"the model is in {out}")
 
 
@@ -213,18 +271,25 @@ def export_command(run: Positional[Path], out: Positional[Path], dtype: Dtype = 
 
 
 def _choose_policy(
-    tau: tuple[float, ...], tau_per: str, min_layer: int, patience: int, exit_layer: int | None
+    tau: tuple[float, ...],
+    tau_per: str,
+    min_layer: int,
+    patience: int,
+    last_patient_layer: int | None,
+    exit_layer: int | None,
+    defaults: SamplingDefaults,
 ) -> ExitPolicy:
     if exit_layer is not None:
         if tau:
             raise InputError("give either --tau or --exit-layer, not both")
         return FixedExit(exit_layer)
-    if not tau:
+    tau = tau or (defaults.tau,)
+    if tau == (0.0,):
         return NeverExit()
     if patience != 1:
         if len(tau) > 1:
             raise InputError("--patience takes one --tau, not several")
-        return PatienceExit(tau[0], patience, min_layer)
+        return PatienceExit(tau[0], patience, min_layer, last_patient_layer)
     return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=tau_per, min_layer=min_layer)
 
 
@@ -254,6 +319,10 @@ def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:
             # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
             torch.nn.Module.to(part, getattr(torch, dtype))
     return pipeline
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def _device(name: str) -> torch.device:

@@ -43,6 +43,26 @@ def test_estimators_do_not_run_where_the_threshold_is_zero():
     assert not FixedExit(2).reads_uncertainty(0, 1)
 
 
+def test_patience_ends_after_its_last_layer():
+    """The rule of the released CIFAR-10 sampler, written as there: a list of passes, and another loop after it."""
+
+    def released(uncertainties, first_half, tau):
+        passes = [0]
+        for layer, value in enumerate(uncertainties, start=1):
+            if value < tau:
+                if layer > first_half or passes[-1] == 1:
+                    return layer
+                passes.append(1)
+        return len(uncertainties)
+
+    torch.manual_seed(0)
+    policy = PatienceExit(0.3, patience=2, last_patient_layer=3)
+    for uncertainties in torch.rand(200, 6):
+        history = uncertainties[None]
+        left = [layer for layer in range(1, 6) if policy.leaves(query(history[:, :layer].tolist())).item()]
+        assert (left[0] if left else 6) == released([*history[0, :5].tolist(), 1.0], 3, 0.3)
+
+
 def test_patience_counts_the_layers_that_pass():
     policy = PatienceExit(0.3, patience=2)
     assert policy.leaves(query([[0.1]])).tolist() == [False]

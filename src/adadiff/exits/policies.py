@@ -126,19 +126,22 @@ class ThresholdExit(ExitPolicy):
 
 @dataclass(frozen=True)
 class PatienceExit(ExitPolicy):
-    """A sample leaves after the layer at which its uncertainty has been below tau for the k-th time.
+    """A sample leaves after the layer at which its uncertainty is below tau for the k-th time.
 
-    The layers need not be in succession. With `patience=2` this is what the authors' CIFAR-10 sampler does.
+    The layers need not be in succession. With `patience=2, last_patient_layer=N // 2` this is the authors' CIFAR-10
+    sampler: in the first half the second layer that passes, after it the first.
 
     Args:
         tau: Threshold in [0, 1].
         patience: The k layers that must pass; 1 is the plain threshold.
         min_layer: The first layer that counts, 1..N.
+        last_patient_layer: After this layer, 1..N, one that passes is enough; None for patience to the end.
     """
 
     tau: float
     patience: int = 2
     min_layer: int = 1
+    last_patient_layer: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
@@ -147,14 +150,19 @@ class PatienceExit(ExitPolicy):
             raise InputError(f"patience is {self.patience}: at least one layer must pass")
 
     def leaves(self, query: ExitQuery) -> Tensor:
+        if query.layer < self.min_layer:
+            return torch.zeros(len(query.samples), dtype=torch.bool)
         passed = query.uncertainty[:, self.min_layer - 1 :] < self.tau
-        return passed.sum(dim=1) >= self.patience
+        patient = self.last_patient_layer is None or query.layer <= self.last_patient_layer
+        return passed[:, -1] & (passed.sum(dim=1) >= (self.patience if patient else 1))
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         return layer >= self.min_layer
 
     def check(self, depth: int, num_steps: int) -> None:
         _check_layer("min_layer", self.min_layer, depth)
+        if self.last_patient_layer is not None:
+            _check_layer("last_patient_layer", self.last_patient_layer, depth)
 
 
 def _check_layer(name: str, layer: int, depth: int) -> None:

@@ -10,10 +10,11 @@ import torch
 from diffusers import DDPMScheduler
 
 from adadiff.conditioning import ByteTextEncoder, TextEncoder, TransformersTextEncoder
-from adadiff.data import DataConfig, LabelledData
+from adadiff.data import DataConfig
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import UalWeighting
+from adadiff.sampling.defaults import SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ class ModelConfig:
             return ByteTextEncoder(self.width, num_heads=self.num_heads)
         return TransformersTextEncoder.from_pretrained(self.text_encoder)
 
-    def class_table(self, data: LabelledData) -> tuple[int, int | None]:
+    def class_table(self, names: list[str] | None) -> tuple[int, int | None]:
         """Size of the class table, and which of its rows is the null class, if one is left for it.
 
+        Args:
+            names: The data's class names, if there are any.
+
         Raises:
-            InputError: If the number of classes is neither set nor known from the data.
+            InputError: If the number of classes is neither set nor known from the names.
         """
-        names = data.class_names
         if self.num_classes is None and names is None:
             raise InputError("the data's classes have no names to count: set --model.num-classes, null class counted")
         size = self.num_classes or len(names or ()) + 1
@@ -69,9 +72,20 @@ class ModelConfig:
         return size, None if all_taken else size - 1
 
     def build(
-        self, data: LabelledData, diffusion: DiffusionConfig, text_encoder: TextEncoder | None = None
+        self,
+        shape: tuple[int, int, int],
+        network_time: dict[str, float],
+        class_names: list[str] | None = None,
+        context_shape: tuple[int, int] | None = None,
     ) -> AdaptiveModel:
-        """A new model for such data."""
+        """A new model.
+
+        Args:
+            shape: Channels, height and width of what it denoises.
+            network_time: The backbone's settings for the time, from `DiffusionConfig.network_time`.
+            class_names: The data's class names, for a model that takes classes, if there are any.
+            context_shape: Length and width of the text features, for a model that takes text.
+        """
         backbone_config: dict[str, Any] = {
             "patch_size": self.patch_size,
             "width": self.width,
@@ -80,15 +94,14 @@ class ModelConfig:
             "mlp_ratio": self.mlp_ratio,
             "time_mlp": self.time_mlp,
             "final_conv": self.final_conv,
-            **diffusion.network_time(),
+            **network_time,
         }
-        channels, height, width = data.shape
-        class_names, null_class = None, None
+        null_class = None
         if self.condition == "class":
-            class_names = data.class_names
-            backbone_config["num_classes"], null_class = self.class_table(data)
-        if text_encoder is not None:
-            backbone_config["context_length"], backbone_config["context_dim"] = text_encoder.shape
+            backbone_config["num_classes"], null_class = self.class_table(class_names)
+        if context_shape is not None:
+            backbone_config["context_length"], backbone_config["context_dim"] = context_shape
+        channels, height, width = shape
         return AdaptiveModel(
             sample_size=height if height == width else (height, width),
             in_channels=channels,
@@ -96,7 +109,7 @@ class ModelConfig:
             backbone_config=backbone_config,
             head_type=self.head,
             estimator_type=self.estimator,
-            class_names=class_names,
+            class_names=class_names if self.condition == "class" else None,
             null_class=null_class,
         )
 
@@ -115,9 +128,14 @@ class DiffusionConfig:
     """The last beta. (The SDE's are 0.1 and 20, whatever is set here.)"""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the model predicts: the noise, or the velocity."""
+    count_from_one: bool = False
+    """The network sees the steps as 1 to N, as in the U-ViT release, not as 0 to N - 1."""
 
-    def build(self) -> DDPMScheduler:
-        """The scheduler for training, and the default one for sampling."""
+    def build(self, in_latents: bool = False) -> DDPMScheduler:
+        """The scheduler for training, and the default one for sampling; images stay in [-1, 1], latents need not.
+
+        On the SDE the ancestral steps have the variance beta, as Euler and Maruyama's have.
+        """
         continuous = self.beta_schedule == "vp_sde"
         return DDPMScheduler(
             num_train_timesteps=self.num_train_timesteps,
@@ -125,14 +143,16 @@ class DiffusionConfig:
             beta_start=self.beta_start,
             beta_end=self.beta_end,
             trained_betas=vp_sde_betas(self.num_train_timesteps) if continuous else None,
+            variance_type="fixed_large" if continuous else "fixed_small",
             prediction_type=self.prediction_type,
+            clip_sample=not in_latents,
         )
 
     def network_time(self) -> dict[str, float]:
         """The backbone's settings for the time: U-ViT sees 999 t on the SDE, t in (0, 1], and else the step itself."""
         if self.beta_schedule == "vp_sde":
             return {"time_scale": 999 / self.num_train_timesteps, "time_shift": 1.0}
-        return {}
+        return {"time_shift": 1.0} if self.count_from_one else {}
 
 
 def vp_sde_betas(steps: int, first: float = 0.1, last: float = 20.0) -> list[float]:
@@ -172,7 +192,7 @@ class OptimizerConfig:
     schedule: Literal["constant_with_warmup", "cosine"] = "cosine"
     """The learning rate after the warm-up: constant, or falling to 0 along a cosine."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradients are clipped to this norm; inf for none."""
     ema_decay: float = 0.9995
     """Decay of the moving average of the weights, which is the model that is saved."""
 
@@ -188,6 +208,7 @@ class TrainConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     steps: int = 10_000
     """Optimizer steps."""
     condition_dropout: float = 0.1

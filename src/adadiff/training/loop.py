@@ -38,7 +38,7 @@ from adadiff.training.stream import TrainingStream
 
 TRAIN_CONFIG = "train.json"
 MAY_CHANGE_ON_RESUME = (
-    *("out", "resume", "steps", "workers"),
+    *("out", "resume", "steps", "workers", "sampling"),
     *("checkpoint_every", "keep_checkpoints", "sample_every", "log_every"),
 )
 
@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> None:
     trained = nn.ModuleList([model] if trained_encoder is None else [model, trained_encoder])
     if config.data.on_error == "stop" and not config.resume:
         images.check()
-    scheduler = config.diffusion.build()
+    scheduler = config.diffusion.build(in_latents=images.vae is not None)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulate,
@@ -142,6 +142,7 @@ def train(config: TrainConfig) -> None:
     if accelerator.is_main_process:
         with averaged_weights(ema, trained):
             save_model(pipeline, config.out)
+            config.sampling.save(config.out)
     if step < config.steps:
         raise Interrupted(f"stopped and saved after step {step} of {config.steps}")
 
@@ -196,7 +197,8 @@ def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveMode
     """
     torch.manual_seed(config.seed)
     text_encoder = config.model.build_text_encoder()
-    model = config.model.build(images, config.diffusion, text_encoder)
+    context_shape = None if text_encoder is None else text_encoder.shape
+    model = config.model.build(images.shape, config.diffusion.network_time(), images.class_names, context_shape)
     if config.init_from is not None:
         source = AdaDiffPipeline.from_pretrained(config.init_from)
         try:
@@ -223,7 +225,7 @@ def build_condition(config: TrainConfig, images: LabelledData, text_encoder: Tex
         InputError: If the data lack it, or have labels outside the class table.
     """
     if config.model.condition == "class":
-        size, null_class = config.model.class_table(images)
+        size, null_class = config.model.class_table(images.class_names)
         if null_class is None and config.condition_dropout > 0:
             raise InputError(
                 f"a table of {size} classes has no room for a null class: set --condition-dropout 0, or "

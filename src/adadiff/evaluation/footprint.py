@@ -1,0 +1,138 @@
+"""What a training and its model will need, told before anything is trained: parameters, FLOPs, memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adadiff.exits import AdaptiveModel
+from adadiff.exits.losses import joint_loss
+from adadiff.presets import Preset
+from adadiff.training.config import TrainConfig
+
+STATE_BYTES = 4 * 5
+"""Of a parameter in training: itself, its gradient, AdamW's two moments, its moving average, in float32."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model needs.
+
+    Args:
+        parameters: Of the backbone, with its output head.
+        exit_parameters: Of the other output heads and the estimators.
+        flops: Of the full model for one image at one step, without guidance (a multiply-add counts 2).
+        weights: Bytes of the weights in float32; in bfloat16 half of it.
+        sampling_per_image: Bytes more for each image of a batch, all layers run in float32; in bfloat16 half.
+        training_states: Bytes of weights, gradients, optimizer and moving average, in float32.
+        training_per_image: Bytes more for each image of a process's batch, in the training's precision.
+    """
+
+    parameters: int
+    exit_parameters: int
+    flops: int
+    weights: int
+    sampling_per_image: int
+    training_states: int
+    training_per_image: int
+
+
+def footprint(preset: Preset) -> Footprint:
+    """What a preset's model needs, by running its parts on tensors without contents."""
+    config = preset.train
+    with torch.device("meta"):
+        model = config.model.build(
+            preset.shape, config.diffusion.network_time(), _class_names(config), preset.context_shape
+        )
+    backbone, everything = (sum(weight.numel() for weight in part.parameters()) for part in (model.backbone, model))
+    flops = model.part_flops.full
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        training = _per_image(lambda batch: _train_step(model, config, batch))
+        with torch.no_grad():
+            sampling = _per_image(lambda batch: model.backbone(*_inputs(model, batch)))
+    return Footprint(
+        parameters=backbone,
+        exit_parameters=everything - backbone,
+        flops=flops,
+        weights=4 * everything,
+        sampling_per_image=sampling,
+        training_states=STATE_BYTES * everything,
+        training_per_image=training,
+    )
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of the tensors made inside it that were alive at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.peak = 0, 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in given:
+                self._note(leaf.untyped_storage())
+        self.peak = max(self.peak, self.alive)
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+
+        def forget(_: Any) -> None:
+            del self._known[key]
+            self.alive -= size
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.alive += size
+
+
+def _per_image(run: Callable[[int], Any]) -> int:
+    """How much the peak grows with each image, in batches so large that what is made once does not set the peak."""
+    peaks = []
+    for batch in (128, 256):
+        with PeakMemory() as memory:
+            run(batch)
+        peaks.append(memory.peak)
+    return (peaks[1] - peaks[0]) // 128
+
+
+def _train_step(model: AdaptiveModel, config: TrainConfig, batch: int) -> None:
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    inputs = _inputs(model, batch)
+    half = config.mixed_precision != "no"
+    with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+        predictions, uncertainties = model.all_exits(*inputs)
+        target = torch.empty_like(inputs[0])
+        joint_loss(predictions.float(), uncertainties.float(), target).total.backward()
+    model.zero_grad()
+
+
+def _inputs(model: AdaptiveModel, batch: int) -> tuple[Any, ...]:
+    backbone = model.backbone
+    return (
+        torch.empty(batch, backbone.in_channels, *backbone.sample_size),
+        torch.zeros(batch),
+        None if backbone.num_classes is None else torch.zeros(batch, dtype=torch.int64),
+        None if backbone.context_shape is None else torch.empty(batch, *backbone.context_shape),
+    )
+
+
+def _class_names(config: TrainConfig) -> list[str] | None:
+    """Stand-ins for the data's class names where the configuration leaves their number to the data."""
+    return [str(k) for k in range(10)] if config.model.num_classes is None else None

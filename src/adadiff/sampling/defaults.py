@@ -1,0 +1,52 @@
+"""How a model is meant to be sampled, kept in its folder; what a user says comes first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from typing_extensions import Self
+
+from adadiff.errors import InputError
+from adadiff.files import whole_file
+
+SAMPLING = "sampling.json"
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How to sample the model where nothing else is said."""
+
+    scheduler: str = "ddim"
+    """ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral."""
+    steps: int = 50
+    """Sampling steps."""
+    tau: float = 0.0
+    """Exit threshold in [0, 1]; 0 runs the full model."""
+    guidance_scale: float = 1.0
+    """Strength of classifier-free guidance; 1 means none."""
+
+    def save(self, folder: Path) -> None:
+        """Write them into a model folder."""
+        with whole_file(folder / SAMPLING) as part:
+            part.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Those of a model folder, or the usual ones where it holds none.
+
+        Raises:
+            InputError: If the file is not what `save` writes.
+        """
+        path = folder / SAMPLING
+        if not path.is_file():
+            return cls()
+        usual = asdict(cls())
+        try:
+            values = json.loads(path.read_text())
+            return cls(**{name: type(usual[name])(value) for name, value in values.items()})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path} does not hold sampling defaults ({', '.join(usual)}): mend it, or delete it"
+            ) from error
