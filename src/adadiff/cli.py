@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 
 import adadiff
 from adadiff import AdaDiffPipeline, InputError
+from adadiff.conversion import convert_to_file, convert_to_folder
 from adadiff.data import DataConfig, ImageData, encode_to_folder, load_vae
 from adadiff.errors import lookup
 from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, require_own_folder
@@ -264,6 +265,42 @@ def export_command(run: Positional[Path], out: Positional[Path], dtype: Dtype = 
     pipeline.save_pretrained(out)
     SamplingDefaults.load(run).save(out)
     console.print(f"the model is in {out}")
+
+
+@app.command(name="convert")
+def convert_command(
+    source: Positional[Path],
+    out: Positional[Path],
+    to: Literal["adadiff", "uvit"] = "adadiff",
+    preset: str | None = None,
+    num_heads: int | None = None,
+    vae: str | None = None,
+    scaling_factor: float | None = None,
+    text_encoder: str | None = None,
+) -> None:
+    """Turn a .pth file of the U-ViT or AdaDiff release into a model folder; with --to uvit a folder into such a file.
+
+    Nothing in the file is executed. AdaDiff's estimators foretell certainty; here tau is one minus their threshold.
+
+    Args:
+        source: The .pth file; with --to uvit the model folder.
+        out: The new model folder; with --to uvit the new file.
+        to: Direction.
+        preset: The preset that the file belongs to, for its heads, time and sampling.
+        num_heads: Attention heads, in place of a preset.
+        vae: For a model of latents: the AutoencoderKL that decodes them, by its name on the hub or its folder.
+        scaling_factor: What latents are multiplied with before the diffusion; by default what the autoencoder says.
+        text_encoder: For a model that takes text: a text model of transformers, by its name on the hub or its folder.
+    """
+    if to == "uvit":
+        complete = convert_to_file(source, out)
+        left_out = "" if complete else ", without its estimators: the format has no place for their kind"
+        console.print(f"the weights are in {out}{left_out}")
+        return
+    sizes = convert_to_folder(source, out, preset, num_heads, vae, scaling_factor, text_encoder)
+    console.print(f"the model is in {out}: {sizes.depth} layers of width {sizes.width}")
+    if not sizes.estimators:
+        console.print(f"it has no exits yet; to train them: adadiff train PRESET --init-from {out}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

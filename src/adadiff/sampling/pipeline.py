@@ -131,6 +131,8 @@ class AdaDiffPipeline(DiffusionPipeline):
         self.check_inputs(batch_size, num_inference_steps, policy)
         if output_type not in ("pil", "pt"):
             raise InputError(f'the output type is {output_type!r}: it must be "pil" or "pt"')
+        if output_type == "pil" and self.vae is None and self.transformer.backbone.in_channels not in (1, 3):
+            raise InputError("the model makes latents, and its folder holds no autoencoder to decode them")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise InputError(f"there are {len(generator)} generators for {batch_size} images: give one, or one each")
         conditions = self.conditions(batch_size, class_labels, prompts)

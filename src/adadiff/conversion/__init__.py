@@ -1,0 +1,13 @@
+"""The authors' checkpoints in, ours out."""
+
+from adadiff.conversion.folder import convert_to_file, convert_to_folder
+from adadiff.conversion.uvit import ReleasedSizes, from_released, read_released, to_released
+
+__all__ = [
+    "ReleasedSizes",
+    "convert_to_file",
+    "convert_to_folder",
+    "from_released",
+    "read_released",
+    "to_released",
+]

@@ -1,0 +1,95 @@
+"""From a released checkpoint to a model folder that samples, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from adadiff.conditioning import TransformersTextEncoder
+from adadiff.conversion.uvit import ReleasedSizes, from_released, read_released, to_released
+from adadiff.data import load_vae
+from adadiff.errors import InputError, lookup
+from adadiff.files import require_empty_folder, whole_file, whole_folder
+from adadiff.presets import DPM_SOLVER, PRESETS, SDE, STABLE_DIFFUSION, Preset
+from adadiff.sampling import AdaDiffPipeline
+
+
+def convert_to_folder(
+    file: Path,
+    out: Path,
+    preset: str | None = None,
+    num_heads: int | None = None,
+    vae: str | None = None,
+    scaling_factor: float | None = None,
+    text_encoder: str | None = None,
+) -> ReleasedSizes:
+    """Turn a checkpoint of the U-ViT or AdaDiff release into a model folder.
+
+    Args:
+        file: The `.pth` file.
+        out: The folder, new or empty.
+        preset: The preset that the checkpoint belongs to, for its heads, its forward process and its sampling.
+        num_heads: Attention heads, in place of a preset. The forward process is then Stable Diffusion's for networks
+            that take text or have no final convolution, and else the SDE, as in all released configurations.
+        vae: For a network of latents: the autoencoder that decodes them, by its name on the hub or its folder.
+        scaling_factor: Of the latents, in place of the autoencoder's.
+        text_encoder: For a network that takes text: a text model of transformers, by its name on the hub or folder.
+
+    Returns:
+        The network's sizes.
+
+    Raises:
+        InputError: If the file does not hold such weights, they are of other sizes than the preset's, or a part is
+            missing.
+    """
+    require_empty_folder(out)
+    released = read_released(file)
+    sizes = ReleasedSizes.of(released)
+    chosen = None if preset is None else lookup(preset, PRESETS, "preset")
+    if chosen is not None:
+        _check_preset(sizes, chosen, preset)
+        num_heads, diffusion = chosen.train.model.num_heads, chosen.train.diffusion
+        sampling = chosen.train.sampling
+    elif num_heads is None:
+        raise InputError("weights do not tell the number of heads: give --num-heads, or the --preset they belong to")
+    else:
+        discrete = sizes.context_dim is not None or not sizes.final_conv
+        diffusion, sampling = STABLE_DIFFUSION if discrete else SDE, DPM_SOLVER
+    model = from_released(released, num_heads, diffusion.network_time(), sizes.null_class)
+    autoencoder = None if vae is None else load_vae(vae)
+    if autoencoder is not None and scaling_factor is not None:
+        autoencoder.register_to_config(scaling_factor=scaling_factor)
+    encoder = None if text_encoder is None else TransformersTextEncoder.from_pretrained(text_encoder)
+    pipeline = AdaDiffPipeline(model, diffusion.build(in_latents=sizes.in_channels == 4), encoder, autoencoder)
+    with whole_folder(out) as part:
+        pipeline.save_pretrained(part)
+        sampling.save(part)
+    return sizes
+
+
+def convert_to_file(folder: Path, out: Path) -> bool:
+    """Write a model folder's network as a `.pth` file in the names of the releases.
+
+    Returns:
+        Whether the estimators are in it; only `"token"` estimators have a place there.
+
+    Raises:
+        InputError: If the file exists, or the model has output heads per layer.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another file")
+    model = AdaDiffPipeline.from_pretrained(folder).transformer
+    with whole_file(out) as part:
+        torch.save(to_released(model), part)
+    return model.config.estimator_type == "token"
+
+
+def _check_preset(sizes: ReleasedSizes, preset: Preset, name: str | None) -> None:
+    model = preset.train.model
+    told = (sizes.in_channels, sizes.sample_size, sizes.patch_size, sizes.width, sizes.depth)
+    wanted = (*preset.shape[:2], model.patch_size, model.width, model.depth)
+    if told != wanted:
+        kinds = ("channels", "side", "patch size", "width", "depth")
+        differing = [f"{kind} {a}, not {b}" for kind, a, b in zip(kinds, told, wanted, strict=True) if a != b]
+        raise InputError(f"the weights are not of {name}'s size: {', '.join(differing)}")
