@@ -187,10 +187,28 @@ class UViT(Backbone[UViTState]):
             Layer(width, num_heads, mlp_ratio, takes_skip=i > depth // 2 + 1) for i in range(1, depth + 1)
         )
         self.head = Head(width, in_channels, sample_size, patch_size, final_conv)
-        self.apply(_initialize)
+        self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Every layer starts as the identity, and the patches' positions as sines.
+
+        U-ViT starts all linears from noise of 0.02.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            nn.init.zeros_(layer.attn.proj.weight)
+            nn.init.zeros_(layer.mlp.fc2.weight)
+            if layer.skip_linear is not None:
+                nn.init.eye_(layer.skip_linear.weight)
         nn.init.trunc_normal_(self.position, std=0.02)
-        with torch.no_grad():
-            self.position[0, self.extra_tokens :] += sinusoidal_grid(rows, columns, width)
+        rows, columns = (side // self.patch_size for side in self.sample_size)
+        self.position[0, self.extra_tokens :] += sinusoidal_grid(rows, columns, self.width)
 
     def embed(
         self,
@@ -241,11 +259,3 @@ def sinusoidal_grid(rows: int, columns: int, width: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     halves = [get_timestep_embedding(place.flatten(), width // 2) for place in (row, column)]
     return torch.cat(halves, dim=1)
-
-
-def _initialize(module: nn.Module) -> None:
-    """U-ViT's initial weights: normal(0, 0.02) truncated at 2, no biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

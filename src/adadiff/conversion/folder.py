@@ -61,6 +61,12 @@ def convert_to_folder(
     if autoencoder is not None and scaling_factor is not None:
         autoencoder.register_to_config(scaling_factor=scaling_factor)
     encoder = None if text_encoder is None else TransformersTextEncoder.from_pretrained(text_encoder)
+    if encoder is not None and encoder.shape != model.backbone.context_shape:
+        length, width = model.backbone.context_shape or (0, 0)
+        raise InputError(
+            f"{text_encoder} gives {encoder.shape[0]} features of {encoder.shape[1]}, and the network takes {length} "
+            f"of {width}"
+        )
     pipeline = AdaDiffPipeline(model, diffusion.build(in_latents=sizes.in_channels == 4), encoder, autoencoder)
     with whole_folder(out) as part:
         pipeline.save_pretrained(part)
