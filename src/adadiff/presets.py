@@ -63,7 +63,11 @@ CIFAR10_XS = TrainConfig(
 )
 
 CIFAR10_CLASS_XS = replace(
-    CIFAR10_XS, out=Path("runs/cifar10-class-xs"), model=replace(CIFAR10_XS.model, condition="class")
+    CIFAR10_XS,
+    out=Path("runs/cifar10-class-xs"),
+    model=replace(CIFAR10_XS.model, condition="class"),
+    loss=LossConfig(layerwise_weight=0.3),
+    optimizer=replace(SMALL_OPTIMIZER, lr=3e-3, betas=(0.9, 0.99)),
 )
 
 EMOJI_TEXT_XS = replace(
@@ -71,7 +75,9 @@ EMOJI_TEXT_XS = replace(
     out=Path("runs/emoji-text-xs"),
     data=DataConfig(source="./emoji.parquet", flip=False),
     model=replace(CIFAR10_XS.model, condition="text", depth=7),
-    steps=7_000,
+    loss=CIFAR10_CLASS_XS.loss,
+    optimizer=CIFAR10_CLASS_XS.optimizer,
+    steps=6_500,
     sample_every=1000,
 )
 
