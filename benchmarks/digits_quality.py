@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from sklearn.neural_network import MLPClassifier
+from tqdm import tqdm
 
 import adadiff
 from adadiff import AdaDiffPipeline, ExitPolicy, FixedExit, NeverExit, ThresholdExit
@@ -58,6 +59,11 @@ def sample_rows(
     return np.concatenate(rows), sum(fractions) / n
 
 
+def leave_at_last(tau: float, first: int, last: int, depth: int) -> ThresholdExit:
+    """The threshold from layer `first` on; after layer `last` everybody who is still there leaves."""
+    return ThresholdExit((0.0,) * (first - 1) + (tau,) * (last - first) + (1.0,) * (depth - last + 1), per="layer")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=PACKAGED)
@@ -67,6 +73,7 @@ def main() -> None:
     parser.add_argument("--taus", type=float, nargs="*", default=[0.05, 0.1, 0.15, 0.2])
     parser.add_argument("--fixed-layers", type=int, nargs="*", default=[3, 4, 5])
     parser.add_argument("--min-layer", type=int, default=1)
+    parser.add_argument("--last-layers", type=int, nargs="*", default=[], help="with each tau, all leave here at last")
     options = parser.parse_args()
 
     train_rows, train_labels = load_split("train")
@@ -82,12 +89,16 @@ def main() -> None:
     table = Table("policy", "layers", "Fréchet distance", title=f"digits, {options.n} images, {options.steps} steps")
     real = frechet_distance(hidden_features(classifier, train_rows), reference)
     table.add_row("the training images themselves", "", f"{real:.3f}")
+    depth = pipeline.transformer.depth
     policies: list[ExitPolicy] = [
         NeverExit(),
         *(ThresholdExit(tau, min_layer=options.min_layer) for tau in options.taus),
     ]
     policies += [FixedExit(layer) for layer in options.fixed_layers]
-    for policy in policies:
+    policies += [
+        leave_at_last(tau, options.min_layer, last, depth) for last in options.last_layers for tau in options.taus
+    ]
+    for policy in tqdm(policies):
         rows, fraction = sample_rows(pipeline, policy, options.n, options.steps)
         distance = frechet_distance(hidden_features(classifier, rows), reference)
         table.add_row(str(policy), f"{fraction:.1%}", f"{distance:.3f}")
