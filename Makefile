@@ -33,6 +33,7 @@ models: $(READY)
 benchmarks: $(READY)
 	$(RUN)/python benchmarks/adaptive_depth.py
 	$(RUN)/python benchmarks/training_step.py
+	$(RUN)/python benchmarks/guidance.py
 	$(RUN)/python benchmarks/digits_quality.py
 
 clean:

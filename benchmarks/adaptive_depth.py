@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from adadiff import AdaptiveModel, ExitPolicy, NeverExit
 from adadiff.evaluation.timing import median_seconds
@@ -50,6 +50,20 @@ def make_call(model: AdaptiveModel, batch: int, policy: ExitPolicy | None) -> Ca
     return call
 
 
+def estimator_share(model: AdaptiveModel, batch: int, repeats: int) -> tuple[float, float]:
+    """Seconds of layer 1 alone, and of its estimator and the mean of what that says."""
+    sample, timestep = torch.randn(batch, 3, 32, 32, dtype=model.dtype), torch.full((batch,), 500)
+    with torch.inference_mode():
+        before = model.backbone.embed(sample, timestep)
+        after = model.backbone.layer(1, before)
+        parts = {
+            "layer": lambda: model.backbone.layer(1, before),
+            "estimator": lambda: model.uncertainty(1, after).mean((1, 2), dtype=torch.float32),
+        }
+        seconds = median_seconds(parts, repeats)
+    return seconds["layer"], seconds["estimator"]
+
+
 def peak_memory(call: Callable[[], Any]) -> int:
     """Largest resident memory of the process during the call, in KiB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -67,19 +81,22 @@ def main() -> None:
     model = AdaptiveModel(sample_size=32, in_channels=3, backbone_config=UVIT_S2).eval()
     table = Table("what", "batch", "dtype", "full, s", "adaptive, s", "time ratio", "at most", title="adaptive depth")
 
+    def add_row(what: str, batch: int, full: float, adaptive: float, limit: float) -> None:
+        dtype = str(model.dtype).removeprefix("torch.")
+        ratio = f"{adaptive / full:.3f}"
+        table.add_row(what, str(batch), dtype, f"{full:.4f}", f"{adaptive:.4f}", ratio, f"{limit:.3f}")
+
     def compare(what: str, batch: int, policy: ExitPolicy, limit: float) -> None:
         calls = {"full": make_call(model, batch, None), "adaptive": make_call(model, batch, policy)}
-        seconds = median_seconds(calls, options.repeats)
-        ratio = seconds["adaptive"] / seconds["full"]
-        dtype = str(model.dtype).removeprefix("torch.")
-        full, adaptive = f"{seconds['full']:.3f}", f"{seconds['adaptive']:.3f}"
-        table.add_row(what, str(batch), dtype, full, adaptive, f"{ratio:.3f}", f"{limit:.3f}")
+        seconds = median_seconds(calls, max(options.repeats, 64 // batch))
+        add_row(what, batch, seconds["full"], seconds["adaptive"], limit)
 
     for dtype in (torch.float32, torch.bfloat16):
-        model.to(dtype)
+        nn.Module.to(model, dtype)
         for batch in options.batches:
             compare("all exits looked at, none taken", batch, AskedExit((DEPTH,)), 1.03)
-    model.to(torch.float32)
+            add_row("one layer, and one estimator alone", batch, *estimator_share(model, batch, 50), 0.03)
+    nn.Module.to(model, torch.float32)
     for layer in (3, 6, 9):
         compare(f"all leave at layer {layer} of {DEPTH}", 8, AskedExit((layer,)), layer / DEPTH + 0.03)
     spread = tuple(1 + k * DEPTH // 32 for k in range(32))

@@ -132,3 +132,10 @@ def test_bad_labels_are_named(labels, message):
 def test_an_unknown_scheduler_is_named(pipeline):
     with pytest.raises(InputError, match="did you mean ddim"):
         scheduler_like("dimm", pipeline.scheduler)
+
+
+def test_latents_without_an_autoencoder_are_no_images():
+    pipe = AdaDiffPipeline(make_model(in_channels=4), DiffusionConfig().build(in_latents=True))
+    with pytest.raises(InputError, match="no autoencoder to decode"):
+        pipe(num_inference_steps=1)
+    assert pipe(num_inference_steps=1, output_type="pt").images.shape == (1, 4, 8, 8)
