@@ -136,7 +136,7 @@ def sample_command(
     scheduler: str | None = None,
     tau: tuple[float, ...] = (),
     tau_per: Literal["step", "layer"] = "step",
-    min_layer: int = 1,
+    min_layer: int | None = None,
     patience: int = 1,
     last_patient_layer: int | None = None,
     exit_layer: int | None = None,
@@ -155,8 +155,8 @@ def sample_command(
     """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
 
     Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
-    stopped. Steps, scheduler, tau and guidance scale are the model's own (its sampling.json) where none are given;
-    --tau 0 runs the full model.
+    stopped. Steps, scheduler, tau, min-layer and guidance scale are the model's own (its sampling.json) where none are
+    given; --tau 0 runs the full model.
 
     Args:
         model: Model folder, as `adadiff train` makes it.
@@ -208,13 +208,14 @@ def demo_command(
     steps: int | None = None,
     scheduler: str | None = None,
     tau: float | None = None,
+    min_layer: int | None = None,
     guidance_scale: float | None = None,
     prompt: tuple[str, ...] = DEMO_PROMPTS,
     seed: int = 0,
 ) -> None:
     """Sample the same noise with the full model and adaptively: one table, one picture.
 
-    Steps, scheduler, tau and guidance scale are the model's own (its sampling.json) where none are given.
+    Steps, scheduler, tau, min-layer and guidance scale are the model's own (its sampling.json) where none are given.
 
     Args:
         out: Folder for the picture, demo.png.
@@ -224,6 +225,7 @@ def demo_command(
         steps: Sampling steps.
         scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
         tau: Exit threshold in [0, 1].
+        min_layer: No sample leaves before this layer.
         guidance_scale: Strength of classifier-free guidance; 1 means none.
         prompt: Texts for a model that takes text, in turns.
         seed: Of the noise.
@@ -234,7 +236,9 @@ def demo_command(
     pipeline = _load(folder, "float32", "cpu")
     pipeline.scheduler = scheduler_like(scheduler or defaults.scheduler, pipeline.scheduler)
     steps = defaults.steps if steps is None else steps
-    policy = ThresholdExit(defaults.tau if tau is None else tau)
+    policy = ThresholdExit(
+        defaults.tau if tau is None else tau, min_layer=defaults.min_layer if min_layer is None else min_layer
+    )
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     takes_text = pipeline.transformer.backbone.context_shape is not None
     conditions = Conditions(pipeline.transformer.class_indices, prompt if takes_text else (), guidance=Guidance(scale))
@@ -310,7 +314,7 @@ def convert_command(
 def _choose_policy(
     tau: tuple[float, ...],
     tau_per: str,
-    min_layer: int,
+    min_layer: int | None,
     patience: int,
     last_patient_layer: int | None,
     exit_layer: int | None,
@@ -321,6 +325,7 @@ def _choose_policy(
             raise InputError("give either --tau or --exit-layer, not both")
         return FixedExit(exit_layer)
     tau = tau or (defaults.tau,)
+    min_layer = defaults.min_layer if min_layer is None else min_layer
     if tau == (0.0,):
         return NeverExit()
     if patience != 1:

@@ -46,6 +46,7 @@ DIGITS = TrainConfig(
     diffusion=COSINE_VELOCITY,
     loss=LossConfig(layerwise_weight=4.0),
     optimizer=replace(SMALL_OPTIMIZER, warmup_steps=200),
+    sampling=SamplingDefaults(tau=0.35, min_layer=8),
     steps=8_000,
     batch_size=64,
     mixed_precision="auto",
@@ -67,7 +68,9 @@ CIFAR10_CLASS_XS = replace(
     out=Path("runs/cifar10-class-xs"),
     model=replace(CIFAR10_XS.model, condition="class"),
     loss=LossConfig(layerwise_weight=0.3),
-    optimizer=replace(SMALL_OPTIMIZER, lr=3e-3, betas=(0.9, 0.99)),
+    optimizer=replace(SMALL_OPTIMIZER, lr=2e-3, betas=(0.9, 0.99)),
+    batch_size=16,
+    steps=20_000,
 )
 
 EMOJI_TEXT_XS = replace(
@@ -77,7 +80,8 @@ EMOJI_TEXT_XS = replace(
     model=replace(CIFAR10_XS.model, condition="text", depth=7),
     loss=CIFAR10_CLASS_XS.loss,
     optimizer=CIFAR10_CLASS_XS.optimizer,
-    steps=6_500,
+    batch_size=16,
+    steps=14_000,
     sample_every=1000,
 )
 

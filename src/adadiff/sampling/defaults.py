@@ -24,6 +24,8 @@ class SamplingDefaults:
     """Sampling steps."""
     tau: float = 0.0
     """Exit threshold in [0, 1]; 0 runs the full model."""
+    min_layer: int = 1
+    """No sample leaves before this layer."""
     guidance_scale: float = 1.0
     """Strength of classifier-free guidance; 1 means none."""
 
