@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 # The digits model that comes with the package.
 models: $(READY)
 	$(RUN)/adadiff train digits --out runs/digits
-	$(RUN)/adadiff export runs/digits src/adadiff/models/digits --dtype float32
+	$(RUN)/adadiff export runs/digits src/adadiff/models/digits
 
 # Timings are printed, never asserted.
 benchmarks: $(READY)
