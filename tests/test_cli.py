@@ -89,7 +89,7 @@ def test_version_and_help():
     [
         ("train digit", "did you mean digits"),
         ("info cifar10", "did you mean cifar10-"),
-        ("demo --task clas --out {tmp}/d", "did you mean class"),
+        ("demo --task digit --out {tmp}/d", "did you mean digits"),
         ("train images --data.source ./missing --out {tmp}/run", "no file or folder"),
         ("train images --data.source {tmp}/empty --out {tmp}/run", "empty"),
         ("train images --data.source {tmp}/tiny --data.size 8 --out {tmp}/run", "smaller than a patch"),

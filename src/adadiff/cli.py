@@ -32,8 +32,7 @@ from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import Interrupted, TrainConfig, train
 
 MODELS = Path(adadiff.__file__).parent / "models"
-DEMO_MODELS = {"digits": "digits", "class": "cifar10-class-xs", "text": "emoji-text-xs"}
-DEMO_PROMPTS = ("red apple", "grinning face", "rocket", "snowman")
+DEMO_MODELS = {"digits": "digits"}
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingPreset = tyro.extras.subcommand_type_from_defaults(
     {name: preset.train for name, preset in PRESETS.items()},
@@ -210,7 +209,7 @@ def demo_command(
     tau: float | None = None,
     min_layer: int | None = None,
     guidance_scale: float | None = None,
-    prompt: tuple[str, ...] = DEMO_PROMPTS,
+    prompt: tuple[str, ...] = (),
     seed: int = 0,
 ) -> None:
     """Sample the same noise with the full model and adaptively: one table, one picture.
@@ -219,7 +218,7 @@ def demo_command(
 
     Args:
         out: Folder for the picture, demo.png.
-        task: Which of the models that come with the package: digits (unconditional), class or text.
+        task: Which of the models that come with the package: digits.
         model: Another model folder.
         n: Number of images.
         steps: Sampling steps.
@@ -240,8 +239,7 @@ def demo_command(
         defaults.tau if tau is None else tau, min_layer=defaults.min_layer if min_layer is None else min_layer
     )
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    takes_text = pipeline.transformer.backbone.context_shape is not None
-    conditions = Conditions(pipeline.transformer.class_indices, prompt if takes_text else (), guidance=Guidance(scale))
+    conditions = Conditions(pipeline.transformer.class_indices, prompt, guidance=Guidance(scale))
     comparison = compare(pipeline, policy, n, steps, seed, conditions)
 
     table = Table("", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {steps} steps")
