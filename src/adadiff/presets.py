@@ -46,7 +46,7 @@ DIGITS = TrainConfig(
     diffusion=COSINE_VELOCITY,
     loss=LossConfig(layerwise_weight=4.0),
     optimizer=replace(SMALL_OPTIMIZER, warmup_steps=200),
-    sampling=SamplingDefaults(tau=0.35, min_layer=8),
+    sampling=SamplingDefaults(tau=0.38, min_layer=9),
     steps=8_000,
     batch_size=64,
     mixed_precision="auto",
