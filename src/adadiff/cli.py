@@ -181,16 +181,15 @@ def sample_command(
         dtype: Arithmetic of the model.
         device: cpu, cuda, ..., or auto: cuda where there is one.
     """
-    defaults = SamplingDefaults.load(model)
-    policy = _choose_policy(tau, tau_per, min_layer, patience, last_patient_layer, exit_layer, defaults)
-    pipeline = _load(model, dtype, device)
-    pipeline.scheduler = scheduler_like(scheduler or defaults.scheduler, pipeline.scheduler)
-    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    guidance = Guidance(scale, guidance_interval, tied_exits)
-    conditions = _choose_conditions(pipeline, classes, prompt, prompts, negative_prompt, guidance)
-    summary = sample_to_folder(
-        pipeline, out, n, defaults.steps if steps is None else steps, policy, seed, conditions, batch_size
+    chosen = SamplingDefaults.load(model).changed(
+        scheduler=scheduler, steps=steps, min_layer=min_layer, guidance_scale=guidance_scale
     )
+    policy = _choose_policy(tau, tau_per, patience, last_patient_layer, exit_layer, chosen)
+    pipeline = _load(model, dtype, device)
+    pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
+    guidance = Guidance(chosen.guidance_scale, guidance_interval, tied_exits)
+    conditions = _choose_conditions(pipeline, classes, prompt, prompts, negative_prompt, guidance)
+    summary = sample_to_folder(pipeline, out, n, chosen.steps, policy, seed, conditions, batch_size)
     rate = f"{summary.sampled / summary.seconds:.2f} images/s" if summary.sampled else "all were there already"
     console.print(
         f"{n} images in {out} ({rate}); layers run {summary.trace.layer_fraction:.1%}, "
@@ -231,18 +230,18 @@ def demo_command(
     """
     require_own_folder(out, own={"demo.png"})
     folder = model or MODELS / lookup(task, DEMO_MODELS, "task")
-    defaults = SamplingDefaults.load(folder)
-    pipeline = _load(folder, "float32", "cpu")
-    pipeline.scheduler = scheduler_like(scheduler or defaults.scheduler, pipeline.scheduler)
-    steps = defaults.steps if steps is None else steps
-    policy = ThresholdExit(
-        defaults.tau if tau is None else tau, min_layer=defaults.min_layer if min_layer is None else min_layer
+    chosen = SamplingDefaults.load(folder).changed(
+        scheduler=scheduler, steps=steps, tau=tau, min_layer=min_layer, guidance_scale=guidance_scale
     )
-    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    conditions = Conditions(pipeline.transformer.class_indices, prompt, guidance=Guidance(scale))
-    comparison = compare(pipeline, policy, n, steps, seed, conditions)
+    pipeline = _load(folder, "float32", "cpu")
+    pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
+    policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
+    conditions = Conditions(pipeline.transformer.class_indices, prompt, guidance=Guidance(chosen.guidance_scale))
+    comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
 
-    table = Table("", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {steps} steps")
+    table = Table(
+        "", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {chosen.steps} steps"
+    )
     for row in comparison_rows(comparison):
         table.add_row(*row)
     console.print(table)
@@ -312,25 +311,23 @@ def convert_command(
 def _choose_policy(
     tau: tuple[float, ...],
     tau_per: str,
-    min_layer: int | None,
     patience: int,
     last_patient_layer: int | None,
     exit_layer: int | None,
-    defaults: SamplingDefaults,
+    chosen: SamplingDefaults,
 ) -> ExitPolicy:
     if exit_layer is not None:
         if tau:
             raise InputError("give either --tau or --exit-layer, not both")
         return FixedExit(exit_layer)
-    tau = tau or (defaults.tau,)
-    min_layer = defaults.min_layer if min_layer is None else min_layer
+    tau = tau or (chosen.tau,)
     if tau == (0.0,):
         return NeverExit()
     if patience != 1:
         if len(tau) > 1:
             raise InputError("--patience takes one --tau, not several")
-        return PatienceExit(tau[0], patience, min_layer, last_patient_layer)
-    return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=tau_per, min_layer=min_layer)
+        return PatienceExit(tau[0], patience, chosen.min_layer, last_patient_layer)
+    return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=tau_per, min_layer=chosen.min_layer)
 
 
 def _choose_conditions(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Self
 
@@ -28,6 +29,10 @@ class SamplingDefaults:
     """No sample leaves before this layer."""
     guidance_scale: float = 1.0
     """Strength of classifier-free guidance; 1 means none."""
+
+    def changed(self, **choices: Any) -> Self:
+        """These with a user's choices in place of their own; None chooses nothing."""
+        return replace(self, **{name: value for name, value in choices.items() if value is not None})
 
     def save(self, folder: Path) -> None:
         """Write them into a model folder."""
