@@ -20,7 +20,7 @@ from tqdm import tqdm
 import adadiff
 from adadiff import AdaDiffPipeline, ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.data import DataConfig, ImageData
-from adadiff.evaluation.frechet import frechet_distance
+from adadiff.evaluation.metrics import frechet_distance
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.seeding import generator_for
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 import adadiff
-from adadiff.cli import main
+from adadiff.cli import MODELS, main
+from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.sampling.defaults import SamplingDefaults
 
+DIGITS = MODELS / "digits"
 TINY = "--model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no --batch-size 4"
 
 
@@ -69,6 +72,26 @@ def test_a_models_own_sampling_is_the_default(model_folder, tmp_path, capsys):
     assert json.loads((tmp_path / "asked/trace.json").read_text())["layer_fraction"] == 1
 
 
+def test_evaluate_and_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("adadiff.evaluation.features.cache_folder", lambda: tmp_path / "cache")
+    torch.manual_seed(0)
+    SmallNetwork([str(k) for k in range(10)], width=1, sample_size=8).save_pretrained(tmp_path / "network")
+    command = f"evaluate {DIGITS} --data digits --data.split test --features {tmp_path}/network --out {tmp_path}/out"
+    with pytest.raises(SystemExit):
+        run(command, "-n 8 --steps 2")
+    assert "8 images are too few to judge by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    run(command, "-n 10 --steps 2 --tau 0.4")
+    printed = capsys.readouterr().out
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert f"{figures['frechet']:.3f}" in printed
+    assert figures["layer_fraction"] < 1
+    assert figures["class_agreement"] is None
+    run(command, "-n 10 --steps 2 --tau 0.4")
+    again = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert again == figures
+
+
 def test_info(capsys):
     run("info imagenet256-uvit-l")
     printed = capsys.readouterr().out
@@ -120,6 +143,8 @@ def test_version_and_help():
         ("sample {model} --exit-layer 9 --out {tmp}/s", "numbered 1 to 5"),
         ("sample {model} --out {tmp}/other", "already holds other files"),
         ("sample {model} --device cudda --out {tmp}/s", "no device"),
+        ("evaluate {model} --data ./missing --out {tmp}/s", "no file or folder"),
+        ("evaluate {model} --data digits --features smal --out {tmp}/s", "no feature network"),
         ("demo --model {model} --out {tmp}/other", "already holds other files"),
         ("demo --model {model} -n 0 --out {tmp}/d", "batch size is 0"),
         ("export {model} {tmp}/other", "already holds other files"),

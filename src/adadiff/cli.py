@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
+from accelerate import PartialState
 from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
 from rich.table import Table
@@ -21,13 +23,14 @@ from adadiff.conversion import convert_to_file, convert_to_folder
 from adadiff.data import DataConfig, ImageData, encode_to_folder, load_vae
 from adadiff.errors import lookup
 from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, require_own_folder
+from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
 from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.files import require_empty_folder
 from adadiff.presets import PRESETS
 from adadiff.sampling import Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
-from adadiff.sampling.folder import sample_to_folder
+from adadiff.sampling.folder import FolderSummary, sample_to_folder
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import Interrupted, TrainConfig, train
 
@@ -126,75 +129,146 @@ def encode_command(
     console.print(f"{number} latents in {out}; to train on them: --data.source {out}")
 
 
+@dataclass(frozen=True)
+class SampleOptions:
+    """What images to sample, and how."""
+
+    n: Annotated[int, arg(aliases=["-n"])] = 16
+    """Number of images."""
+    steps: int | None = None
+    """Sampling steps."""
+    scheduler: str | None = None
+    """ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral."""
+    tau: tuple[float, ...] = ()
+    """Exit threshold in [0, 1], larger is faster and rougher; or one per step (see --tau-per)."""
+    tau_per: Literal["step", "layer"] = "step"
+    """What several thresholds run over."""
+    min_layer: int | None = None
+    """No sample leaves before this layer."""
+    patience: int = 1
+    """Leave when this many layers have passed the threshold."""
+    last_patient_layer: int | None = None
+    """After this layer, one that passes is enough."""
+    exit_layer: int | None = None
+    """Leave after this layer, always, in place of a threshold."""
+    classes: Annotated[tuple[str, ...], arg(name="class")] = ()
+    """Classes by name or number, image k taking the k-th, in turns; without it, all of the model's."""
+    prompt: tuple[str, ...] = ()
+    """Texts, image k taking the k-th, in turns."""
+    prompts: Path | None = None
+    """File of texts, one a line, in place of --prompt."""
+    negative_prompt: str = ""
+    """Text that guidance leads away from."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance; 1 means none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Which steps are guided, as two fractions of all the steps."""
+    tied_exits: bool = True
+    """Whether the guided and the unguided prediction of an image leave at the same layer."""
+    seed: int = 0
+    """Of the noise."""
+    batch_size: int = 64
+    """Images sampled at once."""
+    dtype: Dtype = "float32"
+    """Arithmetic of the model."""
+    device: str = "auto"
+    """cpu, cuda, ..., or auto: cuda where there is one."""
+
+    def into(self, model: Path, out: Path) -> FolderSummary:
+        """Sample into a folder; what is not chosen here is the model's own."""
+        own = SamplingDefaults.load(model).changed(
+            scheduler=self.scheduler,
+            steps=self.steps,
+            min_layer=self.min_layer,
+            guidance_scale=self.guidance_scale,
+        )
+        policy = self._policy(own)
+        pipeline = _load(model, self.dtype, self.device)
+        pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
+        guidance = Guidance(own.guidance_scale, self.guidance_interval, self.tied_exits)
+        conditions = Conditions(
+            self.classes or pipeline.transformer.class_indices, self._prompts(), self.negative_prompt, guidance
+        )
+        return sample_to_folder(pipeline, out, self.n, own.steps, policy, self.seed, conditions, self.batch_size)
+
+    def _policy(self, own: SamplingDefaults) -> ExitPolicy:
+        if self.exit_layer is not None:
+            if self.tau:
+                raise InputError("give either --tau or --exit-layer, not both")
+            return FixedExit(self.exit_layer)
+        tau = self.tau or (own.tau,)
+        if tau == (0.0,):
+            return NeverExit()
+        if self.patience != 1:
+            if len(tau) > 1:
+                raise InputError("--patience takes one --tau, not several")
+            return PatienceExit(tau[0], self.patience, own.min_layer, self.last_patient_layer)
+        return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=self.tau_per, min_layer=own.min_layer)
+
+    def _prompts(self) -> tuple[str, ...]:
+        if self.prompts is None:
+            return self.prompt
+        if self.prompt:
+            raise InputError("give either --prompt or --prompts, not both")
+        lines = tuple(line.strip() for line in self.prompts.read_text().splitlines() if line.strip())
+        if not lines:
+            raise InputError(f"{self.prompts} holds no prompts: write one a line")
+        return lines
+
+
 @app.command(name="sample")
-def sample_command(
-    model: Positional[Path],
-    out: Path,
-    n: Annotated[int, arg(aliases=["-n"])] = 16,
-    steps: int | None = None,
-    scheduler: str | None = None,
-    tau: tuple[float, ...] = (),
-    tau_per: Literal["step", "layer"] = "step",
-    min_layer: int | None = None,
-    patience: int = 1,
-    last_patient_layer: int | None = None,
-    exit_layer: int | None = None,
-    classes: Annotated[tuple[str, ...], arg(name="class")] = (),
-    prompt: tuple[str, ...] = (),
-    prompts: Path | None = None,
-    negative_prompt: str = "",
-    guidance_scale: float | None = None,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    tied_exits: bool = True,
-    seed: int = 0,
-    batch_size: int = 64,
-    dtype: Dtype = "float32",
-    device: str = "auto",
-) -> None:
+def sample_command(model: Positional[Path], out: Path, options: Annotated[SampleOptions, arg(name="")]) -> None:
     """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
 
     Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
     stopped. Steps, scheduler, tau, min-layer and guidance scale are the model's own (its sampling.json) where none are
-    given; --tau 0 runs the full model.
+    given; --tau 0 runs the full model. Several processes: `accelerate launch -m adadiff sample ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it.
         out: Folder for the images.
-        n: Number of images.
-        steps: Sampling steps.
-        scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
-        tau: Exit threshold in [0, 1], larger is faster and rougher; or one per step (see --tau-per).
-        tau_per: What several thresholds run over.
-        min_layer: No sample leaves before this layer.
-        patience: Leave when this many layers have passed the threshold.
-        last_patient_layer: After this layer, one that passes is enough.
-        exit_layer: Leave after this layer, always, in place of a threshold.
-        classes: Classes by name or number, image k taking the k-th, in turns; without it, all of the model's.
-        prompt: Texts, image k taking the k-th, in turns.
-        prompts: File of texts, one a line, in place of --prompt.
-        negative_prompt: Text that guidance leads away from.
-        guidance_scale: Strength of classifier-free guidance; 1 means none.
-        guidance_interval: Which steps are guided, as two fractions of all the steps.
-        tied_exits: Whether the guided and the unguided prediction of an image leave at the same layer.
-        seed: Of the noise.
-        batch_size: Images sampled at once.
-        dtype: Arithmetic of the model.
-        device: cpu, cuda, ..., or auto: cuda where there is one.
+        options: What images to sample, and how.
     """
-    chosen = SamplingDefaults.load(model).changed(
-        scheduler=scheduler, steps=steps, min_layer=min_layer, guidance_scale=guidance_scale
-    )
-    policy = _choose_policy(tau, tau_per, patience, last_patient_layer, exit_layer, chosen)
-    pipeline = _load(model, dtype, device)
-    pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
-    guidance = Guidance(chosen.guidance_scale, guidance_interval, tied_exits)
-    conditions = _choose_conditions(pipeline, classes, prompt, prompts, negative_prompt, guidance)
-    summary = sample_to_folder(pipeline, out, n, chosen.steps, policy, seed, conditions, batch_size)
-    rate = f"{summary.sampled / summary.seconds:.2f} images/s" if summary.sampled else "all were there already"
-    console.print(
-        f"{n} images in {out} ({rate}); layers run {summary.trace.layer_fraction:.1%}, "
-        f"compute {summary.trace.compute_fraction:.1%} of the full model's"
-    )
+    summary = options.into(model, out)
+    if PartialState().is_main_process:
+        trace = summary.trace
+        console.print(
+            f"{options.n} images in {out} ({summary.images_per_second:.2f} images/s); layers run "
+            f"{trace.layer_fraction:.1%}, compute {trace.compute_fraction:.1%} of the full model's"
+        )
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    model: Positional[Path],
+    out: Path,
+    data: DataConfig,
+    options: Annotated[SampleOptions, arg(name="")] = SampleOptions(n=10_000),
+    features: str = "small",
+    clip: str | None = None,
+) -> None:
+    """Sample images as `adadiff sample` does, and compare them with real ones: metrics.json, and a table.
+
+    Fréchet distance, kernel distance (KID), precision and recall; for classes, how often the feature network sees the
+    one asked for; for texts, the CLIP score. The same command run again goes on where it stopped. Several processes:
+    `accelerate launch -m adadiff evaluate ...`.
+
+    Args:
+        model: Model folder, as `adadiff train` makes it.
+        out: Folder for the images and metrics.json.
+        data: Real images, brought to the size and channels of the model's.
+        options: What images to sample, and how.
+        features: small, inception, a folder or TorchScript file of a network, or package.module:name.
+        clip: A CLIP model of transformers, by its name on the hub or its folder, for models that take text.
+    """
+    with PartialState().main_process_first():
+        judge = judge_for(model, data, features, clip, _device(options.device))
+    judge.require_enough(options.n)
+    summary = options.into(model, out)
+    if PartialState().is_main_process:
+        evaluation = evaluate_folder(out, summary, judge)
+        console.print(evaluation_table(evaluation))
+        console.print(f"the figures are in {out / METRICS}")
 
 
 @app.command(name="demo")
@@ -308,45 +382,6 @@ def convert_command(
 # What the commands share
 
 
-def _choose_policy(
-    tau: tuple[float, ...],
-    tau_per: str,
-    patience: int,
-    last_patient_layer: int | None,
-    exit_layer: int | None,
-    chosen: SamplingDefaults,
-) -> ExitPolicy:
-    if exit_layer is not None:
-        if tau:
-            raise InputError("give either --tau or --exit-layer, not both")
-        return FixedExit(exit_layer)
-    tau = tau or (chosen.tau,)
-    if tau == (0.0,):
-        return NeverExit()
-    if patience != 1:
-        if len(tau) > 1:
-            raise InputError("--patience takes one --tau, not several")
-        return PatienceExit(tau[0], patience, chosen.min_layer, last_patient_layer)
-    return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=tau_per, min_layer=chosen.min_layer)
-
-
-def _choose_conditions(
-    pipeline: AdaDiffPipeline,
-    classes: tuple[str, ...],
-    prompt: tuple[str, ...],
-    prompts: Path | None,
-    negative_prompt: str,
-    guidance: Guidance,
-) -> Conditions:
-    if prompt and prompts is not None:
-        raise InputError("give either --prompt or --prompts, not both")
-    if prompts is not None:
-        prompt = tuple(line.strip() for line in prompts.read_text().splitlines() if line.strip())
-        if not prompt:
-            raise InputError(f"{prompts} holds no prompts: write one a line")
-    return Conditions(classes or pipeline.transformer.class_indices, prompt, negative_prompt, guidance)
-
-
 def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:
     place = _device(device)
     disable_progress_bar()
@@ -364,7 +399,7 @@ def _bytes(number: int) -> str:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(PartialState().device)
     try:
         place = torch.device(name)
         torch.empty(0, device=place)

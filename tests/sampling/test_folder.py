@@ -1,6 +1,8 @@
 """Sampling into a folder."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from adadiff import InputError, NeverExit, ThresholdExit
+from adadiff.cli import main
 from adadiff.sampling import Conditions
 from adadiff.sampling.folder import sample_to_folder
 
@@ -89,3 +92,32 @@ def test_a_folder_with_other_files_is_left_alone(pipeline, tmp_path):
     with pytest.raises(InputError, match="already holds other files"):
         sample_to_folder(pipeline, tmp_path, 2, 3, POLICY)
     assert (tmp_path / "000000.png").read_text() == "mine"
+
+
+def test_classes_by_name_and_by_number_are_the_same_request(class_pipeline, tmp_path):
+    first = sample_to_folder(class_pipeline, tmp_path, 3, 2, POLICY, conditions=Conditions(("dog", 0)))
+    again = sample_to_folder(class_pipeline, tmp_path, 3, 2, POLICY, conditions=Conditions((1, "cat")))
+    assert (first.sampled, again.sampled) == (3, 0)
+    assert again.seconds == first.seconds > 0
+    assert again.images_per_second == 3 / first.seconds
+
+
+def test_an_image_that_is_not_a_number_is_named_and_not_written(pipeline, tmp_path):
+    torch.nn.init.constant_(pipeline.transformer.backbone.head.linear.bias, torch.nan)
+    with pytest.raises(InputError, match="image 0 came out as NaN"):
+        sample_to_folder(pipeline, tmp_path, 2, 2, POLICY)
+    assert not list(tmp_path.glob("0*.png"))
+
+
+def test_two_processes_share_the_images(model_folder, tmp_path):
+    words = f"{model_folder} -n 5 --steps 2 --tau 0.55 --batch-size 2 --device cpu --out"
+    launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = f"{launch} --dynamo_backend no --main_process_port 0 -m adadiff sample {words} {tmp_path}/two"
+    done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 images in") == 1
+    main(["sample", *words.split(), str(tmp_path / "one")])
+    for k in range(5):
+        assert abs(pixels(tmp_path / "one", k) - pixels(tmp_path / "two", k)).max() <= 1
+    one, two = (json.loads((tmp_path / name / "trace.json").read_text()) for name in ("one", "two"))
+    assert one == two

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from adadiff.conditioning.text import TextEncoder
 from adadiff.errors import InputError
+from adadiff.fingerprints import fingerprint, weights_of
 
 
 class Condition(ABC):
@@ -93,7 +93,7 @@ class FeatureCondition(Condition):
     def __init__(self, encoder: TextEncoder, captions: Sequence[str], cache: Path) -> None:
         different = sorted({"", *captions})
         self._row = {caption: row for row, caption in enumerate(different)}
-        fingerprint = _fingerprint(encoder, different)
+        key = fingerprint([encoder.shape, *weights_of(encoder), *different])
         cache.mkdir(parents=True, exist_ok=True)
         length, width = encoder.shape
 
@@ -108,8 +108,8 @@ class FeatureCondition(Condition):
                 batch_size=64,
                 remove_columns="caption",
                 features=datasets.Features({"features": datasets.Array2D((length, width), "float16")}),
-                new_fingerprint=fingerprint,
-                cache_file_name=str(cache / f"captions-{fingerprint}.arrow"),
+                new_fingerprint=key,
+                cache_file_name=str(cache / f"captions-{key}.arrow"),
                 desc="encoding captions",
             )
             .with_format("torch")
@@ -120,13 +120,3 @@ class FeatureCondition(Condition):
 
     def nothing(self) -> dict[str, Tensor]:
         return self.of({"caption": ""})
-
-
-def _fingerprint(encoder: TextEncoder, captions: Sequence[str]) -> str:
-    """The encoder's weights and the captions in 16 hexadecimal digits."""
-    digest = hashlib.sha256(repr(encoder.shape).encode())
-    for tensor in encoder.state_dict().values():
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    for caption in captions:
-        digest.update(caption.encode() + b"\0")
-    return digest.hexdigest()[:16]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import datasets
 import numpy as np
@@ -19,6 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from tyro.conf import arg
 
 from adadiff.errors import InputError
 
@@ -29,7 +30,7 @@ DIGITS = "digits"
 class DataConfig:
     """Where images come from and how they are prepared."""
 
-    source: str = DIGITS
+    source: Annotated[str, arg(aliases=["--data"])] = DIGITS
     """"digits" (built in), a parquet file, a folder of images (flat, or one folder a class), or a hub name."""
     split: str = "train"
     """Which split of the source."""
@@ -146,6 +147,17 @@ class ImageData(LabelledData):
         for index in tqdm(range(len(self)), desc="checking images", leave=False):
             with self._open(self._table[index], index):
                 pass
+
+    def is_grey(self) -> bool:
+        """Whether the first image has no colours."""
+        with self._open(self._table[0], 0) as image:
+            return image.mode in ("1", "L", "LA", "I", "F", "I;16")
+
+    def contents(self) -> Iterator[bytes]:
+        """Every image's file, as it is stored."""
+        for row in self._table:
+            encoded = row[self.config.image_column]
+            yield encoded["bytes"] or Path(encoded["path"]).read_bytes()
 
     def _name(self, row: dict[str, Any], index: int) -> str:
         return row[self.config.image_column]["path"] or f"{self.config.source}, image {index}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from adadiff.data.images import DataConfig, ImageData, LabelledData
 from adadiff.errors import InputError
 from adadiff.files import require_empty_folder, verify_checksums, whole_file, whole_folder, write_checksums
+from adadiff.fingerprints import fingerprint, weights_of
 
 DESCRIPTION = "latents.json"
 SHARD_IMAGES = 1024
@@ -137,9 +137,10 @@ def _open_folder(images: ImageData, vae: AutoencoderKL, out: Path, shards: int) 
     blank = torch.zeros(1, channels, height, width, dtype=vae.dtype, device=vae.device)
     shape = vae.encode(blank).latent_dist.mean[0].shape
     config = images.config
+    key = fingerprint([vae.config.scaling_factor, *weights_of(vae)])
     description = {
         **{"source": config.source, "split": config.split, "size": config.size, "flip": config.flip},
-        **{"images": len(images), "shards": shards, "shape": list(shape), "vae": _fingerprint(vae)},
+        **{"images": len(images), "shards": shards, "shape": list(shape), "vae": key},
     }
     path = out / DESCRIPTION
     if path.is_file():
@@ -157,11 +158,3 @@ def _open_folder(images: ImageData, vae: AutoencoderKL, out: Path, shards: int) 
             part.write_text(json.dumps(description, indent=2) + "\n")
     array = datasets.Array3D(shape=tuple(shape), dtype="float32")
     return datasets.Features({"mean": array, "logvar": array, **images.condition_features})
-
-
-def _fingerprint(vae: AutoencoderKL) -> str:
-    """The autoencoder's weights and scaling factor in 16 hexadecimal digits."""
-    digest = hashlib.sha256(repr(vae.config.scaling_factor).encode())
-    for tensor in vae.state_dict().values():
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from adadiff.conditioning import class_indices
 from adadiff.errors import InputError
 from adadiff.exits import ExitPolicy
 from adadiff.exits.trace import Trace
@@ -66,13 +67,18 @@ class FolderSummary:
 
     Args:
         trace: Of all the images in the folder.
-        sampled: Images sampled now, the ones found there left out.
-        seconds: Time that took.
+        sampled: Images that this process sampled now.
+        seconds: Time that the sampling of all of them took, now and before, all processes' added.
     """
 
     trace: Trace
     sampled: int
     seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Of one process."""
+        return self.trace.exit_layers.shape[1] / self.seconds
 
 
 def sample_to_folder(
@@ -88,7 +94,8 @@ def sample_to_folder(
     """Sample images 0..n-1 into PNG files, with a grid, the trace as JSON and its heat map.
 
     Image k depends on the seed and k alone (up to rounding), so that batches of any size give the same images, and
-    images that are there already are not sampled again. An image's file carries its exit layers and FLOPs as text.
+    images that are there already are not sampled again. An image's file carries its exit layers, FLOPs and seconds as
+    text. Processes that accelerate launched together share the work; the first one writes what belongs to all.
 
     Args:
         pipeline: The model and the scheduler.
@@ -108,34 +115,45 @@ def sample_to_folder(
             raise InputError(f"the {name} is {value}: it must be at least 1")
     pipeline.check_inputs(1, steps, policy)
     _check_conditions(pipeline, conditions)
-    _open_folder(out, _request(pipeline, steps, policy, seed, conditions))
-
-    missing = [k for k in range(n) if not _image_path(out, k).exists()]
+    state = PartialState()
+    with state.main_process_first():
+        _open_folder(out, _request(pipeline, steps, policy, seed, conditions))
+        missing = [k for k in range(n) if not image_path(out, k).exists()]
+    state.wait_for_everyone()
+    mine = missing[state.process_index :: state.num_processes]
     pipeline.set_progress_bar_config(disable=True)
-    start = time.perf_counter()
-    with tqdm(total=n, initial=n - len(missing), desc="sampling", unit="image", file=sys.stderr) as progress:
-        for first in range(0, len(missing), batch_size):
-            numbers = missing[first : first + batch_size]
+    with tqdm(total=len(mine), desc="sampling", unit="image", disable=not state.is_main_process) as progress:
+        for first in range(0, len(mine), batch_size):
+            numbers = mine[first : first + batch_size]
+            start = time.perf_counter()
             output = pipeline(
                 batch_size=len(numbers),
                 **conditions.of(numbers),
                 num_inference_steps=steps,
                 policy=policy,
                 generator=[generator_for(seed, k) for k in numbers],
+                output_type="pt",
             )
+            pixels = output.images.permute(0, 2, 3, 1).float().cpu()
+            seconds = (time.perf_counter() - start) / len(numbers)
             for place, k in enumerate(numbers):
-                _write_image(_image_path(out, k), output.images[place], output.trace, place)
+                if not pixels[place].isfinite().all():
+                    raise InputError(f"image {k} came out as NaN: try --dtype float32, another scheduler or more steps")
+                image = pipeline.numpy_to_pil(pixels[place].numpy())[0]
+                traced = {name: getattr(output.trace, name)[:, place].tolist() for name in TRACED}
+                _write_image(image_path(out, k), image, {**traced, "seconds": seconds})
             progress.update(len(numbers))
-    seconds = time.perf_counter() - start
+    state.wait_for_everyone()
 
     pipeline.scheduler.set_timesteps(steps)
-    images = [_read_image(_image_path(out, k)) for k in range(n)]
+    images = [read_image(image_path(out, k)) for k in range(n)]
     trace = _assemble_trace(images, pipeline)
-    trace.save(out / "trace.json", request=json.loads((out / REQUEST).read_text()))
-    trace.plot(out / "exits.png")
-    with whole_file(out / "grid.png") as part:
-        image_grid(images[:GRID_IMAGES]).save(part)
-    return FolderSummary(trace, len(missing), seconds)
+    if state.is_main_process:
+        trace.save(out / "trace.json", request=json.loads((out / REQUEST).read_text()))
+        trace.plot(out / "exits.png")
+        with whole_file(out / "grid.png") as part:
+            image_grid(images[:GRID_IMAGES]).save(part)
+    return FolderSummary(trace, len(mine), sum(json.loads(image.info["seconds"]) for image in images))
 
 
 def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None:
@@ -152,13 +170,16 @@ def _request(
     """All that the images depend on."""
     model_folder = Path(pipeline.transformer.config.get("_name_or_path", ""))
     checksums = model_folder / CHECKSUMS
+    names, classes = pipeline.transformer.config.class_names, conditions.classes
+    if names:
+        classes = tuple(names[k] for k in class_indices(classes, len(names), names))
     return {
         "model": checksums.read_text().split()[0] if checksums.is_file() else str(model_folder),
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": steps,
         "policy": policy.describe(),
         "seed": seed,
-        "conditions": asdict(conditions),
+        "conditions": {**asdict(conditions), "classes": classes},
         "dtype": str(pipeline.transformer.dtype),
     }
 
@@ -181,19 +202,19 @@ def _open_folder(out: Path, request: dict[str, Any]) -> None:
         part.write_text(json.dumps(request, indent=2) + "\n")
 
 
-def _image_path(out: Path, k: int) -> Path:
+def image_path(out: Path, k: int) -> Path:
     return out / f"{k:06d}.png"
 
 
-def _write_image(path: Path, image: Image.Image, trace: Trace, place: int) -> None:
+def _write_image(path: Path, image: Image.Image, notes: dict[str, Any]) -> None:
     text = PngInfo()
-    for name in TRACED:
-        text.add_text(name, json.dumps(getattr(trace, name)[:, place].tolist()))
+    for name, value in notes.items():
+        text.add_text(name, json.dumps(value))
     with whole_file(path) as part:
         image.save(part, pnginfo=text)
 
 
-def _read_image(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image

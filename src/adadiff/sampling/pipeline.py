@@ -230,6 +230,16 @@ class AdaDiffPipeline(DiffusionPipeline):
             raise InputError("the model takes neither classes nor prompts: leave the guidance scale at 1")
         return self.conditions(batch_size, classes, prompts)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images, decoded."""
+        backbone = self.transformer.backbone
+        if self.vae is None:
+            return (backbone.in_channels, *backbone.sample_size)
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = backbone.sample_size
+        return (self.vae.config.out_channels, factor * height, factor * width)
+
     def decode(self, sample: Tensor) -> Tensor:
         """Images in [-1, 1] from what the model denoises: themselves, or latents, decoded a few at a time."""
         if self.vae is None:

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from adadiff.conditioning import ClassCondition, Condition, FeatureCondition, TextEncoder, TokenCondition, Unconditional
-from adadiff.data import LabelledData, open_data
+from adadiff.data import LabelledData, cache_folder, open_data
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
 from adadiff.files import require_empty_folder, whole_file, whole_folder
@@ -239,9 +238,7 @@ def build_condition(config: TrainConfig, images: LabelledData, text_encoder: Tex
         return TokenCondition(text_encoder)
     state = PartialState()
     with state.main_process_first():
-        return FeatureCondition(
-            text_encoder.to(state.device), captions, Path(datasets.config.HF_DATASETS_CACHE) / "adadiff"
-        )
+        return FeatureCondition(text_encoder.to(state.device), captions, cache_folder())
 
 
 def example_conditions(config: TrainConfig, model: AdaptiveModel, images: LabelledData) -> Conditions:

@@ -1,0 +1,246 @@
+"""Every metric of a folder of samples, in one file and one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPProcessor
+
+from adadiff.data import DataConfig, ImageData
+from adadiff.errors import InputError
+from adadiff.evaluation.features import BATCH, FeatureNetwork, ImageFeatures, load_feature_network, reference_features
+from adadiff.evaluation.metrics import Features, bootstrap, frechet_distance, kernel_distance, precision_recall
+from adadiff.files import whole_file
+from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling.folder import REQUEST, FolderSummary, image_path, read_image
+
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What samples are worth, and what they cost.
+
+    Args:
+        images: How many were judged.
+        features: Name of the feature network.
+        frechet: Fréchet distance to the real images.
+        frechet_error: Its standard error, by bootstrap over the samples.
+        kernel: Kernel distance (KID), unbiased.
+        precision: Share of the samples among the real ones, in [0, 1].
+        recall: Share of the real ones among the samples, in [0, 1].
+        class_agreement: How often the network sees the class that was asked for, in [0, 1]; None where there were no
+            classes, or the network does not know them.
+        clip_score: 100 times the mean cosine of image and text by a CLIP model, at least 0 each; None without one.
+        layer_fraction: Layers run over the full model's, in (0, 1].
+        compute_fraction: The same in FLOPs.
+        images_per_second: Of one process, while it sampled.
+        constant_images: Numbers of the samples that are of one colour, which a diverging sampler makes.
+    """
+
+    images: int
+    features: str
+    frechet: float
+    frechet_error: float
+    kernel: float
+    precision: float
+    recall: float
+    class_agreement: float | None
+    clip_score: float | None
+    layer_fraction: float
+    compute_fraction: float
+    images_per_second: float
+    constant_images: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClipScorer:
+    """A CLIP model and what prepares its inputs."""
+
+    model: CLIPModel
+    processor: CLIPProcessor
+
+    @torch.no_grad()
+    def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """100 max(cos(image, text), 0) of each pair (Hessel et al. 2021, arXiv 2104.08718, with w = 1 in percent)."""
+        inputs = self.processor(
+            text=list(texts),
+            images=[image.convert("RGB") for image in images],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        )
+        output = self.model(**inputs)
+        return 100 * (output.image_embeds * output.text_embeds).sum(1).clamp(min=0)
+
+
+def load_clip(name: str) -> ClipScorer:
+    """A CLIP model of transformers by its name on the hub or its folder, safetensors only.
+
+    Raises:
+        InputError: If there is none, or it cannot be fetched.
+    """
+    try:
+        model = CLIPModel.from_pretrained(name, use_safetensors=True)
+        return ClipScorer(model.eval(), CLIPProcessor.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{name} is neither a folder with a CLIP model, nor one of that name that can be fetched from the hub"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples are held against.
+
+    Args:
+        network: Gives the features.
+        reference: Those of the real images.
+        clip: For samples with prompts.
+    """
+
+    network: FeatureNetwork
+    reference: ImageFeatures
+    clip: ClipScorer | None = None
+
+    def require_enough(self, n: int) -> None:
+        """Raise InputError where so many samples are too few for these features."""
+        least = self.reference.vectors.shape[1] + 1
+        if n < least:
+            raise InputError(f"{n} images are too few to judge by {self.network.name}: at least {least} are needed")
+
+
+def judge_for(model: Path, data: DataConfig, features: str, clip: str | None, device: torch.device) -> Judge:
+    """The judge of a model's images: the features of real images as large as they.
+
+    Args:
+        model: Model folder.
+        data: Real images, brought to the size and channels of the model's.
+        features: Name of the feature network.
+        clip: Name of a CLIP model, for a model that takes text.
+        device: Where the networks run.
+
+    Raises:
+        InputError: If something is not there, or the images are smaller than the model's, or grey where those have
+            colours.
+    """
+    pipeline = AdaDiffPipeline.from_pretrained(model)
+    channels, height, width = pipeline.image_shape
+    if height != width or channels not in (1, 3):
+        raise InputError(f"the model's images are {channels}x{height}x{width}: judged are square grey or RGB ones")
+    if clip is not None and pipeline.text_encoder is None:
+        raise InputError("a CLIP score needs prompts, and the model takes none: leave --clip out")
+    real = ImageData(replace(data, size=height, channels=1 if channels == 1 else 3), smallest_side=height)
+    if channels == 3 and real.is_grey():
+        raise InputError(f"the images of {data.source} are grey, the model's have colours: set another --data.source")
+    network = load_feature_network(features, device)
+    scorer = None if clip is None else load_clip(clip)
+    return Judge(network, reference_features(network, real), scorer)
+
+
+def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evaluation:
+    """Judge the samples in a folder, and write the figures into it.
+
+    Args:
+        folder: As `sample_to_folder` fills it.
+        summary: What that returned.
+        judge: What they are held against.
+
+    Raises:
+        InputError: If there are too few samples.
+    """
+    n = summary.trace.exit_layers.shape[1]
+    judge.require_enough(n)
+    request = json.loads((folder / REQUEST).read_text())
+    asked, network, reference = request["conditions"], judge.network, judge.reference
+    constant: list[int] = []
+    samples = network.of(_batches(folder, n, constant))
+    chosen = np.random.default_rng(0).permutation(len(reference.vectors))[:n]
+    precision, recall = precision_recall(samples.vectors, reference.vectors[chosen])
+
+    def frechet(vectors: Features) -> float:
+        return frechet_distance(vectors, reference.vectors)
+
+    evaluation = Evaluation(
+        images=n,
+        features=network.name,
+        frechet=frechet(samples.vectors),
+        frechet_error=bootstrap(frechet, samples.vectors),
+        kernel=kernel_distance(samples.vectors, reference.vectors[chosen]),
+        precision=precision,
+        recall=recall,
+        class_agreement=class_agreement(samples.guesses, network.class_names, asked["classes"]),
+        clip_score=None if judge.clip is None else _clip_score(judge.clip, folder, n, asked["prompts"]),
+        layer_fraction=summary.trace.layer_fraction,
+        compute_fraction=summary.trace.compute_fraction,
+        images_per_second=summary.images_per_second,
+        constant_images=tuple(constant),
+    )
+    with whole_file(folder / METRICS) as part:
+        part.write_text(json.dumps({**asdict(evaluation), "request": request}, indent=2) + "\n")
+    return evaluation
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """The figures for people."""
+    table = Table("", "", title=f"{evaluation.images} images, features: {evaluation.features}", show_header=False)
+    table.add_row("Fréchet distance", f"{evaluation.frechet:.3f} ± {evaluation.frechet_error:.3f}")
+    table.add_row("kernel distance", f"{evaluation.kernel:.5f}")
+    table.add_row("precision, recall", f"{evaluation.precision:.3f}, {evaluation.recall:.3f}")
+    if evaluation.class_agreement is not None:
+        table.add_row("class agreement", f"{evaluation.class_agreement:.1%}")
+    if evaluation.clip_score is not None:
+        table.add_row("CLIP score", f"{evaluation.clip_score:.2f}")
+    table.add_row("layers, compute", f"{evaluation.layer_fraction:.1%}, {evaluation.compute_fraction:.1%}")
+    table.add_row("images/s", f"{evaluation.images_per_second:.2f}")
+    if evaluation.constant_images:
+        named = ", ".join(f"{k:06d}" for k in evaluation.constant_images[:5])
+        more = "" if len(evaluation.constant_images) <= 5 else ", ..."
+        table.add_row("of one colour", f"{len(evaluation.constant_images)} images: {named}{more}")
+    return table
+
+
+def _batches(folder: Path, n: int, constant: list[int]) -> Iterator[Tensor]:
+    """The samples in [0, 1]; numbers of those of one colour are noted in `constant`."""
+    for first in tqdm(range(0, n, BATCH), desc="features of samples"):
+        numbers = range(first, min(first + BATCH, n))
+        pixels = np.stack([np.array(read_image(image_path(folder, k))) for k in numbers])
+        images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2) / 255
+        alike = (images == images[:, :, :1, :1]).flatten(1).all(1)
+        constant.extend(k for k, same in zip(numbers, alike, strict=True) if same)
+        yield images
+
+
+def class_agreement(
+    guesses: NDArray[np.int64] | None, known: Sequence[str], asked: Sequence[str | int]
+) -> float | None:
+    """How often the guess for image k is the k-th class asked for, in turns; None where the network knows them not.
+
+    Args:
+        guesses: Numbers of `known`, (images,).
+        known: Names of the network's classes.
+        asked: Names of the classes asked for.
+    """
+    if guesses is None or not asked or not set(asked) <= set(known):
+        return None
+    wanted = np.array([list(known).index(str(name)) for name in asked])
+    return float((guesses == wanted[np.arange(len(guesses)) % len(wanted)]).mean())
+
+
+def _clip_score(clip: ClipScorer, folder: Path, n: int, prompts: Sequence[str]) -> float:
+    scores = []
+    for first in range(0, n, BATCH):
+        numbers = range(first, min(first + BATCH, n))
+        images = [read_image(image_path(folder, k)) for k in numbers]
+        scores.append(clip.score(images, [prompts[k % len(prompts)] for k in numbers]))
+    return torch.cat(scores).mean().item()

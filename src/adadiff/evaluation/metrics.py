@@ -1,0 +1,105 @@
+"""How far generated images are from real ones, each metric a function on two arrays of features, (images, features)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adadiff.errors import InputError
+
+Features = NDArray[np.floating]
+BLOCK = 1000  # rows of a table of pairs that are in memory at once
+
+
+def frechet_distance(features: Features, reference: Features) -> float:
+    """|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), of Gaussians fitted to the two sets (Heusel et al. 2017).
+
+    The trace of the root is the sum of the roots of the eigenvalues of C1 C2, which are real and not negative.
+
+    Returns:
+        The distance, >= 0.
+
+    Raises:
+        InputError: If a set is too small for a covariance of that size.
+    """
+    _require_enough(features, features.shape[1] + 1, "a covariance of their features")
+    _require_enough(reference, features.shape[1] + 1, "a covariance of their features")
+    means = features.mean(0, dtype=np.float64) - reference.mean(0, dtype=np.float64)
+    first, second = (np.atleast_2d(np.cov(part.astype(np.float64), rowvar=False)) for part in (features, reference))
+    root = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()
+    return float(means @ means + np.trace(first + second) - 2 * root)
+
+
+def kernel_distance(features: Features, reference: Features) -> float:
+    """KID: the unbiased estimate of the squared maximum mean discrepancy (Binkowski et al. 2018, arXiv 1801.01401).
+
+    The kernel is (x.y / d + 1)^3. All pairs of all images count, so there are no subsets to draw.
+
+    Returns:
+        The distance; 0 in the mean for two sets of one distribution, and so at times below.
+    """
+    for part in (features, reference):
+        _require_enough(part, 2, "the kernel distance")
+    x, y = torch.from_numpy(features).double(), torch.from_numpy(reference).double()
+
+    def total(a: Tensor, b: Tensor) -> float:
+        return sum(((rows @ b.T / a.shape[1] + 1) ** 3).sum().item() for rows in a.split(BLOCK))
+
+    def among(a: Tensor) -> float:
+        same = ((a.square().sum(1) / a.shape[1] + 1) ** 3).sum().item()
+        return (total(a, a) - same) / (len(a) * (len(a) - 1))
+
+    return among(x) + among(y) - 2 * total(x, y) / (len(x) * len(y))
+
+
+def precision_recall(features: Features, reference: Features, neighbours: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+
+    Precision is the share of generated images that lie within the distance from some real image to its k-th nearest
+    real neighbour; recall is the same with generated and real exchanged.
+
+    Args:
+        features: Of generated images.
+        reference: Of real ones, best as many: both shares depend on the numbers.
+        neighbours: k, 3 in the paper.
+
+    Returns:
+        Precision and recall, each in [0, 1].
+    """
+    for part in (features, reference):
+        _require_enough(part, neighbours + 1, f"their {neighbours} nearest neighbours")
+    fake, real = torch.from_numpy(features).double(), torch.from_numpy(reference).double()
+    return _share_within(fake, real, neighbours), _share_within(real, fake, neighbours)
+
+
+def bootstrap(metric: Callable[[Features], float], features: Features, repeats: int = 50, seed: int = 0) -> float:
+    """Standard error of a metric of these features, by drawing as many of them again, with repetition.
+
+    Args:
+        metric: Of features, (images, features).
+        features: Of the images.
+        repeats: Draws.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [metric(features[rng.integers(len(features), size=len(features))]) for _ in range(repeats)]
+    return float(np.std(draws, ddof=1))
+
+
+def _share_within(points: Tensor, others: Tensor, neighbours: int) -> float:
+    """How many of the points lie in the ball of some other, which reaches to its k-th nearest neighbour."""
+    radii = torch.cat([rows.kthvalue(neighbours + 1, dim=1).values for rows in _distances(others, others)])
+    return torch.cat([(rows <= radii).any(1) for rows in _distances(points, others)]).double().mean().item()
+
+
+def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
+    return (torch.cdist(rows, others) for rows in points.split(BLOCK))
+
+
+def _require_enough(features: Features, least: int, purpose: str) -> None:
+    if len(features) < least:
+        raise InputError(f"{len(features)} images are too few for {purpose}: at least {least} are needed")
