@@ -58,7 +58,7 @@ def estimator_share(model: AdaptiveModel, batch: int, repeats: int) -> tuple[flo
         after = model.backbone.layer(1, before)
         parts = {
             "layer": lambda: model.backbone.layer(1, before),
-            "estimator": lambda: model.uncertainty(1, after).mean((1, 2), dtype=torch.float32),
+            "estimator": lambda: model.uncertainty(1, after, before).mean((1, 2), dtype=torch.float32),
         }
         seconds = median_seconds(parts, repeats)
     return seconds["layer"], seconds["estimator"]

@@ -3,7 +3,16 @@
 from diffusers import ModelMixin  # diffusers looks for the base class here when it loads our models
 
 from adadiff.errors import InputError
-from adadiff.exits import AdaptiveModel, ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.exits import (
+    AdaptiveModel,
+    BatchMeanExit,
+    ExitPolicy,
+    FixedExit,
+    NeverExit,
+    PatienceExit,
+    ScheduleExit,
+    ThresholdExit,
+)
 from adadiff.exits.trace import Trace
 from adadiff.sampling import AdaDiffPipeline
 
@@ -12,12 +21,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaDiffPipeline",
     "AdaptiveModel",
+    "BatchMeanExit",
     "ExitPolicy",
     "FixedExit",
     "InputError",
     "ModelMixin",
     "NeverExit",
     "PatienceExit",
+    "ScheduleExit",
     "ThresholdExit",
     "Trace",
 ]

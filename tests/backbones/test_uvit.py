@@ -27,10 +27,11 @@ def reference_layer(w: dict[str, Tensor], x: Tensor, num_heads: int) -> Tensor:
     """One pre-norm layer for one sample, (tokens, width), head by head."""
     width = x.shape[1]
     qkv = F.layer_norm(x, (width,), w["norm1.weight"], w["norm1.bias"]) @ w["attn.qkv.weight"].T
-    size = width // num_heads
+    inner = qkv.shape[1] // 3
+    size = inner // num_heads
     heads = []
     for h in range(num_heads):
-        q, k, v = (qkv[:, part * width + h * size : part * width + (h + 1) * size] for part in range(3))
+        q, k, v = (qkv[:, part * inner + h * size : part * inner + (h + 1) * size] for part in range(3))
         heads.append(torch.softmax(q @ k.T / math.sqrt(size), dim=1) @ v)
     x = x + torch.cat(heads, dim=1) @ w["attn.proj.weight"].T + w["attn.proj.bias"]
     hidden = F.layer_norm(x, (width,), w["norm2.weight"], w["norm2.bias"]) @ w["mlp.fc1.weight"].T + w["mlp.fc1.bias"]
@@ -87,11 +88,12 @@ def reference_uvit(backbone: UViT, image: Tensor, t: float, label: int | None, c
         {},
         {"sample_size": (4, 12), "patch_size": 4, "depth": 3},
         {"time_mlp": True, "final_conv": False},
+        {"num_heads": 3, "head_dim": 4, "mlp_ratio": 1.7},
         {"num_classes": 3},
         {"context_dim": 6, "context_length": 4},
         {"num_classes": 3, "context_dim": 6, "context_length": 4, "depth": 1},
     ],
-    ids=["plain", "oblong", "time mlp, no conv", "classes", "text", "classes and text"],
+    ids=["plain", "oblong", "time mlp, no conv", "pruned", "classes", "text", "classes and text"],
 )
 def test_forward_is_the_obvious_uvit(settings):
     backbone = make_uvit(**settings)

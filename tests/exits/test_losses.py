@@ -68,6 +68,18 @@ def test_layerwise_loss_normalized_over_layers(shape):
     assert layerwise_loss(predictions, uncertainties, target, "normalized").item() == pytest.approx(wanted)
 
 
+@given(shapes)
+def test_layerwise_loss_of_the_rivals(shape):
+    """BERxiT sums all layers up; CALM weights layer i by i, the last one included."""
+    predictions, uncertainties, target = draw(shape)
+    errors = [(p - target).square().mean().item() for p in predictions]
+    uniform = layerwise_loss(predictions, uncertainties, target, "uniform").item()
+    assert uniform + errors[-1] == pytest.approx(sum(errors))
+    index = layerwise_loss(predictions, uncertainties, target, "index").item()
+    weighted = sum(i * error for i, error in enumerate(errors, start=1))
+    assert (index + errors[-1]) * shape[0] == pytest.approx(weighted)
+
+
 def test_joint_loss_adds_the_terms_up():
     predictions, uncertainties, target = draw((3, 2, 1, 4, 4))
     loss = joint_loss(predictions, uncertainties, target, uncertainty_weight=0.5, layerwise_weight=0.25)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adadiff import FixedExit, InputError, NeverExit, PatienceExit, ThresholdExit
+from adadiff import BatchMeanExit, FixedExit, InputError, NeverExit, PatienceExit, ScheduleExit, ThresholdExit
 from adadiff.exits import ExitQuery
 
 
@@ -77,6 +77,22 @@ def test_fixed_exit():
     assert FixedExit(2).leaves(query([[0.9, 0.9]])).tolist() == [True]
 
 
+def test_a_schedule_goes_by_the_step():
+    policy = ScheduleExit((1, 3))
+    assert policy.leaves(query([[0.9], [0.1]], step=0)).tolist() == [True, True]
+    assert policy.leaves(query([[0.0, 0.0], [0.1, 0.1]], step=1)).tolist() == [False, False]
+    assert policy.leaves(query([[0.9, 0.9, 0.9]], step=1)).tolist() == [True]
+    assert not policy.reads_uncertainty(1, 1)
+
+
+def test_the_batch_mean_takes_all_or_none():
+    policy = BatchMeanExit(0.5)
+    assert policy.leaves(query([[0.9, 0.2], [0.0, 0.7]])).tolist() == [True, True]
+    assert policy.leaves(query([[0.0, 0.2], [0.0, 0.8]])).tolist() == [False, False]
+    assert policy.reads_uncertainty(0, 1)
+    assert not BatchMeanExit(0.0).reads_uncertainty(0, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -90,6 +106,9 @@ def test_fixed_exit():
         (lambda: ThresholdExit((0.1, 0.2)).check(depth=5, num_steps=3), "one per step, 3"),
         (lambda: ThresholdExit((0.1, 0.2), per="layer").check(depth=5, num_steps=2), "one per layer, 5"),
         (lambda: ThresholdExit(0.1, min_layer=6).check(depth=5, num_steps=2), "numbered 1 to 5"),
+        (lambda: BatchMeanExit(1.5), "between 0 and 1"),
+        (lambda: ScheduleExit((1, 2)).check(depth=5, num_steps=3), "one per step, 3"),
+        (lambda: ScheduleExit((1, 6)).check(depth=5, num_steps=2), "numbered 1 to 5"),
         (lambda: FixedExit(0).check(depth=5, num_steps=2), "numbered 1 to 5"),
         (lambda: PatienceExit(0.1, min_layer=0).check(depth=5, num_steps=2), "numbered 1 to 5"),
     ],

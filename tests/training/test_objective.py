@@ -34,3 +34,13 @@ def test_the_loss_of_a_batch(prediction_type):
         got.layer_errors, (predictions - target).square().mean((1, 2, 3, 4)), rtol=1e-4, atol=1e-4
     )
     torch.testing.assert_close(got.layer_uncertainties, uncertainties.mean((1, 2, 3, 4)), rtol=1e-4, atol=1e-4)
+
+
+def test_alternating_leaves_the_layerwise_loss_out_at_every_second_step():
+    model = make_model()
+    objective = JointObjective(model, DiffusionConfig().build(), LossConfig(alternating=True, ual_weighting="uniform"))
+    batch = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.6])
+    for step in range(4):
+        loss = objective(*batch, step=step).loss
+        rest = loss.total - loss.simple - loss.uncertainty
+        torch.testing.assert_close(rest, loss.layerwise * (step % 2), rtol=1e-4, atol=1e-5)

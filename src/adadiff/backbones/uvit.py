@@ -54,11 +54,11 @@ class UViTState(LayerState):
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * num_heads * head_dim, bias=False)
+        self.proj = nn.Linear(num_heads * head_dim, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -78,13 +78,13 @@ class Mlp(nn.Module):
 class Layer(nn.Module):
     """A pre-norm transformer layer; in the second half it first takes in the skip."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, takes_skip: bool) -> None:
+    def __init__(self, width: int, num_heads: int, head_dim: int, mlp_ratio: float, takes_skip: bool) -> None:
         super().__init__()
         self.skip_linear = nn.Linear(2 * width, width) if takes_skip else None
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, num_heads)
+        self.attn = Attention(width, num_heads, head_dim)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, round(width * mlp_ratio))
 
     def forward(self, tokens: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.skip_linear is not None:
@@ -122,7 +122,8 @@ class UViT(Backbone[UViTState]):
         patch_size: Side of a patch, in pixels; divides both sides of the image.
         width: Size of a token.
         depth: Number of layers N, odd: as many before the middle one as after it.
-        num_heads: Attention heads; divides the width.
+        num_heads: Attention heads; divides the width, unless their size is given.
+        head_dim: Size of an attention head; by default the width over their number.
         mlp_ratio: Hidden size of the MLP over the width.
         time_mlp: Whether the sinusoidal time embedding goes through a two-layer MLP.
         final_conv: Whether the output head ends in a 3x3 convolution.
@@ -146,6 +147,7 @@ class UViT(Backbone[UViTState]):
         width: int = 192,
         depth: int = 9,
         num_heads: int = 3,
+        head_dim: int | None = None,
         mlp_ratio: float = 4.0,
         time_mlp: bool = False,
         final_conv: bool = True,
@@ -163,7 +165,7 @@ class UViT(Backbone[UViTState]):
             )
         if depth < 1 or depth % 2 == 0:
             raise InputError(f"a U-ViT of {depth} layers has no middle one: choose an odd depth")
-        if width % (2 * num_heads):
+        if head_dim is None and width % (2 * num_heads):
             raise InputError(f"width {width} must be an even multiple of the number of heads, {num_heads}")
         self.sample_size, self.in_channels, self.patch_size = sample_size, in_channels, patch_size
         self.width, self.depth = width, depth
@@ -186,7 +188,8 @@ class UViT(Backbone[UViTState]):
         self.position = nn.Parameter(torch.empty(1, self.extra_tokens + rows * columns, width))
 
         self.layers = nn.ModuleList(
-            Layer(width, num_heads, mlp_ratio, takes_skip=i > depth // 2 + 1) for i in range(1, depth + 1)
+            Layer(width, num_heads, head_dim or width // num_heads, mlp_ratio, takes_skip=i > depth // 2 + 1)
+            for i in range(1, depth + 1)
         )
         self.head = Head(width, in_channels, sample_size, patch_size, final_conv)
         self._initialize()

@@ -1,15 +1,26 @@
 """What the paper adds to a backbone: exits, uncertainty estimators, losses, and rules for leaving."""
 
 from adadiff.exits.adaptive import AdaptiveModel, AdaptiveOutput
-from adadiff.exits.policies import ExitPolicy, ExitQuery, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.exits.policies import (
+    BatchMeanExit,
+    ExitPolicy,
+    ExitQuery,
+    FixedExit,
+    NeverExit,
+    PatienceExit,
+    ScheduleExit,
+    ThresholdExit,
+)
 
 __all__ = [
     "AdaptiveModel",
     "AdaptiveOutput",
+    "BatchMeanExit",
     "ExitPolicy",
     "ExitQuery",
     "FixedExit",
     "NeverExit",
     "PatienceExit",
+    "ScheduleExit",
     "ThresholdExit",
 ]

@@ -17,14 +17,14 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from adadiff.backbones import BACKBONES, Backbone, LayerState
 from adadiff.errors import InputError, lookup
 from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
-from adadiff.exits.uncertainty import ESTIMATORS
+from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
 from adadiff.files import verify_checksums, write_checksums
 
 
@@ -56,7 +56,8 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         backbone_type: Kind of backbone, a key of `adadiff.backbones.BACKBONES`.
         backbone_config: The backbone's other settings, as in its class.
         head_type: Output heads g_i: `"shared"` or `"per_layer"`.
-        estimator_type: Uncertainty estimators u_i: `"concat"`, `"token"` or `"attention"`.
+        estimator_type: Uncertainty estimators u_i: `"concat"`, `"token"`, `"attention"`, `"shared_token"` (BERxiT) or
+            `"saturation"` (CALM).
         class_names: Names of classes 0, 1, ..., where the model takes classes and they have names.
         null_class: The class that stands for none, where the model was trained with one.
 
@@ -88,8 +89,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         backbone_class = lookup(backbone_type, BACKBONES, "backbone")
         self.backbone = backbone_class(sample_size=size, in_channels=in_channels, **(backbone_config or {}))
         self.heads = lookup(head_type, HEADS, "head")(self.backbone)
-        estimator_class = lookup(estimator_type, ESTIMATORS, "estimator")
-        self.estimators = nn.ModuleList(estimator_class(self.backbone) for _ in range(self.depth))
+        self.estimators = build_estimators(lookup(estimator_type, ESTIMATORS, "estimator"), self.backbone)
 
     @property
     def depth(self) -> int:
@@ -119,9 +119,13 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         """g_i(L_i): the prediction read off after layer i, (batch, channels, height, width)."""
         return self.heads(i, self.backbone.patch_tokens(state), self.backbone.head)
 
-    def uncertainty(self, i: int, state: LayerState) -> Tensor:
-        """u_i: (batch, patches, patch values) in [0, 1]. Tokens and time are detached: no gradient to the backbone."""
-        return self.estimators[i - 1](self.backbone.patch_tokens(state).detach(), state.time.detach())
+    def uncertainty(self, i: int, state: LayerState, before: LayerState) -> Tensor:
+        """u_i: (batch, patches, patch values) in [0, 1], from the states after and before layer i.
+
+        Tokens and time are detached: no gradient reaches the backbone.
+        """
+        tokens, previous = (self.backbone.patch_tokens(each).detach() for each in (state, before))
+        return self.estimators[(i - 1) % len(self.estimators)](tokens, state.time.detach(), previous)
 
     def all_exits(
         self,
@@ -144,9 +148,9 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)
         predictions, uncertainties = [], []
         for i in range(1, self.depth + 1):
-            state = self.backbone.layer(i, state)
+            before, state = state, self.backbone.layer(i, state)
             predictions.append(self.predict(i, state))
-            uncertainties.append(self.backbone.unpatchify(self.uncertainty(i, state)))
+            uncertainties.append(self.backbone.unpatchify(self.uncertainty(i, state, before)))
         return torch.stack(predictions), torch.stack(uncertainties)
 
     def forward(
@@ -187,9 +191,9 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
 
         state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)
         for i in range(1, self.depth + 1):
-            state = self.backbone.layer(i, state)
+            before, state = state, self.backbone.layer(i, state)
             if estimated[i - 1]:
-                history[:, i - 1] = self.uncertainty(i, state).mean((1, 2), dtype=torch.float32)
+                history[:, i - 1] = self.uncertainty(i, state, before).mean((1, 2), dtype=torch.float32)
             if i == self.depth:
                 leaving = torch.ones(len(remaining), dtype=torch.bool)
             else:

@@ -77,8 +77,9 @@ def count_part_flops(model: AdaptiveModel) -> PartFlops:
     embed, state = counted(backbone.embed, sample, timestep, class_labels, context)
     layers, heads, estimators = [], [], []
     for i in range(1, backbone.depth + 1):
+        before = state
         flops, state = counted(backbone.layer, i, state)
         layers.append(flops)
         heads.append(counted(twin.predict, i, state)[0])
-        estimators.append(counted(twin.uncertainty, i, state)[0])
+        estimators.append(counted(twin.uncertainty, i, state, before)[0])
     return PartFlops(embed, torch.tensor(layers), torch.tensor(heads), torch.tensor(estimators))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-UalWeighting = Literal["detached", "normalized"]
+UalWeighting = Literal["detached", "normalized", "uniform", "index"]
 
 
 def simple_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def uncertainty_loss(uncertainties: Tensor, predictions: Tensor, target: Tensor)
 def layerwise_loss(
     predictions: Tensor, uncertainties: Tensor, target: Tensor, weighting: UalWeighting = "detached"
 ) -> Tensor:
-    """L_UAL, the uncertainty-aware layer-wise loss over the layers before the last.
+    """L_UAL, the uncertainty-aware layer-wise loss over the layers before the last, or what rivals have in its place.
 
     Args:
         predictions: Of all layers.
@@ -41,9 +41,15 @@ def layerwise_loss(
         target: What the model predicts.
         weighting: `"detached"`: mean_{i<N} (1 - mean u_i) * mean (g_i - target)^2, each sample with its own weight,
             which carries no gradient. `"normalized"`: the authors' released code; a layer's weight is its certainty
-            averaged over the batch, divided by the sum over those layers, and it carries gradient.
+            averaged over the batch, divided by the sum over those layers, and it carries gradient. `"uniform"`: the
+            sum over those layers (BERxiT, Xin et al. 2021). `"index"`: layer i with weight i / N, so that together with
+            L_simple the weights are in proportion to the layer's number (CALM, Schuster et al. 2022).
     """
     errors = (predictions[:-1] - target).square().flatten(2).mean(2)
+    if weighting == "uniform":
+        return errors.mean(1).sum()
+    if weighting == "index":
+        return (torch.arange(1, len(predictions), device=errors.device) / len(predictions) * errors.mean(1)).sum()
     certainty = 1 - uncertainties[:-1].flatten(2).mean(2)
     if weighting == "detached":
         return (certainty.detach() * errors).mean()

@@ -80,6 +80,26 @@ class FixedExit(ExitPolicy):
 
 
 @dataclass(frozen=True)
+class ScheduleExit(ExitPolicy):
+    """Everybody leaves after a layer that depends on the step alone.
+
+    Args:
+        layers: The exit layer at each sampling step, 1..N.
+    """
+
+    layers: tuple[int, ...]
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        return torch.full((len(query.samples),), query.layer >= self.layers[query.step], dtype=torch.bool)
+
+    def check(self, depth: int, num_steps: int) -> None:
+        if len(self.layers) != num_steps:
+            raise InputError(f"the schedule has {len(self.layers)} exit layers: give one per step, {num_steps}")
+        for layer in self.layers:
+            _check_layer("an exit layer", layer, depth)
+
+
+@dataclass(frozen=True)
 class ThresholdExit(ExitPolicy):
     """A sample leaves after the first layer whose mean uncertainty is below tau (AdaDiff, section 3.2).
 
@@ -100,8 +120,7 @@ class ThresholdExit(ExitPolicy):
         if isinstance(self.tau, Sequence):
             object.__setattr__(self, "tau", tuple(float(tau) for tau in self.tau))
         for tau in self.tau if isinstance(self.tau, tuple) else (self.tau,):
-            if not 0 <= tau <= 1:
-                raise InputError(f"tau is {tau}: an uncertainty, and so a threshold, is between 0 and 1")
+            _check_tau(tau)
 
     def leaves(self, query: ExitQuery) -> Tensor:
         if query.layer < self.min_layer:
@@ -144,8 +163,7 @@ class PatienceExit(ExitPolicy):
     last_patient_layer: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tau <= 1:
-            raise InputError(f"tau is {self.tau}: an uncertainty, and so a threshold, is between 0 and 1")
+        _check_tau(self.tau)
         if self.patience < 1:
             raise InputError(f"patience is {self.patience}: at least one layer must pass")
 
@@ -163,6 +181,33 @@ class PatienceExit(ExitPolicy):
         _check_layer("min_layer", self.min_layer, depth)
         if self.last_patient_layer is not None:
             _check_layer("last_patient_layer", self.last_patient_layer, depth)
+
+
+@dataclass(frozen=True)
+class BatchMeanExit(ExitPolicy):
+    """The whole batch leaves after the first layer where its mean uncertainty is below tau: the authors' released code.
+
+    What a sample gets depends on its neighbours; it is here to be compared with.
+
+    Args:
+        tau: Threshold in [0, 1]; 0 never leaves.
+    """
+
+    tau: float
+
+    def __post_init__(self) -> None:
+        _check_tau(self.tau)
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        return (query.uncertainty[:, -1].mean() < self.tau).expand(len(query.samples))
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return self.tau > 0
+
+
+def _check_tau(tau: float) -> None:
+    if not 0 <= tau <= 1:
+        raise InputError(f"tau is {tau}: an uncertainty, and so a threshold, is between 0 and 1")
 
 
 def _check_layer(name: str, layer: int, depth: int) -> None:

@@ -31,6 +31,8 @@ class ModelConfig:
     """Number of layers, odd."""
     num_heads: int = 3
     """Attention heads."""
+    head_dim: int | None = None
+    """Size of an attention head; by default the width over their number. Pruned models have fewer heads."""
     mlp_ratio: float = 4.0
     """Hidden size of the MLP over the width."""
     time_mlp: bool = False
@@ -45,8 +47,8 @@ class ModelConfig:
     """"bytes" (small, trained with the model), or a text model of transformers, by hub name or folder, frozen."""
     head: Literal["shared", "per_layer"] = "shared"
     """Output heads: one for all layers, or one for each."""
-    estimator: Literal["concat", "token", "attention"] = "concat"
-    """Uncertainty estimators: the paper's, the released code's, or attention with a learned query."""
+    estimator: Literal["concat", "token", "attention", "shared_token", "saturation"] = "concat"
+    """Uncertainty estimators: the paper's, the released code's, attention with a learned query, BERxiT's or CALM's."""
 
     def build_text_encoder(self) -> TextEncoder | None:
         """The text encoder, where the model takes text: new, or loaded."""
@@ -91,6 +93,7 @@ class ModelConfig:
             "width": self.width,
             "depth": self.depth,
             "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
             "mlp_ratio": self.mlp_ratio,
             "time_mlp": self.time_mlp,
             "final_conv": self.final_conv,
@@ -174,7 +177,9 @@ class LossConfig:
     layerwise_weight: float = 1.0
     """beta."""
     ual_weighting: UalWeighting = "detached"
-    """Layer weights in L_UAL: the paper's, or as the released code normalises them."""
+    """Layer weights in L_UAL: the paper's, as the released code normalises them, or as BERxiT or CALM have them."""
+    alternating: bool = False
+    """The layer-wise loss at every second step only, as BERxiT trains."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def train(config: TrainConfig) -> None:
         for batch in loader:
             with accelerator.accumulate(objective):
                 with attention_backend(accelerator):
-                    result: Objective = objective(**batch)
+                    result: Objective = objective(**batch, step=step)
                 accelerator.backward(result.loss.total)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)

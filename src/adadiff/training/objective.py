@@ -57,6 +57,7 @@ class JointObjective(nn.Module):
         class_labels: Tensor | None = None,
         tokens: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
+        step: int = 0,
     ) -> Objective:
         """Take the loss.
 
@@ -67,6 +68,7 @@ class JointObjective(nn.Module):
             class_labels: (batch,) int64, where the model takes classes.
             tokens: Captions for the text encoder that is trained, (batch, any) int64.
             encoder_hidden_states: Text features, where the text encoder is frozen.
+            step: Which optimizer step this is, counted from 0.
         """
         timesteps = (time * self.scheduler.config.num_train_timesteps).long()
         noisy = self.scheduler.add_noise(image, noise, timesteps)
@@ -79,12 +81,13 @@ class JointObjective(nn.Module):
             encoder_hidden_states = self.text_encoder(tokens)
         predictions, uncertainties = self.model.all_exits(noisy, timesteps, class_labels, encoder_hidden_states)
         predictions, uncertainties = predictions.float(), uncertainties.float()
+        left_out = self.config.alternating and step % 2 == 0
         loss = joint_loss(
             predictions,
             uncertainties,
             target,
             self.config.uncertainty_weight,
-            self.config.layerwise_weight,
+            0.0 if left_out else self.config.layerwise_weight,
             self.config.ual_weighting,
         )
         with torch.no_grad():
