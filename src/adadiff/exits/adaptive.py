@@ -25,7 +25,7 @@ from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
 from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
-from adadiff.files import verify_checksums, write_checksums
+from adadiff.files import CHECKSUMS, verify_checksums, write_checksums
 
 
 @dataclass
@@ -105,6 +105,16 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
     def part_flops(self) -> PartFlops:
         """What each part costs for one sample."""
         return count_part_flops(self)
+
+    def trajectory(self) -> AdaptiveModel:
+        """What predicts the steps of one sampling: the model itself, which keeps nothing from step to step."""
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What the predictions depend on, as plain values: the weights' checksum where they were loaded with one."""
+        folder = Path(self.config.get("_name_or_path", ""))
+        checksums = folder / CHECKSUMS
+        return {"weights": checksums.read_text().split()[0] if checksums.is_file() else str(folder)}
 
     def start_from(self, backbone: Backbone[Any]) -> None:
         """Take over a trained backbone's weights; per-layer heads start anew as copies of its head.

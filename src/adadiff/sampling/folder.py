@@ -19,7 +19,7 @@ from adadiff.conditioning import class_indices
 from adadiff.errors import InputError
 from adadiff.exits import ExitPolicy
 from adadiff.exits.trace import Trace
-from adadiff.files import CHECKSUMS, require_empty_folder, whole_file
+from adadiff.files import require_empty_folder, whole_file
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.pipeline import AdaDiffPipeline
@@ -168,13 +168,11 @@ def _request(
     pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
     """All that the images depend on."""
-    model_folder = Path(pipeline.transformer.config.get("_name_or_path", ""))
-    checksums = model_folder / CHECKSUMS
     names, classes = pipeline.transformer.config.class_names, conditions.classes
     if names:
         classes = tuple(names[k] for k in class_indices(classes, len(names), names))
     return {
-        "model": checksums.read_text().split()[0] if checksums.is_file() else str(model_folder),
+        "model": pipeline.transformer.identity(),
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": steps,
         "policy": policy.describe(),

@@ -147,11 +147,12 @@ class AdaDiffPipeline(DiffusionPipeline):
         noise_source = {"generator": generator} if takes_generator else {}
 
         steps = []
+        predict = model.trajectory()
         timesteps = self.scheduler.timesteps
         for step, timestep in enumerate(self.progress_bar(timesteps)):
             guided = guidance.applies(step, len(timesteps))
             noisy = self.scheduler.scale_model_input(sample, timestep).to(model.dtype)
-            output = model(
+            output = predict(
                 torch.cat([noisy, noisy]) if guided else noisy,
                 timestep,
                 **(pairs if guided else conditions),

@@ -1,0 +1,158 @@
+"""Step caching: what deep layers did at an earlier step is used again, since it changes little from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadiff.errors import InputError
+from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy
+from adadiff.rivals.base import Rival, Trajectory, full_output, require_no_exits
+
+
+class SkipCaching(Rival):
+    """DeepCache on U-ViT's long skips (Ma et al., CVPR 2024, arXiv 2312.00858).
+
+    Every `interval` steps all layers run, and what layer N - shallow hands on is kept. At the steps between, only the
+    first and the last `shallow` layers run, joined by their skips, on what was kept.
+
+    Args:
+        model: A trained U-ViT.
+        interval: Steps from one full run to the next, at least 1; 1 is the full model.
+        shallow: Layers on either side that always run, 1..N // 2.
+
+    Raises:
+        InputError: If the backbone has no long skips, or a number is out of range.
+    """
+
+    def __init__(self, model: AdaptiveModel, interval: int, shallow: int = 1) -> None:
+        super().__init__(model)
+        if model.config.backbone_type != "uvit":
+            raise InputError(f"a {model.config.backbone_type} has no long skips to reuse: skip caching needs a uvit")
+        if interval < 1:
+            raise InputError(f"the interval is {interval}: it must be at least 1 step")
+        if not 1 <= shallow <= model.depth // 2:
+            raise InputError(f"{shallow} shallow layers on either side: it must be between 1 and {model.depth // 2}")
+        self.interval, self.shallow = interval, shallow
+
+    def settings(self) -> dict[str, Any]:
+        return {"interval": self.interval, "shallow": self.shallow}
+
+    def trajectory(self) -> Trajectory:
+        return _SkipTrajectory(self)
+
+
+class _SkipTrajectory:
+    def __init__(self, rival: SkipCaching) -> None:
+        self.rival = rival
+        self.kept: Tensor | None = None
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        step: int = 0,
+        return_uncertainties: bool = False,
+        tied_halves: bool = False,
+    ) -> AdaptiveOutput:
+        require_no_exits("skip caching", policy)
+        model, shallow = self.rival.model, self.rival.shallow
+        backbone, depth = model.backbone, model.depth
+        whole = self.kept is None or len(self.kept) != len(sample) or step % self.rival.interval == 0
+        state = backbone.embed(sample, timestep.expand(len(sample)), class_labels, encoder_hidden_states)
+        for i in range(1, (depth - shallow if whole else shallow) + 1):
+            state = backbone.layer(i, state)
+        if whole:
+            self.kept = state.tokens
+        else:
+            assert self.kept is not None
+            state = replace(state, tokens=self.kept)
+        for i in range(depth - shallow + 1, depth + 1):
+            state = backbone.layer(i, state)
+        parts = model.part_flops
+        outer = parts.layers[:shallow].sum() + parts.layers[depth - shallow :].sum()
+        flops = parts.full if whole else parts.embed + int(outer + parts.heads[-1])
+        layers = depth if whole else 2 * shallow
+        count = (len(sample),)
+        return full_output(model.predict(depth, state), torch.full(count, layers), torch.full(count, flops), depth)
+
+
+class FirstBlockCaching(Rival):
+    """First-block caching, as ParaAttention does it, but for each sample.
+
+    The first layer always runs. Where what it adds to the tokens differs from what it added when all layers last ran
+    by less than `threshold`, relative, what the other layers added then is added again.
+
+    Args:
+        model: A trained model.
+        threshold: At least 0; 0 is the full model.
+
+    Raises:
+        InputError: If the threshold is negative.
+    """
+
+    def __init__(self, model: AdaptiveModel, threshold: float) -> None:
+        super().__init__(model)
+        if not threshold >= 0:
+            raise InputError(f"the threshold is {threshold}: it must be at least 0")
+        self.threshold = threshold
+
+    def settings(self) -> dict[str, Any]:
+        return {"threshold": self.threshold}
+
+    def trajectory(self) -> Trajectory:
+        return _FirstBlockTrajectory(self)
+
+
+class _FirstBlockTrajectory:
+    def __init__(self, rival: FirstBlockCaching) -> None:
+        self.rival = rival
+        self.first: Tensor | None = None
+        self.rest: Tensor | None = None
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        step: int = 0,
+        return_uncertainties: bool = False,
+        tied_halves: bool = False,
+    ) -> AdaptiveOutput:
+        require_no_exits("first-block caching", policy)
+        model = self.rival.model
+        embedded = model.backbone.embed(sample, timestep.expand(len(sample)), class_labels, encoder_hidden_states)
+        state = model.backbone.layer(1, embedded)
+        added = state.tokens - embedded.tokens
+        stale = self._stale(added)
+        if tied_halves:
+            stale = stale.unflatten(0, (2, -1)).any(0).repeat(2)
+        if self.first is None or self.rest is None or len(self.first) != len(added):
+            self.first, self.rest = torch.empty_like(added), torch.empty_like(added)
+        where = stale.nonzero().squeeze(1)
+        if len(where):
+            deeper = state.select(where)
+            for i in range(2, model.depth + 1):
+                deeper = model.backbone.layer(i, deeper)
+            self.first[where], self.rest[where] = added[where], deeper.tokens - state.tokens[where]
+        prediction = model.predict(model.depth, replace(state, tokens=state.tokens + self.rest))
+        parts, ran = model.part_flops, stale.cpu()
+        reused = parts.embed + int(parts.layers[0] + parts.heads[-1])
+        return full_output(
+            prediction, torch.where(ran, model.depth, 1), torch.where(ran, parts.full, reused), model.depth
+        )
+
+    def _stale(self, added: Tensor) -> Tensor:
+        """Which samples must run all layers, (batch,) bool."""
+        if self.first is None or len(self.first) != len(added):
+            return torch.ones(len(added), dtype=torch.bool, device=added.device)
+        change = (added - self.first).abs().float().mean((1, 2)) / self.first.abs().float().mean((1, 2))
+        return change >= self.rival.threshold
