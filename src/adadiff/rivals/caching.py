@@ -41,6 +41,12 @@ class SkipCaching(Rival):
     def settings(self) -> dict[str, Any]:
         return {"interval": self.interval, "shallow": self.shallow}
 
+    def flops(self, whole: bool) -> int:
+        """What a step computes for one sample: a full run, or one between two of them."""
+        parts = self.part_flops
+        outer = parts.layers[: self.shallow].sum() + parts.layers[self.depth - self.shallow :].sum()
+        return parts.full if whole else parts.embed + int(outer + parts.heads[-1])
+
     def trajectory(self) -> Trajectory:
         return _SkipTrajectory(self)
 
@@ -75,12 +81,9 @@ class _SkipTrajectory:
             state = replace(state, tokens=self.kept)
         for i in range(depth - shallow + 1, depth + 1):
             state = backbone.layer(i, state)
-        parts = model.part_flops
-        outer = parts.layers[:shallow].sum() + parts.layers[depth - shallow :].sum()
-        flops = parts.full if whole else parts.embed + int(outer + parts.heads[-1])
-        layers = depth if whole else 2 * shallow
-        count = (len(sample),)
-        return full_output(model.predict(depth, state), torch.full(count, layers), torch.full(count, flops), depth)
+        layers_run = torch.full((len(sample),), depth if whole else 2 * shallow)
+        flops = torch.full((len(sample),), self.rival.flops(whole))
+        return full_output(model.predict(depth, state), layers_run, flops, depth)
 
 
 class FirstBlockCaching(Rival):

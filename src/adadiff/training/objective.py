@@ -72,10 +72,7 @@ class JointObjective(nn.Module):
         """
         timesteps = (time * self.scheduler.config.num_train_timesteps).long()
         noisy = self.scheduler.add_noise(image, noise, timesteps)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(image, noise, timesteps)
-        else:
-            target = noise
+        target = training_target(self.scheduler, image, noise, timesteps)
         if tokens is not None:
             assert self.text_encoder is not None
             encoder_hidden_states = self.text_encoder(tokens)
@@ -94,3 +91,10 @@ class JointObjective(nn.Module):
             layer_errors = (predictions - target).square().flatten(1).mean(1)
             layer_uncertainties = uncertainties.flatten(1).mean(1)
         return Objective(loss, layer_errors, layer_uncertainties)
+
+
+def training_target(scheduler: DDPMScheduler, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the model is to predict of such noisy images: the noise, or the velocity."""
+    if scheduler.config.prediction_type == "v_prediction":
+        return scheduler.get_velocity(image, noise, timesteps)
+    return noise

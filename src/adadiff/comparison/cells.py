@@ -1,0 +1,129 @@
+"""Cells of a comparison: one method at one setting, sampled, judged, timed, and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from adadiff.comparison.methods import Bench, Setup
+from adadiff.comparison.networks import FULL
+from adadiff.evaluation.evaluate import Evaluation, Judge, evaluate_folder
+from adadiff.evaluation.timing import median_seconds
+from adadiff.exits import NeverExit
+from adadiff.exits.trace import Trace
+from adadiff.files import whole_file
+from adadiff.sampling.folder import sample_to_folder
+from adadiff.seeding import generator_for
+
+CELL = "cell.json"
+SAMPLES = "samples"
+TIMED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one setting.
+
+    Args:
+        name: Of its folder.
+        method: Name of the method.
+        setting: What was chosen, for people.
+        target: The compute that was asked for, over the full model's.
+        compute: The compute that it took.
+        layers: Layers run over the full model's at all steps.
+        seconds: Median time of a batch of `TIMED_IMAGES`.
+        full_seconds: Median time of such a batch by the full model, in turns with it.
+        evaluation: What its samples are worth.
+    """
+
+    name: str
+    method: str
+    setting: str
+    target: float
+    compute: float
+    layers: float
+    seconds: float
+    full_seconds: float
+    evaluation: Evaluation
+
+    @property
+    def speedup(self) -> float:
+        """Full time over its time."""
+        return self.full_seconds / self.seconds
+
+
+class Cells:
+    """Fills cells, or finds them filled.
+
+    Args:
+        bench: What the methods are set up with.
+        judge: What samples are held against.
+        folder: One folder a cell.
+    """
+
+    def __init__(self, bench: Bench, judge: Judge, folder: Path) -> None:
+        self.bench, self.judge, self.folder = bench, judge, folder
+
+    def fill(
+        self, name: str, method: str, target: float, images: int, choose: Callable[[], Setup | None]
+    ) -> Cell | None:
+        """The cell of that name; None where the method has no setting for it.
+
+        Args:
+            name: Of its folder.
+            method: Name of the method.
+            target: The compute that is asked for.
+            images: How many to sample.
+            choose: Finds the setting; called only where the cell is not filled yet.
+        """
+        path = self.folder / name / CELL
+        if path.is_file():
+            return TypeAdapter(Cell | None).validate_json(path.read_bytes())
+        setup = choose()
+        cell = None if setup is None else self._measure(name, method, target, images, setup)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(None if cell is None else asdict(cell), indent=2) + "\n")
+        return cell
+
+    def _measure(self, name: str, method: str, target: float, images: int, setup: Setup) -> Cell:
+        config, samples = self.bench.config, self.folder / name / SAMPLES
+        samples.parent.mkdir(parents=True, exist_ok=True)
+        conditions = self.bench.conditions(setup.pipeline)
+        summary = sample_to_folder(
+            setup.pipeline, samples, images, setup.steps, setup.policy, config.seed, conditions, config.batch_size
+        )
+        seconds = self._seconds(setup)
+        compute, layers = self._spent(summary.trace, setup.steps)
+        evaluation = evaluate_folder(samples, summary, self.judge)
+        return Cell(name, method, setup.setting, target, compute, layers, seconds["this"], seconds["full"], evaluation)
+
+    def _spent(self, trace: Trace, steps: int) -> tuple[float, float]:
+        """FLOPs and layers over the full model's at all steps."""
+        share = steps / self.bench.config.steps
+        depth = self.bench.networks.pipeline(FULL).transformer.depth
+        layers = trace.layer_fraction * trace.depth / depth
+        return self.bench.fraction(int(trace.flops.sum()) / trace.predictions) * share, layers * share
+
+    def _seconds(self, setup: Setup) -> dict[str, float]:
+        full = replace(setup, pipeline=self.bench.networks.pipeline(FULL), policy=NeverExit())
+        full = replace(full, steps=self.bench.config.steps)
+
+        def sample(which: Setup) -> Any:
+            numbers = range(TIMED_IMAGES)
+            which.pipeline.set_progress_bar_config(disable=True)
+            which.pipeline(
+                batch_size=TIMED_IMAGES,
+                **self.bench.conditions(which.pipeline).of(numbers),
+                num_inference_steps=which.steps,
+                policy=which.policy,
+                generator=[generator_for(self.bench.config.seed, k) for k in numbers],
+                output_type="pt",
+            )
+
+        return median_seconds({"full": lambda: sample(full), "this": lambda: sample(setup)})

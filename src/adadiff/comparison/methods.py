@@ -1,0 +1,287 @@
+"""The methods: how each is run at a given share of the full model's compute."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from adadiff.comparison.config import CompareConfig
+from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
+from adadiff.exits import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
+from adadiff.rivals import DuoDiff, FirstBlockCaching, SkipCaching
+from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance
+from adadiff.seeding import generator_for
+
+PILOT_IMAGES = 32
+HALVINGS = 9
+PILOT_SEED = 10**6  # noise that no cell samples
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to sample, ready to run.
+
+    Args:
+        pipeline: Its network, or the rival in its place.
+        policy: When samples leave.
+        steps: Sampling steps.
+        setting: What was chosen to meet the compute, for people.
+        compute: FLOPs of a sampling over the full model's, expected.
+    """
+
+    pipeline: AdaDiffPipeline
+    policy: ExitPolicy
+    steps: int
+    setting: str
+    compute: float
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to spend less.
+
+    Args:
+        name: Fit for a folder.
+        title: For people.
+        source: Where it is from.
+    """
+
+    name: str
+    title: str
+    source: str
+
+    @abstractmethod
+    def setup(self, bench: Bench, compute: float) -> Setup | None:
+        """How it is run at about this compute fraction; None where it has no setting near it."""
+
+
+class Bench:
+    """What the methods are set up with.
+
+    Args:
+        config: The comparison.
+        networks: The trained networks.
+    """
+
+    def __init__(self, config: CompareConfig, networks: Networks) -> None:
+        self.config, self.networks = config, networks
+
+    def conditions(self, pipeline: AdaDiffPipeline) -> Conditions:
+        """All the classes in turns, where there are any."""
+        return Conditions(pipeline.transformer.class_indices, guidance=Guidance(self.config.guidance_scale))
+
+    def fraction(self, flops: float) -> float:
+        """FLOPs of a prediction, averaged over the full model's steps, over the full model's."""
+        return flops / self.networks.pipeline(FULL).transformer.part_flops.full
+
+    def pilot(self, pipeline: AdaDiffPipeline, policy: ExitPolicy) -> float:
+        """The same of a few samples."""
+        numbers = range(PILOT_IMAGES)
+        pipeline.set_progress_bar_config(disable=True)
+        output = pipeline(
+            batch_size=PILOT_IMAGES,
+            **self.conditions(pipeline).of(numbers),
+            num_inference_steps=self.config.steps,
+            policy=policy,
+            generator=[generator_for(PILOT_SEED, k) for k in numbers],
+            output_type="pt",
+        )
+        return self.fraction(int(output.trace.flops.sum()) / output.trace.predictions)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kinds of methods
+
+
+@dataclass(frozen=True)
+class Thresholded(Method):
+    """A threshold, found by bisection on a few samples.
+
+    Args:
+        recipe: The network's training.
+        run: From the network's pipeline and a threshold to a setup's pipeline and policy. More is less compute.
+        most: The largest threshold that makes sense; the smallest is 0.
+    """
+
+    recipe: Recipe
+    run: Callable[[AdaDiffPipeline, float], tuple[AdaDiffPipeline, ExitPolicy]]
+    most: float = 1.0
+
+    def setup(self, bench: Bench, compute: float) -> Setup:
+        threshold, found = self.search(bench, compute)
+        pipeline, policy = self.run(bench.networks.pipeline(self.recipe), threshold)
+        return Setup(pipeline, policy, bench.config.steps, f"threshold {threshold:.4g}", found)
+
+    def search(self, bench: Bench, compute: float) -> tuple[float, float]:
+        """The threshold whose compute is nearest to the asked one, and that compute."""
+        low, high = 0.0, self.most
+        tried = []
+        for _ in range(HALVINGS):
+            threshold = (low + high) / 2
+            found = bench.pilot(*self.run(bench.networks.pipeline(self.recipe), threshold))
+            tried.append((threshold, found))
+            low, high = (threshold, high) if found > compute else (low, threshold)
+        return min(tried, key=lambda pair: abs(pair[1] - compute))
+
+
+@dataclass(frozen=True)
+class Enumerated(Method):
+    """A few settings, of which the one with the nearest compute is taken.
+
+    Args:
+        settings: All setups worth a look.
+        tolerance: How far from the asked compute the nearest may be.
+    """
+
+    settings: Callable[[Bench], Sequence[Setup]]
+    tolerance: float = 0.08
+
+    def setup(self, bench: Bench, compute: float) -> Setup | None:
+        nearest = min(self.settings(bench), key=lambda setup: abs(setup.compute - compute))
+        return nearest if abs(nearest.compute - compute) <= self.tolerance else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Their settings
+
+
+def with_model(pipeline: AdaDiffPipeline, model: Any) -> AdaDiffPipeline:
+    """The same pipeline with another network, or a rival in its place."""
+    return AdaDiffPipeline(**{**pipeline.components, "transformer": model})
+
+
+def fewer_steps(bench: Bench) -> list[Setup]:
+    pipeline, most = bench.networks.pipeline(FULL), bench.config.steps
+    return [Setup(pipeline, NeverExit(), steps, f"{steps} steps", steps / most) for steps in range(1, most)]
+
+
+def smaller_models(bench: Bench) -> list[Setup]:
+    recipes = {f"{depth} layers": Recipe(depth=depth) for depth in bench.config.smaller_depths}
+    return _other_networks(bench, recipes)
+
+
+def pruned_models(bench: Bench) -> list[Setup]:
+    recipes = {f"{1 - kept:.0%} cut off": Recipe(compute=kept) for kept in bench.config.pruned}
+    return _other_networks(bench, recipes)
+
+
+def _other_networks(bench: Bench, recipes: dict[str, Recipe]) -> list[Setup]:
+    setups = []
+    for setting, recipe in recipes.items():
+        pipeline = bench.networks.pipeline(recipe)
+        compute = bench.fraction(pipeline.transformer.part_flops.full)
+        setups.append(Setup(pipeline, NeverExit(), bench.config.steps, setting, compute))
+    return setups
+
+
+def fixed_exits(bench: Bench) -> list[Setup]:
+    pipeline = bench.networks.pipeline(ADADIFF)
+    layers = range(1, pipeline.transformer.depth)
+    return [
+        Setup(pipeline, FixedExit(layer), bench.config.steps, f"layer {layer}", _exit_compute(bench, pipeline, [layer]))
+        for layer in layers
+    ]
+
+
+def growing_depths(bench: Bench) -> list[Setup]:
+    """Depths that grow evenly from the first step to the last, up to all layers where the mean allows it."""
+    pipeline, steps = bench.networks.pipeline(ADADIFF), bench.config.steps
+    depth = pipeline.transformer.depth
+    setups = []
+    for mean in np.linspace(1, depth, 4 * depth, endpoint=False):
+        last = min(depth, 2 * mean - 1)
+        layers = tuple(int(layer) for layer in np.linspace(2 * mean - last, last, steps).round())
+        compute = _exit_compute(bench, pipeline, layers)
+        setups.append(Setup(pipeline, ScheduleExit(layers), steps, f"layer {layers[0]} to {layers[-1]}", compute))
+    return setups
+
+
+def _exit_compute(bench: Bench, pipeline: AdaDiffPipeline, layers: Sequence[int]) -> float:
+    model = pipeline.transformer
+    no_estimator = torch.zeros(model.depth, dtype=torch.bool)
+    flops = model.part_flops.until_exit(torch.tensor(layers), no_estimator)
+    return bench.fraction(flops.double().mean().item())
+
+
+def duodiff_switches(bench: Bench) -> list[Setup]:
+    pipeline, steps = bench.networks.pipeline(FULL), bench.config.steps
+    shallow = bench.networks.pipeline(Recipe(depth=bench.config.shallow_depth)).transformer
+    share = bench.fraction(shallow.part_flops.full)
+    return [
+        Setup(
+            with_model(pipeline, DuoDiff(pipeline.transformer, shallow, switch)),
+            NeverExit(),
+            steps,
+            f"{shallow.depth} layers before step {switch}",
+            1 - (1 - share) * switch / steps,
+        )
+        for switch in range(1, steps + 1)
+    ]
+
+
+def skip_caches(bench: Bench) -> list[Setup]:
+    pipeline, steps = bench.networks.pipeline(FULL), bench.config.steps
+    setups = []
+    for shallow in range(1, min(2, pipeline.transformer.depth // 2) + 1):
+        for interval in range(2, 11):
+            rival = SkipCaching(pipeline.transformer, interval, shallow)
+            whole = -(-steps // interval)
+            flops = (whole * rival.flops(whole=True) + (steps - whole) * rival.flops(whole=False)) / steps
+            setting = f"every {interval} steps, {shallow} layers on either side"
+            setups.append(Setup(with_model(pipeline, rival), NeverExit(), steps, setting, bench.fraction(flops)))
+    return setups
+
+
+METHODS: tuple[Method, ...] = (
+    Enumerated("fewer-steps", "full model, fewer steps", "the plainest rival", fewer_steps),
+    Enumerated("smaller", "smaller model", "the backbone with fewer layers, trained as the others", smaller_models),
+    Thresholded(
+        "adadiff",
+        "AdaDiff, per sample (ours)",
+        "Tang et al., ECCV 2024",
+        ADADIFF,
+        lambda pipeline, tau: (pipeline, ThresholdExit(tau)),
+    ),
+    Thresholded(
+        "released",
+        "AdaDiff as released",
+        "github.com/Tangshengku/AdaDiff: one decision for the batch, normalised weights",
+        RELEASED,
+        lambda pipeline, tau: (pipeline, BatchMeanExit(tau)),
+    ),
+    Enumerated("fixed", "fixed exit", "everybody leaves at one layer, at every step", fixed_exits),
+    Enumerated("step-schedule", "step schedule", "ASE, Moon et al., ICML 2024: deeper and deeper", growing_depths),
+    Enumerated("duodiff", "DuoDiff", "arXiv 2410.09633", duodiff_switches),
+    Thresholded(
+        "berxit",
+        "BERxiT",
+        "Xin et al., EACL 2021",
+        BERXIT,
+        lambda pipeline, tau: (pipeline, ThresholdExit(tau)),
+    ),
+    Thresholded(
+        "calm",
+        "CALM, saturation",
+        "Schuster et al., NeurIPS 2022",
+        CALM,
+        lambda pipeline, tau: (pipeline, ThresholdExit(tau)),
+    ),
+    Enumerated("skip-caching", "skip caching", "DeepCache, Ma et al., CVPR 2024", skip_caches),
+    Thresholded(
+        "first-block-caching",
+        "first-block caching",
+        "ParaAttention",
+        FULL,
+        lambda pipeline, threshold: (
+            with_model(pipeline, FirstBlockCaching(pipeline.transformer, threshold)),
+            NeverExit(),
+        ),
+        most=2.0,
+    ),
+    Enumerated("pruned", "structured pruning", "torch-pruning: heads and hidden units", pruned_models),
+)

@@ -1,0 +1,125 @@
+"""The networks of a comparison: each method's, trained on from the same backbone for the same number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import adadiff
+from adadiff.comparison.config import CompareConfig
+from adadiff.errors import InputError
+from adadiff.files import whole_file, whole_folder
+from adadiff.presets import PRESETS
+from adadiff.rivals import drop_layers, prune
+from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling.schedulers import scheduler_like
+from adadiff.training import train
+from adadiff.training.config import LossConfig, ModelConfig
+
+PACKAGED = Path(adadiff.__file__).parent / "models"
+PLAIN = LossConfig(uncertainty_weight=0.0, layerwise_weight=0.0)
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is made out of the backbone.
+
+    Args:
+        loss: What it is trained with.
+        estimator: Its uncertainty estimators.
+        depth: Layers kept of the backbone's; None for all.
+        compute: FLOPs that pruning leaves, over the backbone's.
+    """
+
+    loss: LossConfig = PLAIN
+    estimator: str = "concat"
+    depth: int | None = None
+    compute: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Another one for another recipe, fit for a folder."""
+        loss = next((name for name, known in LOSSES.items() if known == self.loss), "other")
+        parts = [loss]
+        if self.depth is not None:
+            parts.append(f"depth-{self.depth}")
+        if self.compute != 1:
+            parts.append(f"compute-{self.compute:g}")
+        return "-".join(parts)
+
+
+LOSSES = {
+    "plain": PLAIN,
+    "adadiff": LossConfig(),
+    "released": LossConfig(ual_weighting="normalized"),
+    "berxit": LossConfig(ual_weighting="uniform", alternating=True),
+    "calm": LossConfig(ual_weighting="index", uncertainty_weight=0.0),
+}
+
+FULL = Recipe()
+ADADIFF = Recipe(LOSSES["adadiff"])
+RELEASED = Recipe(LOSSES["released"], estimator="token")
+BERXIT = Recipe(LOSSES["berxit"], estimator="shared_token")
+CALM = Recipe(LOSSES["calm"], estimator="saturation")
+
+
+class Networks:
+    """Trains what is missing, and loads what is there.
+
+    Args:
+        config: The comparison.
+        folder: Where the networks are kept, one folder each.
+    """
+
+    def __init__(self, config: CompareConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self._loaded: dict[Recipe, AdaDiffPipeline] = {}
+
+    @property
+    def backbone(self) -> Path:
+        """The folder of the model that all start from."""
+        path = Path(self.config.backbone)
+        return path if path.is_dir() else PACKAGED / self.config.backbone
+
+    def pipeline(self, recipe: Recipe) -> AdaDiffPipeline:
+        """The trained network in a pipeline with the comparison's scheduler."""
+        if recipe not in self._loaded:
+            pipeline = AdaDiffPipeline.from_pretrained(self._trained(recipe))
+            pipeline.scheduler = scheduler_like(self.config.scheduler, pipeline.scheduler)
+            self._loaded[recipe] = pipeline
+        return self._loaded[recipe]
+
+    def _trained(self, recipe: Recipe) -> Path:
+        out = self.folder / recipe.name
+        if (out / FINISHED).is_file():
+            return out
+        start = self._start(recipe)
+        started = AdaDiffPipeline.from_pretrained(start).transformer.config.backbone_config
+        sizes = {part.name: started[part.name] for part in fields(ModelConfig) if part.name in started}
+        estimator: dict[str, Any] = {"estimator": recipe.estimator}
+        model = replace(PRESETS[self.config.preset].train.model, **sizes, **estimator)
+        config = self.config.train_config(out, start, model=model, loss=recipe.loss)
+        train(replace(config, resume=(out / "train.json").is_file()))
+        with whole_file(out / FINISHED) as part:
+            part.write_text("")
+        return out
+
+    def _start(self, recipe: Recipe) -> Path:
+        """The folder of what the training starts from: the backbone, or what is cut out of it."""
+        if not (self.backbone / "model_index.json").is_file():
+            raise InputError(f"there is no model {self.config.backbone}: give a model folder, or train one first")
+        if recipe.depth is None and recipe.compute == 1:
+            return self.backbone
+        out = self.folder / f"{recipe.name}-start"
+        if not out.is_dir():
+            pipeline = AdaDiffPipeline.from_pretrained(self.backbone)
+            model = pipeline.transformer
+            if recipe.depth is not None:
+                model = drop_layers(model, recipe.depth)
+            if recipe.compute != 1:
+                model = prune(model, recipe.compute)
+            with whole_folder(out) as part:
+                AdaDiffPipeline(**{**pipeline.components, "transformer": model}).save_pretrained(part)
+        return out

@@ -1,0 +1,59 @@
+"""A whole comparison, and again."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from adadiff import InputError
+from adadiff.comparison import cells, compare
+from adadiff.comparison.methods import METHODS
+
+
+def test_every_cell_is_filled_once_and_found_again(config, tmp_path, monkeypatch):
+    results = compare(config, tmp_path / "report")
+    assert results.full.compute == pytest.approx(1)
+    assert results.full.evaluation.images == 8
+    assert {cell.method for cell in results.cells} == {method.name for method in METHODS}
+    for cell in results.cells:
+        assert cell.evaluation.images == (8 if cell.target == 0.55 else 6)
+        assert 0 < cell.compute < 1.05
+        assert cell.seconds > 0
+    assert [cell.setting for cell in results.steps_synergy[0]] == ["tau 0, 2 steps", "tau 0, 4 steps"]
+    assert results.steps_synergy[0][0].compute == pytest.approx(0.5)
+    assert results.pruning_synergy[0][1].compute == pytest.approx(0.7, abs=0.02)
+
+    monkeypatch.setattr("adadiff.comparison.cells.sample_to_folder", None)
+    monkeypatch.setattr("adadiff.comparison.networks.train", None)
+    assert compare(config, tmp_path / "report") == results
+
+
+def test_a_killed_comparison_loses_one_cell_at_most(config, tmp_path, monkeypatch):
+    config = replace(config, compute=(0.55,), synergy_steps=(4,), synergy_compute=(0.55,))
+    done, measure = [], cells.Cells._measure
+
+    def counted(self, name, *args):
+        if len(done) == most:
+            raise KeyboardInterrupt
+        done.append(name)
+        return measure(self, name, *args)
+
+    monkeypatch.setattr(cells.Cells, "_measure", counted)
+    most = 3
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path / "report")
+    most = None
+    compare(config, tmp_path / "report")
+    assert len(done) == len(set(done))
+    assert {path.parts[-3] for path in (tmp_path / "report/cells").glob("*/samples/metrics.json")} == set(done)
+
+
+def test_another_comparison_is_refused_in_the_same_folder(config, tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="already holds other files"):
+        compare(config, tmp_path / "report")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/compare.json").write_text(json.dumps(asdict(config)))
+    with pytest.raises(InputError, match="comparison with steps = 4, not 5"):
+        compare(replace(config, steps=5), tmp_path / "other")
