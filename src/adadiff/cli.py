@@ -19,6 +19,8 @@ from tyro.conf import Positional, arg
 
 import adadiff
 from adadiff import AdaDiffPipeline, InputError
+from adadiff.comparison import compare as compare_methods
+from adadiff.comparison import load_config, winner_in_words, write_report
 from adadiff.conversion import convert_to_file, convert_to_folder
 from adadiff.data import DataConfig, ImageData, encode_to_folder, load_vae
 from adadiff.errors import lookup
@@ -269,6 +271,28 @@ def evaluate_command(
         evaluation = evaluate_folder(out, summary, judge)
         console.print(evaluation_table(evaluation))
         console.print(f"the figures are in {out / METRICS}")
+
+
+@app.command(name="compare")
+def compare_command(config: Positional[str], out: Path) -> None:
+    """Compare our exits with their rivals: train what is missing, evaluate everything, write the report.
+
+    The folder gets index.html (all in one page), results.json and results.csv. The same command run again goes on where
+    it stopped.
+
+    Args:
+        config: The comparison: digits, cifar10, or a JSON file like theirs.
+        out: Folder for the report.
+    """
+    chosen = load_config(config)
+    try:
+        results = compare_methods(chosen, out)
+    except Interrupted as interruption:
+        console.print(f"{interruption}; the same command goes on")
+        sys.exit(130)
+    write_report(results, out)
+    console.print(winner_in_words(results))
+    console.print(f"the report is {out / 'index.html'}")
 
 
 @app.command(name="demo")

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from adadiff import InputError, ThresholdExit
-from adadiff.data import DataConfig
+from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.evaluate import Judge, class_agreement, evaluate_folder, evaluation_table, judge_for, load_clip
 from adadiff.evaluation.features import FeatureNetwork, ImageFeatures
 from adadiff.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
@@ -32,7 +32,11 @@ class Quadrants(nn.Module):
 @pytest.fixture
 def judge():
     reference = np.random.default_rng(0).normal(0.5, 0.2, size=(30, 4)).astype(np.float32)
-    return Judge(FeatureNetwork("quadrants", Quadrants(), ("cat", "dog", "owl", "emu")), ImageFeatures(reference))
+    return Judge(
+        FeatureNetwork("quadrants", Quadrants(), ("cat", "dog", "owl", "emu")),
+        ImageData(DataConfig()),
+        ImageFeatures(reference),
+    )
 
 
 def test_the_figures_are_those_of_the_folders_images(class_pipeline, tmp_path, judge):

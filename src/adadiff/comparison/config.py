@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -55,7 +55,7 @@ class CompareConfig:
         shallow_depth: Depth of DuoDiff's shallow network.
         pruned: Fractions of the FLOPs that pruning leaves, in (0, 1).
         synergy_steps: Steps of the grid of steps and thresholds.
-        synergy_compute: Fractions at which its thresholds are set, 1 for the full depth.
+        synergy_compute: Fractions at which its thresholds are set; the first is 1, for the full depth.
         batch_size: Images sampled at once.
         dtype: Arithmetic of the samplings.
         seed: Of the noise, the same for all methods.
@@ -84,7 +84,7 @@ class CompareConfig:
     synergy_steps: tuple[int, ...] = (10, 20, 25, 50, 100)
     synergy_compute: tuple[float, ...] = (1.0, 0.7, 0.55)
     batch_size: int = 100
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def check(self) -> None:
@@ -95,6 +95,8 @@ class CompareConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: the fractions must be between 0 and 1")
         if self.headline_compute not in self.compute:
             raise InputError(f"headline_compute is {self.headline_compute}: it must be one of compute, {self.compute}")
+        if self.synergy_compute[:1] != (1.0,):
+            raise InputError(f"synergy_compute is {self.synergy_compute}: its first row must be 1, without exits")
         for name in ("images", "headline_images", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")

@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 import adadiff
 from adadiff.comparison.config import CompareConfig
 from adadiff.errors import InputError
@@ -88,6 +91,7 @@ class Networks:
         if recipe not in self._loaded:
             pipeline = AdaDiffPipeline.from_pretrained(self._trained(recipe))
             pipeline.scheduler = scheduler_like(self.config.scheduler, pipeline.scheduler)
+            nn.Module.to(pipeline.transformer, getattr(torch, self.config.dtype))
             self._loaded[recipe] = pipeline
         return self._loaded[recipe]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,14 +13,16 @@ from tqdm import tqdm
 from adadiff.comparison.cells import Cell, Cells
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS, Bench, Setup, Thresholded
-from adadiff.comparison.networks import FULL, LOSSES, Networks, Recipe
+from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.data import DataConfig
 from adadiff.errors import InputError
+from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.exits import NeverExit, ThresholdExit
 from adadiff.files import require_empty_folder, whole_file
 
 CONFIG = "compare.json"
+STUDIED = 256  # images
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Results:
         cells: Every method at every compute where it has a setting.
         steps_synergy: Thresholds (rows) at numbers of steps (columns).
         pruning_synergy: Thresholds (rows) in networks pruned more and more (columns).
+        study: What our estimators know; None for a model that takes text.
     """
 
     config: CompareConfig
@@ -40,6 +43,7 @@ class Results:
     cells: tuple[Cell, ...]
     steps_synergy: tuple[tuple[Cell, ...], ...]
     pruning_synergy: tuple[tuple[Cell, ...], ...]
+    study: EstimatorStudy | None
 
 
 def compare(config: CompareConfig, out: Path) -> Results:
@@ -87,18 +91,19 @@ def compare(config: CompareConfig, out: Path) -> Results:
             )
             if cell is not None:
                 found.append(cell)
-    return Results(config, full, tuple(found), _steps_synergy(cells), _pruning_synergy(cells))
+    ours = networks.pipeline(ADADIFF)
+    study = None if ours.text_encoder else study_estimators(ours, judge.real, min(STUDIED, len(judge.real)))
+    return Results(config, full, tuple(found), _steps_synergy(cells), _pruning_synergy(cells), study)
 
 
 def _steps_synergy(cells: Cells) -> tuple[tuple[Cell, ...], ...]:
     """Our exits with fewer and more steps, each row with the thresholds that meet its compute at all steps."""
     config = cells.bench.config
-    recipe = Recipe(LOSSES["adadiff"])
 
     def setup(tau: float, steps: int) -> Callable[[], Setup]:
         def choose() -> Setup:
             return Setup(
-                cells.bench.networks.pipeline(recipe), ThresholdExit(tau), steps, f"tau {tau:.4g}, {steps} steps", 0.0
+                cells.bench.networks.pipeline(ADADIFF), ThresholdExit(tau), steps, f"tau {tau:.4g}, {steps} steps", 0.0
             )
 
         return choose
@@ -118,7 +123,7 @@ def _pruning_synergy(cells: Cells) -> tuple[tuple[Cell, ...], ...]:
 
     def setup(tau: float, kept: float) -> Callable[[], Setup]:
         def choose() -> Setup:
-            pipeline = cells.bench.networks.pipeline(Recipe(LOSSES["adadiff"], compute=kept))
+            pipeline = cells.bench.networks.pipeline(replace(ADADIFF, compute=kept))
             return Setup(pipeline, ThresholdExit(tau), config.steps, f"tau {tau:.4g}, {1 - kept:.0%} cut off", 0.0)
 
         return choose

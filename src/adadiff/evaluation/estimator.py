@@ -132,9 +132,10 @@ def study_estimators(
     for place, timestep in enumerate(tqdm(timesteps, desc="estimators")):
         for few in torch.arange(images).split(BATCH):
             times = timestep.expand(len(few))
-            noisy = scheduler.add_noise(clean[few], noise[few], times)
+            noisy = scheduler.add_noise(clean[few], noise[few], times).to(model.dtype)
             target = training_target(scheduler, clean[few], noise[few], times)
             predictions, uncertainties = model.all_exits(noisy, times, None if labels is None else labels[few])
+            predictions, uncertainties = predictions.float(), uncertainties.float()
             errors = pseudo_uncertainty(predictions, target)
             estimated[place, few] = uncertainties.flatten(2).mean(2).T
             true[place, few] = errors.flatten(2).mean(2).T

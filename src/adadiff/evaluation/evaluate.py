@@ -105,11 +105,13 @@ class Judge:
 
     Args:
         network: Gives the features.
-        reference: Those of the real images.
+        real: The real images.
+        reference: Their features.
         clip: For samples with prompts.
     """
 
     network: FeatureNetwork
+    real: ImageData
     reference: ImageFeatures
     clip: ClipScorer | None = None
 
@@ -145,7 +147,7 @@ def judge_for(model: Path, data: DataConfig, features: str, clip: str | None, de
         raise InputError(f"the images of {data.source} are grey, the model's have colours: set another --data.source")
     network = load_feature_network(features, device)
     scorer = None if clip is None else load_clip(clip)
-    return Judge(network, reference_features(network, real), scorer)
+    return Judge(network, real, reference_features(network, real), scorer)
 
 
 def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evaluation:

@@ -1,0 +1,152 @@
+"""The report's pictures, each a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adadiff.comparison.cells import SAMPLES, Cell
+from adadiff.evaluation.estimator import EstimatorStudy
+from adadiff.sampling.folder import image_path, read_image
+
+COSTS: dict[str, Callable[[Cell], float]] = {
+    "compute": lambda cell: cell.compute,
+    "time": lambda cell: 1 / cell.speedup,
+}
+MARKERS = "osDv^<>PXh*d"
+
+
+def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: str, label: str) -> Figure:
+    """Fréchet distance against a cost, all methods in one plot, with the Pareto front.
+
+    Args:
+        full: The full model.
+        cells: Of all methods.
+        titles: Methods' names for people, in the order of the legend.
+        cost: `"compute"` or `"time"`, either over the full model's.
+        label: Of the horizontal axis.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    value = COSTS[cost]
+    for number, (name, title) in enumerate(titles.items()):
+        mine = sorted((cell for cell in cells if cell.method == name), key=value)
+        if not mine:
+            continue
+        axes.errorbar(
+            [value(cell) for cell in mine],
+            [cell.evaluation.frechet for cell in mine],
+            yerr=[cell.evaluation.frechet_error for cell in mine],
+            marker=MARKERS[number % len(MARKERS)],
+            linewidth=2.5 if name == "adadiff" else 1,
+            color=f"C{number % 10}" if number < 10 else ("black", "olive")[number % 2],
+            label=title,
+        )
+    axes.axhline(full.evaluation.frechet, color="grey", linestyle=":", label="full model")
+    front = pareto_front([(value(cell), cell.evaluation.frechet) for cell in (full, *cells)])
+    axes.plot(*zip(*front, strict=True), color="black", linewidth=6, alpha=0.12, label="Pareto front")
+    axes.set(xlabel=label, ylabel="Fréchet distance", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small", ncols=2)
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats in both coordinates, less being better, from left to right."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def synergy(
+    rows: Sequence[Sequence[Cell]], row_names: Sequence[str], column_names: Sequence[str], across: str
+) -> Figure:
+    """Two heat maps of a grid: Fréchet distance and compute."""
+    figure = Figure(figsize=(9, 1.4 + 0.6 * len(rows)), layout="constrained")
+    panels: Any = figure.subplots(1, 2)
+    for axes, title, read, form in (
+        (panels[0], "Fréchet distance", lambda cell: cell.evaluation.frechet, "{:.2f}"),
+        (panels[1], "compute", lambda cell: cell.compute, "{:.0%}"),
+    ):
+        values = np.array([[read(cell) for cell in row] for row in rows])
+        axes.imshow(np.log(values), cmap="viridis_r", aspect="auto")
+        middle = np.log(values).mean()
+        for (row, column), each in np.ndenumerate(values):
+            colour = "white" if np.log(each) > middle else "black"
+            axes.text(column, row, form.format(each), ha="center", va="center", color=colour)
+        axes.set(title=title, xlabel=across, xticks=range(len(column_names)), yticks=range(len(row_names)))
+        axes.set_xticklabels(column_names)
+        axes.set_yticklabels(row_names)
+    return figure
+
+
+def reliability(study: EstimatorStudy) -> Figure:
+    """Estimated against true uncertainty, the variance's shares, and the correlation over images."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    estimated, true = study.reliability()
+    limit = 1.05 * max(estimated.max(), true.max())
+    left.plot([0, limit], [0, limit], color="grey", linestyle=":")
+    left.plot(estimated, true, marker="o")
+    left.set(title="reliability", xlabel="estimated, tenths", ylabel="true mean")
+    shares = study.variance_shares
+    middle.barh(list(shares), list(shares.values()))
+    middle.invert_yaxis()
+    middle.set(title="share of the estimates' variance", xlim=(0, 1))
+    picture = right.imshow(study.sample_correlations, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    right.set(title="rank correlation over images", xlabel="layer", ylabel="time step")
+    right.set_xticks(range(study.estimated.shape[2]), range(1, study.estimated.shape[2] + 1), fontsize="small")
+    right.set_yticks(range(len(study.timesteps)), study.timesteps.tolist())
+    figure.colorbar(picture, ax=right)
+    return figure
+
+
+def maps(study: EstimatorStudy) -> Figure:
+    """Images, the uncertainty over each, and the true error over it."""
+    count = len(study.images)
+    figure = Figure(figsize=(1.5 * count + 1, 4.6), layout="constrained")
+    axes = figure.subplots(3, count, squeeze=False)
+    limit = max(study.estimated_maps.max(), study.true_maps.max())
+    for column in range(count):
+        axes[0][column].imshow(study.images[column].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+        axes[1][column].imshow(study.estimated_maps[column], vmin=0, vmax=limit)
+        axes[2][column].imshow(study.true_maps[column], vmin=0, vmax=limit)
+    for row, name in enumerate(("image", "estimated", "true error")):
+        axes[row][0].set_ylabel(name)
+        for cell in axes[row]:
+            cell.set(xticks=[], yticks=[])
+    return figure
+
+
+def exits_over_steps(trace: dict[str, Any]) -> Figure:
+    """The mean exit layer at each step, with the middle 80% of the samples and the extremes, of a saved trace."""
+    layers = np.array(trace["exit_layers"])
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    steps = np.arange(len(layers))
+    axes.fill_between(steps, layers.min(1), layers.max(1), alpha=0.15, step="mid", label="all samples")
+    low, high = np.percentile(layers, [10, 90], axis=1)
+    axes.fill_between(steps, low, high, alpha=0.35, step="mid", label="80% of the samples")
+    axes.plot(steps, layers.mean(1), label="mean")
+    axes.set(xlabel="sampling step", ylabel="exit layer", ylim=(0, trace["depth"] + 0.5))
+    axes.legend(fontsize="small")
+    return figure
+
+
+def side_by_side(full: Cell, cells: Sequence[Cell], titles: dict[str, str], folder: Path, columns: int = 10) -> Figure:
+    """Images from the same noise, one row a method."""
+    rows = [("full model", full), *((titles[cell.method], cell) for cell in cells)]
+    figure = Figure(figsize=(2.4 + 0.8 * columns, 0.84 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for (title, cell), row in zip(rows, axes, strict=True):
+        for number, place in enumerate(row):
+            place.imshow(np.array(read_image(image_path(folder / cell.name / SAMPLES, number))), cmap="gray")
+            place.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"{title}\n{cell.compute:.0%}", rotation=0, ha="right", va="center", fontsize="small")
+    return figure

@@ -1,0 +1,224 @@
+"""The report: one page that holds all, and the figures as JSON and CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from adadiff.comparison import figures
+from adadiff.comparison.cells import SAMPLES, TIMED_IMAGES, Cell
+from adadiff.comparison.config import CompareConfig
+from adadiff.comparison.methods import METHODS
+from adadiff.comparison.run import Results
+from adadiff.evaluation.estimator import EstimatorStudy
+from adadiff.files import whole_file
+
+TITLES = {method.name: method.title for method in METHODS}
+HEADS = (
+    "method",
+    "setting",
+    "compute",
+    "layers",
+    "speedup",
+    "Fréchet distance",
+    "kernel distance",
+    "precision",
+    "recall",
+    "class agreement",
+    "images",
+)
+
+
+def write_report(results: Results, out: Path) -> None:
+    """Write index.html, results.json and results.csv into the comparison's folder.
+
+    Args:
+        results: What the comparison came to.
+        out: The folder.
+    """
+    described = {**asdict(replace(results, study=None)), "estimators": _estimator_figures(results.study)}
+    for name, text in (
+        ("results.json", json.dumps(described, indent=2, default=list) + "\n"),
+        ("results.csv", _csv(results)),
+        ("index.html", _page(results, out)),
+    ):
+        with whole_file(out / name) as part:
+            part.write_text(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In words
+
+
+def winner_in_words(results: Results) -> str:
+    """Which method has the least distance at the headline compute, and what the others' are worth beside its error."""
+    config = results.config
+    rivals = _at(results, config.headline_compute)
+    if not rivals:
+        return f"No method has a setting at {config.headline_compute:.0%} of the compute."
+    best = min(rivals, key=lambda cell: cell.evaluation.frechet)
+    sentence = (
+        f"At {config.headline_compute:.0%} of the full model's compute, {TITLES[best.method]} ({best.setting}) has the "
+        f"least Fréchet distance: {_with_error(best)}; the full model's is {_with_error(results.full)}."
+    )
+    tied = [cell for cell in rivals if cell is not best and difference_in_errors(cell, best) < 2]
+    if tied:
+        names = ", ".join(f"{TITLES[cell.method]} ({_with_error(cell)})" for cell in tied)
+        sentence += f" Within two standard errors of it: {names}."
+    ours = next((cell for cell in rivals if cell.method == "adadiff"), None)
+    if ours is not None and ours is not best:
+        more = ours.evaluation.frechet / best.evaluation.frechet - 1
+        sentence += (
+            f" Ours has {_with_error(ours)}, {more:.1%} more, {difference_in_errors(ours, best):.1f} standard errors."
+        )
+    return sentence
+
+
+def difference_in_errors(cell: Cell, other: Cell) -> float:
+    """The distances' difference over its standard error, by bootstrap over either's samples."""
+    error = math.hypot(cell.evaluation.frechet_error, other.evaluation.frechet_error)
+    return abs(cell.evaluation.frechet - other.evaluation.frechet) / error if error else math.inf
+
+
+def synergy_in_words(results: Results) -> list[str]:
+    """Whether two savings multiply, and what the distance becomes where both are had: the grids' far corners."""
+    sentences = []
+    for name, rows in (("fewer steps", results.steps_synergy), ("pruning", results.pruning_synergy)):
+        without_exits, with_exits = rows[0], rows[-1]
+        columns = range(len(without_exits))
+        cheap = min(columns, key=lambda column: without_exits[column].compute)
+        whole = min(columns, key=lambda column: abs(without_exits[column].compute - 1))
+        first, second, both = without_exits[cheap], with_exits[whole], with_exits[cheap]
+        sentences.append(
+            f"Exits and {name}: {first.setting} takes {first.compute:.0%} of the compute, {second.setting} "
+            f"{second.compute:.0%}, both together {both.compute:.0%} (their product is "
+            f"{first.compute * second.compute:.0%}), at distances of {_with_error(first)}, {_with_error(second)} and "
+            f"{_with_error(both)}."
+        )
+    return sentences
+
+
+def _with_error(cell: Cell) -> str:
+    return f"{cell.evaluation.frechet:.3f} ± {cell.evaluation.frechet_error:.3f}"
+
+
+def _at(results: Results, compute: float) -> list[Cell]:
+    return [cell for cell in results.cells if cell.target == compute]
+
+
+def _conditions_in_words(config: CompareConfig) -> str:
+    return (
+        f"Backbone {config.backbone}; every network trained on from it for {config.fine_tuning.steps} steps of "
+        f"{config.fine_tuning.batch_size} images. {config.steps} {config.scheduler} steps in {config.dtype}, "
+        f"{config.images} samples a cell, {config.headline_images} at {config.headline_compute:.0%} and for the full "
+        f"model, the same noise for all. Features: {config.features}; real images: {config.reference}. ± is one "
+        f"standard error by bootstrap. Seconds: the full model and the method in turns in one process, "
+        f"{torch.get_num_threads()} threads, batches of {TIMED_IMAGES} images, medians of 5. Compute is in FLOPs over "
+        f"the full model's at {config.steps} steps, heads and estimators included."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In tables
+
+
+def _row(cell: Cell) -> tuple[str, ...]:
+    judged = cell.evaluation
+    agreement = "" if judged.class_agreement is None else f"{judged.class_agreement:.1%}"
+    return (
+        TITLES.get(cell.method, "full model"),
+        cell.setting,
+        f"{cell.compute:.1%}",
+        f"{cell.layers:.1%}",
+        f"{cell.speedup:.2f}x",
+        _with_error(cell),
+        f"{judged.kernel:.5f}",
+        f"{judged.precision:.3f}",
+        f"{judged.recall:.3f}",
+        agreement,
+        str(judged.images),
+    )
+
+
+def _csv(results: Results) -> str:
+    text = io.StringIO()
+    evaluated = list(asdict(results.full.evaluation))
+    own = [name for name in asdict(results.full) if name != "evaluation"]
+    writer = csv.writer(text)
+    writer.writerow([*own, *evaluated])
+    grids = [cell for grid in (results.steps_synergy, results.pruning_synergy) for row in grid for cell in row]
+    for cell in (results.full, *results.cells, *grids):
+        values = asdict(cell)
+        writer.writerow([*(values[name] for name in own), *(values["evaluation"][name] for name in evaluated)])
+    return text.getvalue()
+
+
+def _estimator_figures(study: EstimatorStudy | None) -> dict[str, Any] | None:
+    if study is None:
+        return None
+    return {
+        "rank_correlation": study.rank_correlation,
+        "sample_correlations": study.sample_correlations.tolist(),
+        "variance_shares": study.variance_shares,
+        "reliability": [values.tolist() for values in study.reliability()],
+        "verdict": study.verdict,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def _page(results: Results, out: Path) -> str:
+    config, study = results.config, results.study
+    headline = _at(results, config.headline_compute)
+    ours = next(cell for cell in headline if cell.method == "adadiff")
+    rows = [f"{row[0].target:.0%} of the depth" for row in results.steps_synergy]
+    drawn = {
+        "compute": figures.tradeoff(results.full, results.cells, TITLES, "compute", "compute over the full model's"),
+        "time": figures.tradeoff(results.full, results.cells, TITLES, "time", "seconds over the full model's"),
+        "side_by_side": figures.side_by_side(results.full, headline, TITLES, out / "cells"),
+        "steps": figures.synergy(results.steps_synergy, rows, [str(s) for s in config.synergy_steps], "steps"),
+        "pruning": figures.synergy(
+            results.pruning_synergy, rows, [f"{1 - kept:.0%}" for kept in (1.0, *config.pruned)], "FLOPs cut off"
+        ),
+        "exits": figures.exits_over_steps(json.loads((out / "cells" / ours.name / SAMPLES / "trace.json").read_text())),
+    }
+    if study is not None:
+        drawn |= {"reliability": figures.reliability(study), "maps": figures.maps(study)}
+    groups = [("full model", [results.full])]
+    groups += [(f"at {compute:.0%} of the compute", _at(results, compute)) for compute in sorted(config.compute)]
+    page = Environment(loader=PackageLoader("adadiff.comparison", "."), autoescape=True).get_template("report.html")
+    return page.render(
+        title=f"Early exits and their rivals: {config.preset}",
+        verdicts=[winner_in_words(results)],
+        conditions=_conditions_in_words(config),
+        heads=HEADS,
+        groups=[(name, _table_rows(cells)) for name, cells in groups],
+        figures={name: _embedded(figure) for name, figure in drawn.items()},
+        synergy=synergy_in_words(results),
+        estimators=None if study is None else study.verdict,
+        methods=METHODS,
+    )
+
+
+def _table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    ordered = sorted(cells, key=lambda cell: cell.evaluation.frechet)
+    return [{"cells": _row(cell), "ours": cell.method == "adadiff"} for cell in ordered]
+
+
+def _embedded(figure: Figure) -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()

@@ -1,0 +1,71 @@
+"""Methods: the compute they promise is what their samplings take."""
+
+from dataclasses import replace
+
+import pytest
+
+from adadiff import BatchMeanExit, ScheduleExit, ThresholdExit
+from adadiff.comparison.methods import METHODS, Bench, Enumerated, Thresholded, growing_depths
+from adadiff.comparison.networks import ADADIFF
+
+ENUMERATED = [method for method in METHODS if isinstance(method, Enumerated)]
+THRESHOLDED = [method for method in METHODS if isinstance(method, Thresholded)]
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch):
+    """What a network computes does not depend on its training."""
+    monkeypatch.setattr(
+        "adadiff.comparison.networks.Networks._trained", lambda networks, recipe: networks._start(recipe)
+    )
+
+
+@pytest.mark.parametrize("method", ENUMERATED, ids=lambda method: method.name)
+def test_enumerated_settings_take_what_is_expected(method, bench):
+    settings = method.settings(bench)
+    assert settings
+    for setup in settings[:: max(1, len(settings) // 6)]:
+        share = setup.steps / bench.config.steps
+        measured = Bench(replace(bench.config, steps=setup.steps), bench.networks).pilot(setup.pipeline, setup.policy)
+        assert share * measured == pytest.approx(setup.compute, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ENUMERATED, ids=lambda method: method.name)
+def test_the_nearest_setting_is_taken_if_it_is_near(method, bench):
+    computes = [setup.compute for setup in method.settings(bench)]
+    for wanted in (0.3, 0.55, 0.7):
+        setup = method.setup(bench, wanted)
+        nearest = min(computes, key=lambda compute: abs(compute - wanted))
+        assert (setup.compute if setup else None) == (nearest if abs(nearest - wanted) <= 0.08 else None)
+
+
+@pytest.mark.parametrize("method", THRESHOLDED, ids=lambda method: method.name)
+def test_more_of_a_threshold_is_less_compute_and_the_search_meets_it(method, bench, monkeypatch):
+    monkeypatch.setattr("adadiff.comparison.methods.HALVINGS", 8)
+    pipeline = bench.networks.pipeline(method.recipe)
+    computes = [bench.pilot(*method.run(pipeline, threshold)) for threshold in (0.0, 0.3, 0.6, method.most)]
+    assert computes[0] >= 1
+    assert computes[-1] < 0.6
+    assert all(later <= earlier + 1e-9 for earlier, later in zip(computes[:2], computes[1:3], strict=True))
+    threshold, found = method.search(bench, 0.7)
+    assert found == bench.pilot(*method.run(pipeline, threshold))
+    assert abs(found - 0.7) < 0.2
+
+
+def test_depths_of_the_schedule_grow_and_have_the_mean(bench):
+    depth = bench.networks.pipeline(ADADIFF).transformer.depth
+    for setup in growing_depths(bench):
+        layers = setup.policy.layers
+        assert isinstance(setup.policy, ScheduleExit)
+        assert list(layers) == sorted(layers)
+        assert 1 <= layers[0] <= layers[-1] <= depth
+
+
+def test_the_released_rule_decides_for_the_batch(bench):
+    policies = {method.name: method.run(bench.networks.pipeline(method.recipe), 0.3)[1] for method in THRESHOLDED}
+    assert policies["released"] == BatchMeanExit(0.3)
+    assert policies["adadiff"] == ThresholdExit(0.3)
+
+
+def test_names_are_different():
+    assert len({method.name for method in METHODS}) == len(METHODS)

@@ -1,0 +1,105 @@
+"""The report: what it says in words and tables, and that the page holds everything."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adadiff.comparison.cells import Cell
+from adadiff.comparison.figures import pareto_front
+from adadiff.comparison.methods import METHODS
+from adadiff.comparison.report import difference_in_errors, synergy_in_words, winner_in_words, write_report
+from adadiff.comparison.run import Results
+from adadiff.evaluation.estimator import EstimatorStudy
+from adadiff.evaluation.evaluate import Evaluation
+
+
+def make_cell(name, method, target, compute, frechet, error=0.1):
+    evaluation = Evaluation(10, "small", frechet, error, 0.01, 0.7, 0.6, None, None, 0.5, 0.5, 3.0, ())
+    return Cell(name, method, f"{name} setting", target, compute, compute, 1.0, 2.0, evaluation)
+
+
+@pytest.fixture
+def results(config):
+    cells = [make_cell(f"{m.name}-0.55", m.name, 0.55, 0.55, 5.0 + k) for k, m in enumerate(METHODS)]
+    cells += [make_cell("adadiff-0.7", "adadiff", 0.7, 0.69, 4.0)]
+    grid = tuple(
+        tuple(make_cell(f"{row}-{column}", "adadiff", row, row * column, 3 / column) for column in (0.5, 1.0))
+        for row in (1.0, 0.55)
+    )
+    rng = np.random.default_rng(0)
+    study = EstimatorStudy(np.arange(3), *rng.random((2, 3, 5, 4)), rng.random((2, 1, 8, 8)), *rng.random((2, 2, 8, 8)))
+    return Results(config, make_cell("full", "full", 1.0, 1.0, 3.0), tuple(cells), grid, grid, study)
+
+
+def with_distance(results, method, frechet):
+    def changed(cell):
+        if cell.method != method or cell.target != 0.55:
+            return cell
+        return replace(cell, evaluation=replace(cell.evaluation, frechet=frechet))
+
+    return replace(results, cells=tuple(changed(cell) for cell in results.cells))
+
+
+def test_the_winner_is_named_with_what_is_as_good(results):
+    words = winner_in_words(results)
+    assert "full model, fewer steps (fewer-steps-0.55 setting) has the least Fréchet distance: 5.000 ± 0.100" in words
+    assert "the full model's is 3.000 ± 0.100" in words
+    assert "Within two" not in words
+    assert "Ours has 7.000 ± 0.100, 40.0% more, 14.1 standard errors" in words
+    near = winner_in_words(with_distance(results, "adadiff", 5.2))
+    assert "Within two standard errors of it: AdaDiff, per sample (ours) (5.200 ± 0.100)" in near
+    first = winner_in_words(with_distance(results, "adadiff", 4.0))
+    assert "AdaDiff, per sample (ours) (adadiff-0.55 setting) has the least" in first
+    assert "Ours has" not in first
+
+
+def test_differences_are_in_errors_of_both():
+    one, other = make_cell("a", "adadiff", 0.5, 0.5, 5.0, 0.3), make_cell("b", "adadiff", 0.5, 0.5, 4.0, 0.4)
+    assert difference_in_errors(one, other) == pytest.approx(2.0)
+
+
+def test_synergy_tells_the_corners_of_the_grid(results):
+    (steps, _) = synergy_in_words(results)
+    assert "takes 50% of the compute" in steps
+    assert "both together 28% (their product is 28%)" in steps
+    assert "at distances of 6.000 ± 0.100, 3.000 ± 0.100 and 6.000 ± 0.100" in steps
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_beats_the_pareto_front(seed):
+    points = [tuple(point) for point in np.random.default_rng(seed).random((30, 2)).tolist()]
+    beaten = [p for p in points if any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)]
+    assert pareto_front(points) == sorted(set(points) - set(beaten))
+
+
+def test_the_page_holds_everything_itself(results, tmp_path):
+    for cell in (results.full, *results.cells):
+        (tmp_path / "cells" / cell.name / "samples").mkdir(parents=True)
+        for k in range(10):
+            Image.new("L", (8, 8), 20 * k).save(tmp_path / "cells" / cell.name / f"samples/{k:06d}.png")
+    trace = {"depth": 5, "exit_layers": np.random.default_rng(0).integers(1, 6, size=(4, 8)).tolist()}
+    (tmp_path / "cells/adadiff-0.55/samples/trace.json").write_text(json.dumps(trace))
+    write_report(results, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert winner_in_words(results).replace("'", "&#39;") in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 8
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    for method in METHODS:
+        assert page.count(method.title) >= 2
+
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert len(rows) == 1 + len(results.cells) + 8
+    assert [row["frechet"] for row in rows if row["name"] == "adadiff-0.7"] == ["4.0"]
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["full"]["evaluation"]["frechet"] == 3.0
+    assert saved["estimators"]["verdict"] == results.study.verdict
+
+    write_report(replace(results, study=None), tmp_path)
+    assert "What the estimators know" not in (tmp_path / "index.html").read_text()
