@@ -1,12 +1,13 @@
 """Methods: the compute they promise is what their samplings take."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from adadiff import BatchMeanExit, ScheduleExit, ThresholdExit
 from adadiff.comparison.methods import METHODS, Bench, Enumerated, Thresholded, growing_depths
-from adadiff.comparison.networks import ADADIFF
+from adadiff.comparison.networks import ADADIFF, Networks
 
 ENUMERATED = [method for method in METHODS if isinstance(method, Enumerated)]
 THRESHOLDED = [method for method in METHODS if isinstance(method, Thresholded)]
@@ -15,9 +16,7 @@ THRESHOLDED = [method for method in METHODS if isinstance(method, Thresholded)]
 @pytest.fixture(autouse=True)
 def untrained(monkeypatch):
     """What a network computes does not depend on its training."""
-    monkeypatch.setattr(
-        "adadiff.comparison.networks.Networks._trained", lambda networks, recipe: networks._start(recipe)
-    )
+    monkeypatch.setattr(Networks, "_trained", Networks._start)
 
 
 @pytest.mark.parametrize("method", ENUMERATED, ids=lambda method: method.name)
@@ -46,7 +45,7 @@ def test_more_of_a_threshold_is_less_compute_and_the_search_meets_it(method, ben
     computes = [bench.pilot(*method.run(pipeline, threshold)) for threshold in (0.0, 0.3, 0.6, method.most)]
     assert computes[0] >= 1
     assert computes[-1] < 0.6
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(computes[:2], computes[1:3], strict=True))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(computes[:3]))
     threshold, found = method.search(bench, 0.7)
     assert found == bench.pilot(*method.run(pipeline, threshold))
     assert abs(found - 0.7) < 0.2

@@ -137,6 +137,7 @@ def load_config(name: str) -> CompareConfig:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{path}: {f'{place}: ' if place else ''}{message}") from error
     config.check()
     return config
