@@ -37,7 +37,6 @@ from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import Interrupted, TrainConfig, train
 
 MODELS = Path(adadiff.__file__).parent / "models"
-DEMO_MODELS = {"digits": "digits"}
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingPreset = tyro.extras.subcommand_type_from_defaults(
     {name: preset.train for name, preset in PRESETS.items()},
@@ -295,12 +294,28 @@ def compare_command(config: Positional[str], out: Path) -> None:
     console.print(f"the report is {out / 'index.html'}")
 
 
+@dataclass(frozen=True)
+class DemoTask:
+    """What the demo shows of a model that comes with the package: its folder, how many images, and of what."""
+
+    model: str
+    n: int
+    prompts: tuple[str, ...] = ()
+
+
+DEMO_TASKS = {
+    "digits": DemoTask("digits", 64),
+    "class": DemoTask("cifar10-class-xs", 20),
+    "text": DemoTask("emoji-text-xs", 12, ("red apple", "grinning face", "rocket", "snowman")),
+}
+
+
 @app.command(name="demo")
 def demo_command(
     out: Path = Path("demo"),
     task: str = "digits",
     model: Path | None = None,
-    n: Annotated[int, arg(aliases=["-n"])] = 64,
+    n: Annotated[int | None, arg(aliases=["-n"])] = None,
     steps: int | None = None,
     scheduler: str | None = None,
     tau: float | None = None,
@@ -315,9 +330,9 @@ def demo_command(
 
     Args:
         out: Folder for the picture, demo.png.
-        task: Which of the models that come with the package: digits.
+        task: Which of the models that come with the package: digits, class (CIFAR-10) or text (emoji).
         model: Another model folder.
-        n: Number of images.
+        n: Number of images; by default as many as suit the task.
         steps: Sampling steps.
         scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
         tau: Exit threshold in [0, 1].
@@ -327,14 +342,16 @@ def demo_command(
         seed: Of the noise.
     """
     require_own_folder(out, own={"demo.png"})
-    folder = model or MODELS / lookup(task, DEMO_MODELS, "task")
+    shown = lookup(task, DEMO_TASKS, "task")
+    folder, n = model or MODELS / shown.model, shown.n if n is None else n
+    prompts = prompt or (shown.prompts if model is None else ())
     chosen = SamplingDefaults.load(folder).changed(
         scheduler=scheduler, steps=steps, tau=tau, min_layer=min_layer, guidance_scale=guidance_scale
     )
     pipeline = _load(folder, "float32", "cpu")
     pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
     policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
-    conditions = Conditions(pipeline.transformer.class_indices, prompt, guidance=Guidance(chosen.guidance_scale))
+    conditions = Conditions(pipeline.transformer.class_indices, prompts, guidance=Guidance(chosen.guidance_scale))
     comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
 
     table = Table(
