@@ -1,26 +1,48 @@
 """Text encoders."""
 
+import zlib
+
 import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from adadiff import InputError
 from adadiff.conditioning import ByteTextEncoder, TransformersTextEncoder
+from adadiff.conditioning.text import byte_ngrams
 
 
 @pytest.fixture
 def byte_encoder():
     torch.manual_seed(0)
-    return ByteTextEncoder(width=12, length=4, bytes_per_feature=2, depth=1, num_heads=2).eval()
+    return ByteTextEncoder(width=12, length=4, depth=1, num_heads=2).eval()
 
 
-def test_bytes_are_counted_from_one_and_padded_with_zero(byte_encoder):
-    assert byte_encoder.tokenize(["ab", "", "é"]).tolist() == [
-        [98, 99, 0, 0, 0, 0, 0, 0],
-        [0] * 8,
-        [0xC3 + 1, 0xA9 + 1, 0, 0, 0, 0, 0, 0],
-    ]
-    assert byte_encoder.tokenize(["abcdefghij"]).shape == (1, 8)
+def test_a_word_is_its_ngrams_and_itself():
+    assert byte_ngrams("é") == [b"<\xc3\xa9>", b"<\xc3\xa9", b"\xc3\xa9>", b"<\xc3\xa9>"]
+    assert [gram.decode() for gram in byte_ngrams("owl")] == ["<owl>", "<ow", "owl", "wl>", "<owl", "owl>", "<owl>"]
+
+
+def test_tokens_are_rows_of_the_table_and_zero_where_there_is_nothing(byte_encoder):
+    tokens = byte_encoder.tokenize(["red Owl", "", "one two three four five", "x" * 99])
+    assert tokens.shape == (4, 4, 40)
+    assert [int((word > 0).sum()) for word in tokens[0]] == [7, 7, 0, 0]
+    assert torch.equal(tokens[0, 1], byte_encoder.tokenize(["owl"])[0, 0])
+    assert not tokens[1].any()
+    assert (tokens[2, :, 0] > 0).all()
+    assert (tokens[3, 0] > 0).all()
+    assert tokens.max() <= 4096
+    wanted = zlib.crc32(b"<red>") % 4096 + 1
+    assert tokens[0, 0, 0] == wanted
+
+
+@torch.no_grad()
+def test_a_word_starts_as_the_mean_of_its_rows(byte_encoder):
+    starts = []
+    byte_encoder.norm_words.register_forward_pre_hook(lambda module, inputs: starts.append(inputs[0]))
+    byte_encoder.encode(["red owl"])
+    rows = byte_encoder.tokenize(["owl"])[0, 0]
+    torch.testing.assert_close(starts[0][0, 1], byte_encoder.embed.weight[rows[rows > 0]].mean(0))
+    assert not starts[0][0, 2].any()
 
 
 def test_features_depend_on_every_byte_and_not_on_the_batch(byte_encoder):

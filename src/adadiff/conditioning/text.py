@@ -7,6 +7,7 @@ the null condition.
 from __future__ import annotations
 
 import os
+import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CL
 from typing_extensions import Self
 
 from adadiff.errors import InputError
+
+MOST_GRAMS = 40  # of a word: all of one of 13 bytes
 
 
 class TextEncoder(ModelMixin, ConfigMixin):
@@ -46,15 +49,16 @@ class TextEncoder(ModelMixin, ConfigMixin):
 
 
 class ByteTextEncoder(TextEncoder):
-    """A small transformer on bytes, trained together with the backbone; nothing to download.
+    """A small transformer on the words of a text, trained together with the backbone; nothing to download.
 
-    A strided convolution makes one token of every few bytes, which keeps the sequence short (as the patches of
-    MegaByte, Yu et al. 2023, arXiv 2305.07185).
+    A word starts as the mean of the embeddings of its byte n-grams and of itself, each looked up by hash in one table
+    (fastText, Bojanowski et al. 2017, arXiv 1607.04606): the same word starts alike wherever it stands, and words that
+    are spelt alike start much alike.
 
     Args:
         width: Size of a feature.
-        length: Number of features.
-        bytes_per_feature: UTF-8 bytes that a feature starts from; `length` times as many bytes are read of a caption.
+        length: Number of features, one a word; words after these are not read.
+        buckets: Rows of the table.
         depth: Number of layers.
         num_heads: Attention heads; divides the width.
     """
@@ -63,13 +67,13 @@ class ByteTextEncoder(TextEncoder):
 
     @register_to_config
     def __init__(
-        self, width: int = 192, length: int = 12, bytes_per_feature: int = 4, depth: int = 2, num_heads: int = 3
+        self, width: int = 192, length: int = 12, buckets: int = 4096, depth: int = 2, num_heads: int = 3
     ) -> None:
         super().__init__()
         self.shape = (length, width)
-        self.num_bytes = length * bytes_per_feature
-        self.embed = nn.Embedding(257, width)  # 0 is "no byte"
-        self.patches = nn.Conv1d(width, width, bytes_per_feature, stride=bytes_per_feature)
+        self.buckets = buckets
+        self.embed = nn.EmbeddingBag(buckets + 1, width, mode="mean", padding_idx=0)
+        self.norm_words = nn.LayerNorm(width)
         self.position = nn.Parameter(torch.empty(1, length, width))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
@@ -81,17 +85,26 @@ class ByteTextEncoder(TextEncoder):
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        tokens = torch.zeros(len(captions), self.num_bytes, dtype=torch.int64)
-        for row, caption in zip(tokens, captions, strict=True):
-            text = caption.encode()[: self.num_bytes]
-            row[: len(text)] = torch.tensor(list(text), dtype=torch.int64) + 1
+        """The table's rows for the n-grams of each word, (batch, length, MOST_GRAMS) int64, 0 where there are none."""
+        tokens = torch.zeros(len(captions), self.shape[0], MOST_GRAMS, dtype=torch.int64)
+        for rows, caption in zip(tokens, captions, strict=True):
+            for row, word in zip(rows, caption.lower().split(), strict=False):
+                hashes = [zlib.crc32(gram) % self.buckets + 1 for gram in byte_ngrams(word)[:MOST_GRAMS]]
+                row[: len(hashes)] = torch.tensor(hashes)
         return tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        features = self.patches(self.embed(tokens).transpose(1, 2)).transpose(1, 2) + self.position
+        words = self.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        features = self.norm_words(words) + self.position
         for layer in self.layers:
             features = layer(features)
         return self.norm(features)
+
+
+def byte_ngrams(word: str) -> list[bytes]:
+    """The word between < and >, in UTF-8, and all that stands in it in a row of 3, 4 or 5 bytes."""
+    marked = f"<{word}>".encode()
+    return [marked, *(marked[k : k + n] for n in (3, 4, 5) for k in range(len(marked) - n + 1))]
 
 
 class TransformersTextEncoder(TextEncoder):
