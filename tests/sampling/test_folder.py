@@ -100,6 +100,8 @@ def test_classes_by_name_and_by_number_are_the_same_request(class_pipeline, tmp_
     assert (first.sampled, again.sampled) == (3, 0)
     assert again.seconds == first.seconds > 0
     assert again.images_per_second == 3 / first.seconds
+    sample_to_folder(class_pipeline, tmp_path / "null", 1, 2, POLICY, conditions=Conditions((3,)))
+    assert json.loads((tmp_path / "null/request.json").read_text())["conditions"]["classes"] == [3]
 
 
 def test_an_image_that_is_not_a_number_is_named_and_not_written(pipeline, tmp_path):

@@ -125,23 +125,7 @@ def sample_to_folder(
     with tqdm(total=len(mine), desc="sampling", unit="image", disable=not state.is_main_process) as progress:
         for first in range(0, len(mine), batch_size):
             numbers = mine[first : first + batch_size]
-            start = time.perf_counter()
-            output = pipeline(
-                batch_size=len(numbers),
-                **conditions.of(numbers),
-                num_inference_steps=steps,
-                policy=policy,
-                generator=[generator_for(seed, k) for k in numbers],
-                output_type="pt",
-            )
-            pixels = output.images.permute(0, 2, 3, 1).float().cpu()
-            seconds = (time.perf_counter() - start) / len(numbers)
-            for place, k in enumerate(numbers):
-                if not pixels[place].isfinite().all():
-                    raise InputError(f"image {k} came out as NaN: try --dtype float32, another scheduler or more steps")
-                image = pipeline.numpy_to_pil(pixels[place].numpy())[0]
-                traced = {name: getattr(output.trace, name)[:, place].tolist() for name in TRACED}
-                _write_image(image_path(out, k), image, {**traced, "seconds": seconds})
+            _sample_batch(pipeline, out, numbers, steps, policy, seed, conditions)
             progress.update(len(numbers))
     state.wait_for_everyone()
 
@@ -154,6 +138,36 @@ def sample_to_folder(
         with whole_file(out / "grid.png") as part:
             image_grid(images[:GRID_IMAGES]).save(part)
     return FolderSummary(trace, len(mine), sum(json.loads(image.info["seconds"]) for image in images))
+
+
+def _sample_batch(
+    pipeline: AdaDiffPipeline,
+    out: Path,
+    numbers: Sequence[int],
+    steps: int,
+    policy: ExitPolicy,
+    seed: int,
+    conditions: Conditions,
+) -> None:
+    """Sample the images of these numbers, and write each with its trace and its share of the seconds."""
+    start = time.perf_counter()
+    output = pipeline(
+        batch_size=len(numbers),
+        **conditions.of(numbers),
+        num_inference_steps=steps,
+        policy=policy,
+        generator=[generator_for(seed, k) for k in numbers],
+        output_type="pt",
+    )
+    pixels = output.images.permute(0, 2, 3, 1).float().cpu()
+    seconds = (time.perf_counter() - start) / len(numbers)
+    for place, k in enumerate(numbers):
+        if not pixels[place].isfinite().all():
+            raise InputError(f"image {k} came out as NaN: try --dtype float32, another scheduler or more steps")
+        traced = {name: getattr(output.trace, name)[:, place].tolist() for name in TRACED}
+        _write_image(
+            image_path(out, k), pipeline.numpy_to_pil(pixels[place].numpy())[0], {**traced, "seconds": seconds}
+        )
 
 
 def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None:
@@ -170,7 +184,8 @@ def _request(
     """All that the images depend on."""
     names, classes = pipeline.transformer.config.class_names, conditions.classes
     if names:
-        classes = tuple(names[k] for k in class_indices(classes, len(names), names))
+        indices = class_indices(classes, pipeline.transformer.backbone.num_classes, names)
+        classes = tuple(names[k] if k < len(names) else k for k in indices)
     return {
         "model": pipeline.transformer.identity(),
         "scheduler": type(pipeline.scheduler).__name__,
