@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adadiff.errors import InputError
 
@@ -47,6 +49,34 @@ def require_empty_folder(path: Path) -> None:
     """Raise InputError unless `path` is an empty folder or nothing yet."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} already holds other files: choose another output folder, or empty it")
+
+
+def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: str) -> None:
+    """Make an output folder and note in it what it is for, or check that it was begun for the same.
+
+    Args:
+        folder: New, empty, or claimed before.
+        note: Name of the JSON file.
+        description: What the folder's contents depend on, as plain values.
+        holds: What it holds, for people: "images sampled".
+
+    Raises:
+        InputError: If it was begun for something else.
+    """
+    described = json.loads(json.dumps(description))
+    path = folder / note
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        for name, value in described.items():
+            if earlier.get(name) != value:
+                raise InputError(
+                    f"{folder} holds {holds} with {name} = {earlier.get(name)}, not {value}: choose another folder"
+                )
+        return
+    require_empty_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(described, indent=2) + "\n")
 
 
 def write_checksums(folder: Path) -> None:

@@ -130,7 +130,7 @@ def test_nothing_is_kept_from_one_sampling_to_the_next():
         (lambda m: SkipCaching(m, 2, shallow=3), "between 1 and 2"),
         (lambda m: FirstBlockCaching(m, -0.1), "at least 0"),
         (lambda m: FirstBlockCaching(m, float("nan")), "at least 0"),
-        (lambda m: SkipCaching(m, 2).trajectory()(*INPUTS, policy=ThresholdExit(0.1)), "skip caching has no exits"),
+        (lambda m: SkipCaching(m, 2).trajectory()(*INPUTS, policy=ThresholdExit(0.1)), "this method has no exits"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -15,11 +15,10 @@ from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS, Bench, Setup, Thresholded
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.data import DataConfig
-from adadiff.errors import InputError
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.exits import NeverExit, ThresholdExit
-from adadiff.files import require_empty_folder, whole_file
+from adadiff.files import claim_folder, whole_file
 
 CONFIG = "compare.json"
 STUDIED = 256  # images
@@ -57,7 +56,7 @@ def compare(config: CompareConfig, out: Path) -> Results:
         InputError: If something that is needed is not there, or the folder holds another comparison.
     """
     config.check()
-    _open_folder(config, out)
+    claim_folder(out, CONFIG, asdict(config), "a comparison")
     networks = Networks(config, out / "networks")
     bench = Bench(config, networks)
     reference = DataConfig(
@@ -154,20 +153,3 @@ def _thresholds(cells: Cells) -> dict[float, float]:
 def _filled(cell: Cell | None) -> Cell:
     assert cell is not None
     return cell
-
-
-def _open_folder(config: CompareConfig, out: Path) -> None:
-    """Make the folder and note the configuration in it, or check that it was begun with the same one."""
-    described = json.loads(json.dumps(asdict(config)))
-    path = out / CONFIG
-    if path.is_file():
-        for name, value in json.loads(path.read_text()).items():
-            if described[name] != value:
-                raise InputError(
-                    f"{out} holds a comparison with {name} = {value}, not {described[name]}: choose another folder"
-                )
-        return
-    require_empty_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(json.dumps(described, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,12 @@ from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy, NeverExit
 from adadiff.exits.flops import PartFlops
 
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""What `Backbone.embed` takes: samples, (batch,) time steps, class labels, text features."""
 
-class Trajectory(Protocol):
-    """Predicts the steps of one sampling, one after the other; called as `AdaptiveModel` is."""
+
+class Trajectory(ABC):
+    """Predicts the steps of one sampling, one after the other, and keeps what is kept between them."""
 
     def __call__(
         self,
@@ -27,7 +30,20 @@ class Trajectory(Protocol):
         step: int = 0,
         return_uncertainties: bool = False,
         tied_halves: bool = False,
-    ) -> AdaptiveOutput: ...
+    ) -> AdaptiveOutput:
+        """Predict a step; called as `AdaptiveModel` is, but without exits and estimators.
+
+        Raises:
+            InputError: If samples shall leave early.
+        """
+        if not isinstance(policy, NeverExit | None):
+            raise InputError("this method has no exits: leave tau and the policy out")
+        inputs = (sample, timestep.expand(len(sample)), class_labels, encoder_hidden_states)
+        return self.predict(inputs, step, tied_halves)
+
+    @abstractmethod
+    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
+        """The same with the inputs in one."""
 
 
 class Rival(nn.Module, ABC):
@@ -82,12 +98,6 @@ class Rival(nn.Module, ABC):
     @property
     def part_flops(self) -> PartFlops:
         return self.model.part_flops
-
-
-def require_no_exits(rival: str, policy: ExitPolicy | None) -> None:
-    """Raise InputError where samples shall leave early from a rival that knows no exits."""
-    if not isinstance(policy, NeverExit | None):
-        raise InputError(f"{rival} has no exits: leave tau and the policy out")
 
 
 def full_output(prediction: Tensor, layers_run: Tensor, flops: Tensor, depth: int) -> AdaptiveOutput:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from adadiff.errors import InputError
-from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy
-from adadiff.rivals.base import Rival, Trajectory, full_output, require_no_exits
+from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 
 
 class SkipCaching(Rival):
@@ -51,27 +51,17 @@ class SkipCaching(Rival):
         return _SkipTrajectory(self)
 
 
-class _SkipTrajectory:
+class _SkipTrajectory(Trajectory):
     def __init__(self, rival: SkipCaching) -> None:
         self.rival = rival
         self.kept: Tensor | None = None
 
-    def __call__(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        class_labels: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        policy: ExitPolicy | None = None,
-        step: int = 0,
-        return_uncertainties: bool = False,
-        tied_halves: bool = False,
-    ) -> AdaptiveOutput:
-        require_no_exits("skip caching", policy)
+    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
         model, shallow = self.rival.model, self.rival.shallow
         backbone, depth = model.backbone, model.depth
-        whole = self.kept is None or len(self.kept) != len(sample) or step % self.rival.interval == 0
-        state = backbone.embed(sample, timestep.expand(len(sample)), class_labels, encoder_hidden_states)
+        batch = len(inputs[0])
+        whole = self.kept is None or len(self.kept) != batch or step % self.rival.interval == 0
+        state = backbone.embed(*inputs)
         for i in range(1, (depth - shallow if whole else shallow) + 1):
             state = backbone.layer(i, state)
         if whole:
@@ -81,8 +71,8 @@ class _SkipTrajectory:
             state = replace(state, tokens=self.kept)
         for i in range(depth - shallow + 1, depth + 1):
             state = backbone.layer(i, state)
-        layers_run = torch.full((len(sample),), depth if whole else 2 * shallow)
-        flops = torch.full((len(sample),), self.rival.flops(whole))
+        layers_run = torch.full((batch,), depth if whole else 2 * shallow)
+        flops = torch.full((batch,), self.rival.flops(whole))
         return full_output(model.predict(depth, state), layers_run, flops, depth)
 
 
@@ -113,26 +103,15 @@ class FirstBlockCaching(Rival):
         return _FirstBlockTrajectory(self)
 
 
-class _FirstBlockTrajectory:
+class _FirstBlockTrajectory(Trajectory):
     def __init__(self, rival: FirstBlockCaching) -> None:
         self.rival = rival
         self.first: Tensor | None = None
         self.rest: Tensor | None = None
 
-    def __call__(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        class_labels: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        policy: ExitPolicy | None = None,
-        step: int = 0,
-        return_uncertainties: bool = False,
-        tied_halves: bool = False,
-    ) -> AdaptiveOutput:
-        require_no_exits("first-block caching", policy)
+    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
         model = self.rival.model
-        embedded = model.backbone.embed(sample, timestep.expand(len(sample)), class_labels, encoder_hidden_states)
+        embedded = model.backbone.embed(*inputs)
         state = model.backbone.layer(1, embedded)
         added = state.tokens - embedded.tokens
         stale = self._stale(added)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from adadiff.errors import InputError
-from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy
-from adadiff.rivals.base import Rival, Trajectory, full_output, require_no_exits
+from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 
 
 class DuoDiff(Rival):
@@ -35,24 +33,18 @@ class DuoDiff(Rival):
         return {"switch": self.switch, "shallow": self.shallow.identity()}
 
     def trajectory(self) -> Trajectory:
-        return self._predict
+        return _DuoTrajectory(self)
 
-    def _predict(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        class_labels: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        policy: ExitPolicy | None = None,
-        step: int = 0,
-        return_uncertainties: bool = False,
-        tied_halves: bool = False,
-    ) -> AdaptiveOutput:
-        require_no_exits("DuoDiff", policy)
-        network = self.shallow if step < self.switch else self.model
-        output = network(sample, timestep, class_labels, encoder_hidden_states, step=step)
+
+class _DuoTrajectory(Trajectory):
+    def __init__(self, rival: DuoDiff) -> None:
+        self.rival = rival
+
+    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
+        network = self.rival.shallow if step < self.rival.switch else self.rival.model
+        output = network(*inputs, step=step)
         assert isinstance(output, AdaptiveOutput)
-        return full_output(output.sample, output.exit_layers, output.flops, self.depth)
+        return full_output(output.sample, output.exit_layers, output.flops, self.rival.depth)
 
 
 def _task(model: AdaptiveModel) -> tuple[Any, ...]:

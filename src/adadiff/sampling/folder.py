@@ -19,7 +19,7 @@ from adadiff.conditioning import class_indices
 from adadiff.errors import InputError
 from adadiff.exits import ExitPolicy
 from adadiff.exits.trace import Trace
-from adadiff.files import require_empty_folder, whole_file
+from adadiff.files import claim_folder, whole_file
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.pipeline import AdaDiffPipeline
@@ -117,7 +117,7 @@ def sample_to_folder(
     _check_conditions(pipeline, conditions)
     state = PartialState()
     with state.main_process_first():
-        _open_folder(out, _request(pipeline, steps, policy, seed, conditions))
+        claim_folder(out, REQUEST, _request(pipeline, steps, policy, seed, conditions), "images sampled")
         missing = [k for k in range(n) if not image_path(out, k).exists()]
     state.wait_for_everyone()
     mine = missing[state.process_index :: state.num_processes]
@@ -195,24 +195,6 @@ def _request(
         "conditions": {**asdict(conditions), "classes": classes},
         "dtype": str(pipeline.transformer.dtype),
     }
-
-
-def _open_folder(out: Path, request: dict[str, Any]) -> None:
-    """Make the folder and note the request in it, or check that it was begun by the same one."""
-    request = json.loads(json.dumps(request))
-    path = out / REQUEST
-    if path.is_file():
-        earlier = json.loads(path.read_text())
-        for name, value in request.items():
-            if earlier.get(name) != value:
-                raise InputError(
-                    f"{out} holds images sampled with {name} = {earlier.get(name)}, not {value}: choose another folder"
-                )
-        return
-    require_empty_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(json.dumps(request, indent=2) + "\n")
 
 
 def image_path(out: Path, k: int) -> Path:
