@@ -11,6 +11,7 @@ from adadiff.exits import (
     NeverExit,
     PatienceExit,
     ScheduleExit,
+    TableExit,
     ThresholdExit,
 )
 from adadiff.exits.trace import Trace
@@ -29,6 +30,7 @@ __all__ = [
     "NeverExit",
     "PatienceExit",
     "ScheduleExit",
+    "TableExit",
     "ThresholdExit",
     "Trace",
 ]

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from adadiff import BatchMeanExit, FixedExit, InputError, NeverExit, PatienceExit, ScheduleExit, ThresholdExit
+from adadiff import (
+    BatchMeanExit,
+    FixedExit,
+    InputError,
+    NeverExit,
+    PatienceExit,
+    ScheduleExit,
+    TableExit,
+    ThresholdExit,
+)
 from adadiff.exits import ExitQuery
 
 
@@ -93,6 +102,20 @@ def test_the_batch_mean_takes_all_or_none():
     assert not BatchMeanExit(0.0).reads_uncertainty(0, 1)
 
 
+def test_a_table_has_a_threshold_for_every_step_and_layer():
+    policy = TableExit(((0.0, 0.3), (1.0, 0.5)))
+    assert policy.leaves(query([[0.0], [0.2]], step=0)).tolist() == [False, False]
+    assert policy.leaves(query([[0.9, 0.2], [0.0, 0.3]], step=0)).tolist() == [True, False]
+    nan = float("nan")
+    assert policy.leaves(query([[nan], [nan]], step=1)).tolist() == [True, True]
+    assert [policy.reads_uncertainty(*place) for place in ((0, 1), (0, 2), (1, 1), (1, 2))] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -109,6 +132,9 @@ def test_the_batch_mean_takes_all_or_none():
         (lambda: BatchMeanExit(1.5), "between 0 and 1"),
         (lambda: ScheduleExit((1, 2)).check(depth=5, num_steps=3), "one per step, 3"),
         (lambda: ScheduleExit((1, 6)).check(depth=5, num_steps=2), "numbered 1 to 5"),
+        (lambda: TableExit(((0.1, 1.2),)), "between 0 and 1"),
+        (lambda: TableExit(((0.1, 0.2),)).check(depth=3, num_steps=2), "one per step, 2"),
+        (lambda: TableExit(((0.1, 0.2),)).check(depth=5, num_steps=1), "layers 1 to 4"),
         (lambda: FixedExit(0).check(depth=5, num_steps=2), "numbered 1 to 5"),
         (lambda: PatienceExit(0.1, min_layer=0).check(depth=5, num_steps=2), "numbered 1 to 5"),
     ],

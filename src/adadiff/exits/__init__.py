@@ -9,6 +9,7 @@ from adadiff.exits.policies import (
     NeverExit,
     PatienceExit,
     ScheduleExit,
+    TableExit,
     ThresholdExit,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "NeverExit",
     "PatienceExit",
     "ScheduleExit",
+    "TableExit",
     "ThresholdExit",
 ]

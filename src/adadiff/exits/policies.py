@@ -144,6 +144,39 @@ class ThresholdExit(ExitPolicy):
 
 
 @dataclass(frozen=True)
+class TableExit(ExitPolicy):
+    """A threshold for every step and layer.
+
+    Args:
+        thresholds: For each step one for each of the layers 1..N-1, in [0, 1]. 0 never leaves and 1 always does;
+            neither asks the estimator.
+    """
+
+    thresholds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        for row in self.thresholds:
+            for tau in row:
+                _check_tau(tau)
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        tau = self.thresholds[query.step][query.layer - 1]
+        if tau == 1:
+            return torch.ones(len(query.samples), dtype=torch.bool)
+        return query.uncertainty[:, -1] < tau
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return 0 < self.thresholds[step][layer - 1] < 1
+
+    def check(self, depth: int, num_steps: int) -> None:
+        if len(self.thresholds) != num_steps:
+            raise InputError(f"the table has {len(self.thresholds)} rows: give one per step, {num_steps}")
+        for row in self.thresholds:
+            if len(row) != depth - 1:
+                raise InputError(f"the table has rows of {len(row)}: give one threshold for layers 1 to {depth - 1}")
+
+
+@dataclass(frozen=True)
 class PatienceExit(ExitPolicy):
     """A sample leaves after the layer at which its uncertainty is below tau for the k-th time.
 

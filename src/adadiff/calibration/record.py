@@ -1,0 +1,117 @@
+"""What every exit would have said along samplings of the full model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
+from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance
+from adadiff.seeding import generator_for
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """Every exit's error against the full prediction, and its uncertainty, at every step of full samplings.
+
+    With guidance, error and prediction are the guided ones, both halves leaving at that layer, and the uncertainty is
+    the larger of the two: tied pairs leave when both may.
+
+    Args:
+        errors: Mean squared difference from the full prediction, (steps, layers, samples); 0 at the last layer.
+        uncertainties: In [0, 1], shaped like it.
+        images: Of the full model, (samples, channels, height, width) in [0, 1], or latents' decodings.
+    """
+
+    errors: Tensor
+    uncertainties: Tensor
+    images: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.errors.shape == self.uncertainties.shape
+
+    def select(self, samples: Tensor) -> ExitRecord:
+        """Of some samples alone."""
+        return ExitRecord(self.errors[..., samples], self.uncertainties[..., samples], self.images[samples])
+
+
+def record_exits(
+    pipeline: AdaDiffPipeline,
+    samples: int,
+    steps: int,
+    conditions: Conditions,
+    seed: int,
+    batch_size: int = 32,
+) -> ExitRecord:
+    """Sample with the full model, and look at every exit on the way.
+
+    Args:
+        pipeline: The model and the scheduler.
+        samples: How many; sample k depends on the seed and k alone.
+        steps: Sampling steps.
+        conditions: What the samples show, and the guidance.
+        seed: Of the noise.
+        batch_size: Samples at once.
+    """
+    recorder = _Recorder(pipeline.transformer, conditions.guidance)
+    recording = AdaDiffPipeline(**{**pipeline.components, "transformer": recorder})
+    recording.set_progress_bar_config(disable=True)
+    parts = []
+    with tqdm(total=samples, desc="recording every exit", unit="image") as progress:
+        for first in range(0, samples, batch_size):
+            numbers = range(first, min(first + batch_size, samples))
+            recorder.errors, recorder.uncertainties = [], []
+            output = recording(
+                batch_size=len(numbers),
+                **conditions.of(numbers),
+                num_inference_steps=steps,
+                generator=[generator_for(seed, k) for k in numbers],
+                output_type="pt",
+            )
+            errors, uncertainties = torch.stack(recorder.errors), torch.stack(recorder.uncertainties)
+            parts.append(ExitRecord(errors, uncertainties, output.images.float().cpu()))
+            progress.update(len(numbers))
+    return ExitRecord(
+        torch.cat([part.errors for part in parts], dim=2),
+        torch.cat([part.uncertainties for part in parts], dim=2),
+        torch.cat([part.images for part in parts]),
+    )
+
+
+class _Recorder(Rival):
+    """Predicts as the full model does, and notes what each exit would have predicted."""
+
+    def __init__(self, model: AdaptiveModel, guidance: Guidance) -> None:
+        super().__init__(model)
+        self.guidance = guidance
+        self.errors: list[Tensor] = []
+        self.uncertainties: list[Tensor] = []
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def trajectory(self) -> Trajectory:
+        return _Recording(self)
+
+
+class _Recording(Trajectory):
+    def __init__(self, recorder: _Recorder) -> None:
+        self.recorder = recorder
+
+    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
+        model, guidance = self.recorder.model, self.recorder.guidance
+        predictions, uncertainties = model.all_exits(*inputs)
+        combined, doubt = predictions.float(), uncertainties.float().flatten(2).mean(2)
+        if tied_halves:
+            combined = guidance.combine(*combined.chunk(2, dim=1))
+            doubt = torch.maximum(*doubt.chunk(2, dim=1))
+        self.recorder.errors.append((combined - combined[-1]).square().flatten(2).mean(2).cpu())
+        self.recorder.uncertainties.append(doubt.cpu())
+        batch = (len(inputs[0]),)
+        layers, flops = torch.full(batch, model.depth), torch.full(batch, model.part_flops.full)
+        return full_output(predictions[-1], layers, flops, model.depth)
