@@ -34,6 +34,20 @@ def test_augmented_images_are_shifted_and_mirrored_windows_of_the_padded_ones():
     assert 16 < mirrored < 48
 
 
+@torch.no_grad()
+def test_a_mirrored_image_has_the_same_features_once_trained():
+    network = SmallNetwork(["a", "b"], width=2, sample_size=8, mirror=True).eval()
+    plain = SmallNetwork(["a", "b"], width=2, sample_size=8).eval()
+    plain.load_state_dict(network.state_dict())
+    images = torch.rand(3, 3, 8, 8)
+    features, logits = network(images)
+    torch.testing.assert_close(network(images.flip(3))[0], features)
+    both = torch.stack([plain(images)[0], plain(images.flip(3))[0]])
+    torch.testing.assert_close(features, both.mean(0))
+    torch.testing.assert_close(logits, plain.classifier(features))
+    torch.testing.assert_close(network.train()(images)[0], plain.train()(images)[0])
+
+
 def test_accuracy_counts():
     network = SmallNetwork(["a", "b"], width=2, sample_size=8).eval()
     images = torch.randint(256, (30, 3, 8, 8), dtype=torch.uint8)

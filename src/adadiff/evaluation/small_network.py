@@ -19,10 +19,11 @@ class SmallNetwork(ModelMixin, ConfigMixin):
         class_names: The classes it tells apart.
         width: Channels of the first convolution; there are 8 times as many features.
         sample_size: Side of the images it was trained on; others are resized to it.
+        mirror: Whether, once trained, an image's features are averaged with those of its mirror image.
     """
 
     @register_to_config
-    def __init__(self, class_names: list[str], width: int = 24, sample_size: int = 32) -> None:
+    def __init__(self, class_names: list[str], width: int = 24, sample_size: int = 32, mirror: bool = False) -> None:
         super().__init__()
         self.features = nn.Sequential(
             convolution(3, width),
@@ -46,6 +47,8 @@ class SmallNetwork(ModelMixin, ConfigMixin):
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         features = self.features(2 * images - 1)
+        if self.config.mirror and not self.training:
+            features = (features + self.features(2 * images.flip(3) - 1)) / 2
         return features, self.classifier(features)
 
 

@@ -58,7 +58,8 @@ def train_small(config: SmallTraining) -> float:
     if class_names != test_names:
         raise InputError(f"the classes to learn are {class_names}, those of the test {test_names}: give one data set's")
     torch.manual_seed(config.seed)
-    network = SmallNetwork(class_names, sample_size=config.train.size).to(memory_format=torch.channels_last)
+    network = SmallNetwork(class_names, sample_size=config.train.size, mirror=config.train.flip)
+    network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(), config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
     )
