@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from adadiff.rivals import drop_layers, prune
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import train
+from adadiff.training.checkpoints import list_checkpoints
 from adadiff.training.config import LossConfig, ModelConfig
 
 PACKAGED = Path(adadiff.__file__).parent / "models"
@@ -105,7 +107,10 @@ class Networks:
         estimator: dict[str, Any] = {"estimator": recipe.estimator}
         model = replace(PRESETS[self.config.preset].train.model, **sizes, **estimator)
         config = self.config.train_config(out, start, model=model, loss=recipe.loss)
-        train(replace(config, resume=(out / "train.json").is_file()))
+        resume = bool(list_checkpoints(out))
+        if not resume:
+            shutil.rmtree(out, ignore_errors=True)  # killed before its first checkpoint
+        train(replace(config, resume=resume))
         with whole_file(out / FINISHED) as part:
             part.write_text("")
         return out
