@@ -80,7 +80,7 @@ def class_pipeline() -> AdaDiffPipeline:
 def text_pipeline() -> AdaDiffPipeline:
     """Captions of up to 12 bytes."""
     torch.manual_seed(0)
-    encoder = ByteTextEncoder(width=6, length=3, depth=1, num_heads=2)
+    encoder = ByteTextEncoder(width=6, length=3)
     pipe = AdaDiffPipeline(make_model(context_dim=6, context_length=3), DiffusionConfig().build(), encoder)
     pipe.set_progress_bar_config(disable=True)
     return pipe

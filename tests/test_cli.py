@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 import adadiff
-from adadiff.cli import MODELS, main
+from adadiff.cli import DEMO_TASKS, MODELS, main
 from adadiff.evaluation.small_network import SmallNetwork
+from adadiff.presets import PRESETS
 from adadiff.sampling.defaults import SamplingDefaults
 
 DIGITS = MODELS / "digits"
@@ -57,6 +58,15 @@ def test_demo_and_export(model_folder, tmp_path, capsys):
     assert all(word in table for word in ("layers", "compute", "seconds", "speedup", "difference", "adaptive"))
     with Image.open(tmp_path / "demo/demo.png") as picture:
         assert picture.width > 100
+
+
+@pytest.mark.parametrize("task", DEMO_TASKS)
+def test_the_models_of_the_demo_come_with_the_package(task, tmp_path, capsys):
+    run(f"demo --task {task} -n 2 --steps 2 --out {tmp_path}/demo")
+    assert "2 images, 2 steps" in capsys.readouterr().out
+    folder = MODELS / DEMO_TASKS[task].model
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 10e6
+    assert SamplingDefaults.load(folder) == PRESETS[folder.name].train.sampling
 
 
 def test_a_models_own_sampling_is_the_default(model_folder, tmp_path, capsys):

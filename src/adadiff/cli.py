@@ -296,18 +296,13 @@ def compare_command(config: Positional[str], out: Path) -> None:
 
 @dataclass(frozen=True)
 class DemoTask:
-    """What the demo shows of a model that comes with the package: its folder, how many images, and of what."""
+    """What the demo shows of a model that comes with the package: its folder, and how many images."""
 
     model: str
     n: int
-    prompts: tuple[str, ...] = ()
 
 
-DEMO_TASKS = {
-    "digits": DemoTask("digits", 64),
-    "class": DemoTask("cifar10-class-xs", 20),
-    "text": DemoTask("emoji-text-xs", 12, ("red apple", "grinning face", "rocket", "snowman")),
-}
+DEMO_TASKS = {"digits": DemoTask("digits", 64), "class": DemoTask("cifar10-class-xs", 20)}
 
 
 @app.command(name="demo")
@@ -330,7 +325,7 @@ def demo_command(
 
     Args:
         out: Folder for the picture, demo.png.
-        task: Which of the models that come with the package: digits, class (CIFAR-10) or text (emoji).
+        task: Which of the models that come with the package: digits, or class for CIFAR-10.
         model: Another model folder.
         n: Number of images; by default as many as suit the task.
         steps: Sampling steps.
@@ -344,14 +339,13 @@ def demo_command(
     require_own_folder(out, own={"demo.png"})
     shown = lookup(task, DEMO_TASKS, "task")
     folder, n = model or MODELS / shown.model, shown.n if n is None else n
-    prompts = prompt or (shown.prompts if model is None else ())
     chosen = SamplingDefaults.load(folder).changed(
         scheduler=scheduler, steps=steps, tau=tau, min_layer=min_layer, guidance_scale=guidance_scale
     )
     pipeline = _load(folder, "float32", "cpu")
     pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
     policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
-    conditions = Conditions(pipeline.transformer.class_indices, prompts, guidance=Guidance(chosen.guidance_scale))
+    conditions = Conditions(pipeline.transformer.class_indices, prompt, guidance=Guidance(chosen.guidance_scale))
     comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
 
     table = Table(

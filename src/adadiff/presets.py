@@ -69,7 +69,7 @@ CIFAR10_CLASS_XS = replace(
     model=replace(CIFAR10_XS.model, condition="class"),
     loss=LossConfig(layerwise_weight=0.3),
     optimizer=replace(SMALL_OPTIMIZER, lr=2e-3, betas=(0.9, 0.99)),
-    sampling=SamplingDefaults(scheduler="dpm-solver++", steps=20, tau=0.26, min_layer=5, guidance_scale=5.0),
+    sampling=SamplingDefaults(scheduler="dpm-solver++", steps=20, tau=0.26, min_layer=5, guidance_scale=6.0),
     batch_size=16,
     steps=22_000,
 )

@@ -31,7 +31,7 @@ def test_labels_outside_the_table_are_named(labels, null_class):
 
 
 def test_tokens_are_the_encoders():
-    encoder = ByteTextEncoder(width=4, length=2, num_heads=1)
+    encoder = ByteTextEncoder(width=4, length=2)
     condition = TokenCondition(encoder)
     assert torch.equal(condition.of({"caption": "owl"})["tokens"], encoder.tokenize(["owl"])[0])
     assert not condition.nothing()["tokens"].any()

@@ -55,7 +55,7 @@ class ModelConfig:
         if self.condition != "text":
             return None
         if self.text_encoder == "bytes":
-            return ByteTextEncoder(self.width, num_heads=self.num_heads)
+            return ByteTextEncoder(self.width)
         return TransformersTextEncoder.from_pretrained(self.text_encoder)
 
     def class_table(self, names: list[str] | None) -> tuple[int, int | None]:
