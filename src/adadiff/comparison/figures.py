@@ -146,7 +146,8 @@ def side_by_side(full: Cell, cells: Sequence[Cell], titles: dict[str, str], fold
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (title, cell), row in zip(rows, axes, strict=True):
         for number, place in enumerate(row):
-            place.imshow(np.array(read_image(image_path(folder / cell.name / SAMPLES, number))), cmap="gray")
+            pixels = np.array(read_image(image_path(folder / cell.name / SAMPLES, number)))
+            place.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             place.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"{title}\n{cell.compute:.0%}", rotation=0, ha="right", va="center", fontsize="small")
     return figure
