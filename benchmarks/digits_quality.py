@@ -17,14 +17,12 @@ from rich.table import Table
 from sklearn.neural_network import MLPClassifier
 from tqdm import tqdm
 
-import adadiff
 from adadiff import AdaDiffPipeline, ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.metrics import frechet_distance
+from adadiff.files import MODELS
+from adadiff.sampling import sample_numbered
 from adadiff.sampling.schedulers import scheduler_like
-from adadiff.seeding import generator_for
-
-PACKAGED = Path(adadiff.__file__).parent / "models" / "digits"
 
 
 def load_split(split: str) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
@@ -47,13 +45,7 @@ def sample_rows(
     rows, fractions = [], []
     for first in range(0, n, 500):
         numbers = range(first, min(first + 500, n))
-        output = pipeline(
-            batch_size=len(numbers),
-            num_inference_steps=steps,
-            policy=policy,
-            generator=[generator_for(1, k) for k in numbers],
-            output_type="pt",
-        )
+        output = sample_numbered(pipeline, numbers, steps, policy, seed=1)
         rows.append(output.images.flatten(1).numpy())
         fractions.append(output.trace.layer_fraction * len(numbers))
     return np.concatenate(rows), sum(fractions) / n
@@ -66,7 +58,7 @@ def leave_at_last(tau: float, first: int, last: int, depth: int) -> ThresholdExi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=PACKAGED)
+    parser.add_argument("--model", type=Path, default=MODELS / "digits")
     parser.add_argument("-n", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--scheduler", default="ddim")
@@ -81,7 +73,6 @@ def main() -> None:
     classifier = MLPClassifier((32,), max_iter=1000, random_state=0).fit(train_rows, train_labels)
     reference = hidden_features(classifier, test_rows)
     pipeline = AdaDiffPipeline.from_pretrained(options.model)
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = scheduler_like(options.scheduler, pipeline.scheduler)
 
     console = Console(width=110)

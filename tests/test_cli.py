@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 import adadiff
-from adadiff.cli import DEMO_TASKS, MODELS, main
+from adadiff.cli import DEMO_TASKS, main
 from adadiff.evaluation.small_network import SmallNetwork
+from adadiff.files import MODELS
 from adadiff.presets import PRESETS
 from adadiff.sampling.defaults import SamplingDefaults
 

@@ -28,7 +28,7 @@ from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, r
 from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
 from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
-from adadiff.files import require_empty_folder
+from adadiff.files import MODELS, require_empty_folder
 from adadiff.presets import PRESETS
 from adadiff.sampling import Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
@@ -36,7 +36,6 @@ from adadiff.sampling.folder import FolderSummary, sample_to_folder
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import Interrupted, TrainConfig, train
 
-MODELS = Path(adadiff.__file__).parent / "models"
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingPreset = tyro.extras.subcommand_type_from_defaults(
     {name: preset.train for name, preset in PRESETS.items()},

@@ -13,6 +13,8 @@ from typing import Any
 from adadiff.errors import InputError
 
 CHECKSUMS = "SHA256SUMS"
+MODELS = Path(__file__).parent / "models"
+"""Where the models are that come with the package."""
 
 
 def part_path(path: Path) -> Path:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.exits import AdaptiveModel, AdaptiveOutput, NeverExit
 from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
-from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance
-from adadiff.seeding import generator_for
+from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,13 @@ def record_exits(
         batch_size: Samples at once.
     """
     recorder = _Recorder(pipeline.transformer, conditions.guidance)
-    recording = AdaDiffPipeline(**{**pipeline.components, "transformer": recorder})
-    recording.set_progress_bar_config(disable=True)
+    recording = pipeline.with_parts(transformer=recorder)
     parts = []
     with tqdm(total=samples, desc="recording every exit", unit="image") as progress:
         for first in range(0, samples, batch_size):
             numbers = range(first, min(first + batch_size, samples))
             recorder.errors, recorder.uncertainties = [], []
-            output = recording(
-                batch_size=len(numbers),
-                **conditions.of(numbers),
-                num_inference_steps=steps,
-                generator=[generator_for(seed, k) for k in numbers],
-                output_type="pt",
-            )
+            output = sample_numbered(recording, numbers, steps, NeverExit(), seed, conditions)
             errors, uncertainties = torch.stack(recorder.errors), torch.stack(recorder.uncertainties)
             parts.append(ExitRecord(errors, uncertainties, output.images.float().cpu()))
             progress.update(len(numbers))

@@ -17,8 +17,8 @@ from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import NeverExit
 from adadiff.exits.trace import Trace
 from adadiff.files import whole_file
+from adadiff.sampling import sample_numbered
 from adadiff.sampling.folder import sample_to_folder
-from adadiff.seeding import generator_for
 
 CELL = "cell.json"
 SAMPLES = "samples"
@@ -115,15 +115,8 @@ class Cells:
         full = replace(full, steps=self.bench.config.steps)
 
         def sample(which: Setup) -> Any:
-            numbers = range(TIMED_IMAGES)
-            which.pipeline.set_progress_bar_config(disable=True)
-            which.pipeline(
-                batch_size=TIMED_IMAGES,
-                **self.bench.conditions(which.pipeline).of(numbers),
-                num_inference_steps=which.steps,
-                policy=which.policy,
-                generator=[generator_for(self.bench.config.seed, k) for k in numbers],
-                output_type="pt",
-            )
+            conditions = self.bench.conditions(which.pipeline)
+            seed = self.bench.config.seed
+            return sample_numbered(which.pipeline, range(TIMED_IMAGES), which.steps, which.policy, seed, conditions)
 
         return median_seconds({"full": lambda: sample(full), "this": lambda: sample(setup)})

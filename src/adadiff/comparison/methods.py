@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
 from adadiff.exits import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
 from adadiff.rivals import DuoDiff, FirstBlockCaching, SkipCaching
-from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance
-from adadiff.seeding import generator_for
+from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
 
 PILOT_IMAGES = 32
 HALVINGS = 9
@@ -81,15 +79,8 @@ class Bench:
 
     def pilot(self, pipeline: AdaDiffPipeline, policy: ExitPolicy) -> float:
         """The same of a few samples."""
-        numbers = range(PILOT_IMAGES)
-        pipeline.set_progress_bar_config(disable=True)
-        output = pipeline(
-            batch_size=PILOT_IMAGES,
-            **self.conditions(pipeline).of(numbers),
-            num_inference_steps=self.config.steps,
-            policy=policy,
-            generator=[generator_for(PILOT_SEED, k) for k in numbers],
-            output_type="pt",
+        output = sample_numbered(
+            pipeline, range(PILOT_IMAGES), self.config.steps, policy, PILOT_SEED, self.conditions(pipeline)
         )
         return self.fraction(int(output.trace.flops.sum()) / output.trace.predictions)
 
@@ -148,11 +139,6 @@ class Enumerated(Method):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Their settings
-
-
-def with_model(pipeline: AdaDiffPipeline, model: Any) -> AdaDiffPipeline:
-    """The same pipeline with another network, or a rival in its place."""
-    return AdaDiffPipeline(**{**pipeline.components, "transformer": model})
 
 
 def fewer_steps(bench: Bench) -> list[Setup]:
@@ -214,7 +200,7 @@ def duodiff_switches(bench: Bench) -> list[Setup]:
     share = bench.fraction(shallow.part_flops.full)
     return [
         Setup(
-            with_model(pipeline, DuoDiff(pipeline.transformer, shallow, switch)),
+            pipeline.with_parts(transformer=DuoDiff(pipeline.transformer, shallow, switch)),
             NeverExit(),
             steps,
             f"{shallow.depth} layers before step {switch}",
@@ -233,7 +219,9 @@ def skip_caches(bench: Bench) -> list[Setup]:
             whole = -(-steps // interval)
             flops = (whole * rival.flops(whole=True) + (steps - whole) * rival.flops(whole=False)) / steps
             setting = f"every {interval} steps, {shallow} layers on either side"
-            setups.append(Setup(with_model(pipeline, rival), NeverExit(), steps, setting, bench.fraction(flops)))
+            setups.append(
+                Setup(pipeline.with_parts(transformer=rival), NeverExit(), steps, setting, bench.fraction(flops))
+            )
     return setups
 
 
@@ -278,7 +266,7 @@ METHODS: tuple[Method, ...] = (
         "ParaAttention",
         FULL,
         lambda pipeline, threshold: (
-            with_model(pipeline, FirstBlockCaching(pipeline.transformer, threshold)),
+            pipeline.with_parts(transformer=FirstBlockCaching(pipeline.transformer, threshold)),
             NeverExit(),
         ),
         most=2.0,

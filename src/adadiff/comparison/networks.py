@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-import adadiff
 from adadiff.comparison.config import CompareConfig
 from adadiff.errors import InputError
-from adadiff.files import whole_file, whole_folder
+from adadiff.files import MODELS, whole_file, whole_folder
 from adadiff.presets import PRESETS
 from adadiff.rivals import drop_layers, prune
 from adadiff.sampling import AdaDiffPipeline
@@ -22,7 +21,6 @@ from adadiff.training import train
 from adadiff.training.checkpoints import list_checkpoints
 from adadiff.training.config import LossConfig, ModelConfig
 
-PACKAGED = Path(adadiff.__file__).parent / "models"
 PLAIN = LossConfig(uncertainty_weight=0.0, layerwise_weight=0.0)
 FINISHED = "finished"
 
@@ -86,7 +84,7 @@ class Networks:
     def backbone(self) -> Path:
         """The folder of the model that all start from."""
         path = Path(self.config.backbone)
-        return path if path.is_dir() else PACKAGED / self.config.backbone
+        return path if path.is_dir() else MODELS / self.config.backbone
 
     def pipeline(self, recipe: Recipe) -> AdaDiffPipeline:
         """The trained network in a pipeline with the comparison's scheduler."""
@@ -130,5 +128,5 @@ class Networks:
             if recipe.compute != 1:
                 model = prune(model, recipe.compute)
             with whole_folder(out) as part:
-                AdaDiffPipeline(**{**pipeline.components, "transformer": model}).save_pretrained(part)
+                pipeline.with_parts(transformer=model).save_pretrained(part)
         return out

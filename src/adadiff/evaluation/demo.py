@@ -14,8 +14,7 @@ from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
 from adadiff.files import whole_file
-from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions
-from adadiff.seeding import generator_for
+from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions, sample_numbered
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,10 @@ def compare(
     repeats: int = 5,
 ) -> Comparison:
     """Sample n images in one batch, in full and adaptively in turns, `repeats` times each."""
-    pipeline.set_progress_bar_config(disable=True)
     outputs: dict[str, AdaDiffPipelineOutput] = {}
 
     def sample(name: str, rule: ExitPolicy) -> None:
-        generators = [generator_for(seed, k) for k in range(n)]
-        outputs[name] = pipeline(
-            batch_size=n,
-            **conditions.of(range(n)),
-            num_inference_steps=steps,
-            policy=rule,
-            generator=generators,
-            output_type="pt",
-        )
+        outputs[name] = sample_numbered(pipeline, range(n), steps, rule, seed, conditions)
 
     seconds = median_seconds(
         {"full": lambda: sample("full", NeverExit()), "adaptive": lambda: sample("adaptive", policy)}, repeats

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import adadiff
 from adadiff.data import ImageData, cache_folder
 from adadiff.errors import InputError
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.files import verify_checksums, whole_file
+from adadiff.files import MODELS, verify_checksums, whole_file
 from adadiff.fingerprints import fingerprint, weights_of
 
-SMALL = Path(adadiff.__file__).parent / "models" / "small-features"
+SMALL = MODELS / "small-features"
 BATCH = 250
 
 

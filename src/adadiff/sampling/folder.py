@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +21,12 @@ from adadiff.exits import ExitPolicy
 from adadiff.exits.trace import Trace
 from adadiff.files import claim_folder, whole_file
 from adadiff.sampling.grid import image_grid
-from adadiff.sampling.guidance import Guidance
+from adadiff.sampling.numbered import UNCONDITIONAL, Conditions, sample_numbered
 from adadiff.sampling.pipeline import AdaDiffPipeline
-from adadiff.seeding import generator_for
 
 REQUEST = "request.json"
 GRID_IMAGES = 64
 TRACED = ("exit_layers", "unconditional_exit_layers", "flops")
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What the images shall show; image k takes the k-th entry, in turns.
-
-    Args:
-        classes: Numbers or names, for a model that takes classes.
-        prompts: For a model that takes text.
-        negative_prompt: What guidance leads away from.
-        guidance: Classifier-free guidance.
-    """
-
-    classes: tuple[int | str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    negative_prompt: str = ""
-    guidance: Guidance = field(default_factory=Guidance)
-
-    def of(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """The pipeline's arguments for the images of these numbers."""
-        return {
-            "class_labels": [self.classes[k % len(self.classes)] for k in numbers] if self.classes else None,
-            "prompt": [self.prompts[k % len(self.prompts)] for k in numbers] if self.prompts else None,
-            "negative_prompt": self.negative_prompt,
-            "guidance_scale": self.guidance.scale,
-            "guidance_interval": self.guidance.interval,
-            "tied_exits": self.guidance.tied,
-        }
-
-
-UNCONDITIONAL = Conditions()
 
 
 @dataclass(frozen=True)
@@ -121,7 +89,6 @@ def sample_to_folder(
         missing = [k for k in range(n) if not image_path(out, k).exists()]
     state.wait_for_everyone()
     mine = missing[state.process_index :: state.num_processes]
-    pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(mine), desc="sampling", unit="image", disable=not state.is_main_process) as progress:
         for first in range(0, len(mine), batch_size):
             numbers = mine[first : first + batch_size]
@@ -151,14 +118,7 @@ def _sample_batch(
 ) -> None:
     """Sample the images of these numbers, and write each with its trace and its share of the seconds."""
     start = time.perf_counter()
-    output = pipeline(
-        batch_size=len(numbers),
-        **conditions.of(numbers),
-        num_inference_steps=steps,
-        policy=policy,
-        generator=[generator_for(seed, k) for k in numbers],
-        output_type="pt",
-    )
+    output = sample_numbered(pipeline, numbers, steps, policy, seed, conditions)
     pixels = output.images.permute(0, 2, 3, 1).float().cpu()
     seconds = (time.perf_counter() - start) / len(numbers)
     for place, k in enumerate(numbers):

@@ -176,6 +176,10 @@ class AdaDiffPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images.permute(0, 2, 3, 1).float().cpu().numpy())
         return AdaDiffPipelineOutput(images, trace)
 
+    def with_parts(self, **parts: Any) -> Self:
+        """The same pipeline with other parts: `transformer`, `scheduler`, `text_encoder` or `vae`."""
+        return type(self)(**{**self.components, **parts})
+
     def check_inputs(self, batch_size: int, num_inference_steps: int, policy: ExitPolicy) -> None:
         """Raise InputError where arguments of a call are out of range or do not fit the model."""
         if batch_size < 1:

@@ -307,7 +307,7 @@ def averaged_weights(ema: EMAModel, trained: nn.Module) -> Iterator[None]:
 
 def draw_samples(pipeline: AdaDiffPipeline, examples: Conditions, path: Path) -> None:
     """Write a grid of 16 images by 50 DDIM steps, always from the same noise."""
-    sampler = AdaDiffPipeline(**{**pipeline.components, "scheduler": scheduler_like("ddim", pipeline.scheduler)})
+    sampler = pipeline.with_parts(scheduler=scheduler_like("ddim", pipeline.scheduler))
     sampler.set_progress_bar_config(disable=True)
     images = sampler(batch_size=16, generator=[generator_for(0, k) for k in range(16)], **examples.of(range(16))).images
     path.parent.mkdir(exist_ok=True)
