@@ -88,6 +88,12 @@ def write_checksums(folder: Path) -> None:
         part.write_text("".join(lines))
 
 
+def weights_checksum(folder: Path) -> str | None:
+    """SHA-256 of a folder's first safetensors file as it was noted, or None."""
+    path = folder / CHECKSUMS
+    return path.read_text().split()[0] if path.is_file() else None
+
+
 def verify_checksums(folder: Path) -> None:
     """Raise InputError where a noted file is missing or differs; a folder without notes passes."""
     if not (folder / CHECKSUMS).is_file():

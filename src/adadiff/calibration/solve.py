@@ -19,7 +19,7 @@ from adadiff.calibration.record import ExitRecord
 from adadiff.exits import ExitPolicy, ExitQuery, ScheduleExit, TableExit, ThresholdExit
 from adadiff.exits.flops import PartFlops
 
-HALVINGS = 60  # of the logarithm of the price
+HALVINGS = 30  # of the logarithm of the price
 CANDIDATES = 64  # thresholds that are tried at a step
 
 
@@ -37,7 +37,7 @@ class Problem:
     influence: Tensor
     parts: PartFlops
 
-    @property
+    @cached_property
     def errors(self) -> Tensor:
         """How far leaving there moves the final image, squared and averaged over pixels, (steps, layers, samples)."""
         return self.record.errors.double() * self.influence[:, None, None]
@@ -67,6 +67,25 @@ class Problem:
         if count in (0, len(seen)):
             return float(count > 0)
         return ((seen[count - 1] + seen[count]) / 2).item()
+
+    @cached_property
+    def step_candidates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thresholds worth a try at each step, and the error and the cost of each, (steps, candidates)."""
+        steps, layers, samples = self.errors.shape
+        estimated = torch.arange(layers) < layers - 1
+        price = self.costs(estimated)
+        thresholds, errors, costs = [], [], []
+        for step in range(steps):
+            seen = self.record.uncertainties[step, :-1]
+            quantiles = seen.flatten().quantile(torch.linspace(0, 1, CANDIDATES))
+            taus = torch.cat([torch.zeros(1), quantiles, torch.ones(1)])
+            passed = torch.cat([seen < taus[:, None, None], torch.ones(len(taus), 1, samples, dtype=torch.bool)], 1)
+            exits = passed.int().argmax(1)
+            thresholds.append(taus)
+            errors.append(self.errors[step].gather(0, exits).mean(1))
+            costs.append(price[exits].mean(1))
+            costs[-1][0] = 1.0  # at a threshold of 0 no estimator runs
+        return torch.stack(thresholds), torch.stack(errors), torch.stack(costs)
 
     def outcome(self, policy: ExitPolicy) -> tuple[float, float]:
         """Error and cost of a policy, averaged over the record's samples, the cost also over steps."""
@@ -136,20 +155,9 @@ class StepThresholds(Kind):
     name, smallest, largest = "thresholds per step", 1e-12, 1e6
 
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
-        return ThresholdExit(tuple(self._best(problem, step, knob) for step in range(len(problem.influence))))
-
-    def _best(self, problem: Problem, step: int, price: float) -> float:
-        seen = problem.record.uncertainties[step, :-1].flatten()
-        candidates = [0.0, *seen.quantile(torch.linspace(0, 1, CANDIDATES)).tolist(), 1.0]
-
-        def objective(tau: float) -> float:
-            exits = exit_layers(ThresholdExit(tau), 0, problem.record.uncertainties[step])
-            estimated = torch.full((len(problem.parts.layers),), tau > 0)
-            estimated[-1] = False
-            error = problem.errors[step].gather(0, exits[None] - 1).mean()
-            return (error + price * problem.costs(estimated)[exits - 1].mean()).item()
-
-        return min(candidates, key=objective)
+        thresholds, errors, costs = problem.step_candidates
+        best = (errors + knob * costs).argmin(1, keepdim=True)
+        return ThresholdExit(tuple(thresholds.gather(1, best).squeeze(1).tolist()))
 
 
 class Schedule(Kind):

@@ -25,7 +25,7 @@ from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
 from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
-from adadiff.files import CHECKSUMS, verify_checksums, write_checksums
+from adadiff.files import verify_checksums, weights_checksum, write_checksums
 
 
 @dataclass
@@ -113,8 +113,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
     def identity(self) -> dict[str, Any]:
         """What the predictions depend on, as plain values: the weights' checksum where they were loaded with one."""
         folder = Path(self.config.get("_name_or_path", ""))
-        checksums = folder / CHECKSUMS
-        return {"weights": checksums.read_text().split()[0] if checksums.is_file() else str(folder)}
+        return {"weights": weights_checksum(folder) or str(folder)}
 
     def start_from(self, backbone: Backbone[Any]) -> None:
         """Take over a trained backbone's weights; per-layer heads start anew as copies of its head.

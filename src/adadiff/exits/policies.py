@@ -6,15 +6,19 @@ between calls, so that one object serves any number of samples, steps and thread
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from adadiff.errors import InputError
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,21 @@ class ExitPolicy(ABC):
 
     def check(self, depth: int, num_steps: int) -> None:  # noqa: B027 - most policies fit any model
         """Raise InputError where the policy does not fit a model of so many layers or so many sampling steps."""
+
+    def stretched(self, num_steps: int) -> ExitPolicy:
+        """For another number of sampling steps: at each what it says at the same point of the way."""
+        return self
+
+    @staticmethod
+    def from_pretrained(folder: str | os.PathLike[str]) -> ExitPolicy:
+        """The policy that `adadiff calibrate` stored in a model folder.
+
+        Raises:
+            InputError: If there is none, it makes no sense, or it belongs to other weights.
+        """
+        from adadiff.exits.stored import StoredPolicy  # which knows all policies
+
+        return StoredPolicy.load(Path(folder)).policy
 
     def describe(self) -> dict[str, Any]:
         """The policy's name and settings, as plain values."""
@@ -98,6 +117,9 @@ class ScheduleExit(ExitPolicy):
         for layer in self.layers:
             _check_layer("an exit layer", layer, depth)
 
+    def stretched(self, num_steps: int) -> ExitPolicy:
+        return replace(self, layers=_stretched(self.layers, num_steps))
+
 
 @dataclass(frozen=True)
 class ThresholdExit(ExitPolicy):
@@ -137,6 +159,11 @@ class ThresholdExit(ExitPolicy):
             if len(self.tau) != wanted:
                 raise InputError(f"tau has {len(self.tau)} values: give one number, or one per {self.per}, {wanted}")
 
+    def stretched(self, num_steps: int) -> ExitPolicy:
+        if isinstance(self.tau, tuple) and self.per == "step":
+            return replace(self, tau=_stretched(self.tau, num_steps))
+        return self
+
     def _threshold(self, step: int, layer: int) -> float:
         if isinstance(self.tau, tuple):
             return self.tau[layer - 1 if self.per == "layer" else step]
@@ -174,6 +201,9 @@ class TableExit(ExitPolicy):
         for row in self.thresholds:
             if len(row) != depth - 1:
                 raise InputError(f"the table has rows of {len(row)}: give one threshold for layers 1 to {depth - 1}")
+
+    def stretched(self, num_steps: int) -> ExitPolicy:
+        return replace(self, thresholds=_stretched(self.thresholds, num_steps))
 
 
 @dataclass(frozen=True)
@@ -236,6 +266,10 @@ class BatchMeanExit(ExitPolicy):
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         return self.tau > 0
+
+
+def _stretched(rows: tuple[Row, ...], num_steps: int) -> tuple[Row, ...]:
+    return tuple(rows[int((step + 0.5) / num_steps * len(rows))] for step in range(num_steps))
 
 
 def _check_tau(tau: float) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
@@ -21,6 +21,9 @@ from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy, NeverExit, ThresholdExit
 from adadiff.exits.trace import Trace
 from adadiff.sampling.guidance import Guidance
+
+if TYPE_CHECKING:
+    from adadiff.calibration import Calibration
 
 DECODE_BATCH = 8
 
@@ -175,6 +178,35 @@ class AdaDiffPipeline(DiffusionPipeline):
         if output_type == "pil":
             images = self.numpy_to_pil(images.permute(0, 2, 3, 1).float().cpu().numpy())
         return AdaDiffPipelineOutput(images, trace)
+
+    def calibrate(
+        self,
+        compute: float | None = None,
+        error: float | None = None,
+        speedup: float | None = None,
+        confidence: float = 0.95,
+        num_inference_steps: int = 50,
+        **options: Any,
+    ) -> Calibration:
+        """Find the exit policy for a budget, a bound on the error or a speedup: `adadiff.calibration.calibrate`.
+
+        Args:
+            compute: Spend this fraction of the full model's FLOPs, in (0, 1).
+            error: Keep the mean difference from the full model's images below this, in (0, 1).
+            speedup: Be so many times as fast as the full model, above 1.
+            confidence: Of the bound on the error, in (0, 1).
+            num_inference_steps: Sampling steps.
+            options: `conditions`, `samples`, `metric`, ... of `calibrate`.
+
+        Returns:
+            What was found: its `policy` is for `pipe(..., policy=...)`, and `save(folder)` keeps it with the model.
+
+        Raises:
+            InputError: If the goal makes no sense or cannot be met.
+        """
+        from adadiff.calibration import Goal, calibrate  # which samples with pipelines
+
+        return calibrate(self, Goal(compute, error, speedup, confidence), num_inference_steps, **options)
 
     def with_parts(self, **parts: Any) -> Self:
         """The same pipeline with other parts: `transformer`, `scheduler`, `text_encoder` or `vae`."""

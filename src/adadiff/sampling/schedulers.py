@@ -31,3 +31,9 @@ def scheduler_like(name: str, trained_with: SchedulerMixin) -> SchedulerMixin:
         InputError: If there is no such scheduler.
     """
     return lookup(name, SCHEDULERS, "scheduler").from_config(trained_with.config)
+
+
+def scheduler_name(scheduler: SchedulerMixin) -> str:
+    """Its short name, or that of its class where it has none."""
+    names = {kind: name for name, kind in SCHEDULERS.items()}
+    return names.get(type(scheduler), type(scheduler).__name__)

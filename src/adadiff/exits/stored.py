@@ -1,0 +1,159 @@
+"""An exit policy in a model's folder, with what it was calibrated for: exit_policy.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import Self
+
+from adadiff.errors import InputError, lookup
+from adadiff.exits.policies import (
+    BatchMeanExit,
+    ExitPolicy,
+    FixedExit,
+    NeverExit,
+    PatienceExit,
+    ScheduleExit,
+    TableExit,
+    ThresholdExit,
+)
+from adadiff.files import weights_checksum, whole_file
+
+EXIT_POLICY = "exit_policy.json"
+VERSION = 1
+POLICIES: dict[str, type[ExitPolicy]] = {
+    kind.__name__: kind
+    for kind in (NeverExit, FixedExit, ScheduleExit, ThresholdExit, TableExit, PatienceExit, BatchMeanExit)
+}
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a calibrated policy belongs to.
+
+    Args:
+        weights: SHA-256 of the denoiser's weights; None for one that was not loaded from a folder with checksums.
+        depth: Its layers.
+        scheduler: Short name, or the name of its class.
+        steps: Sampling steps.
+        guidance_scale: 1 means none.
+    """
+
+    weights: str | None
+    depth: int
+    scheduler: str
+    steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """A policy and where it comes from.
+
+    Args:
+        policy: When samples leave.
+        calibrated_for: What it belongs to.
+        goal: What was asked: `compute`, `error` or `speedup`, and its value.
+        found: What the calibration measured on samples that it had not chosen by, for people.
+    """
+
+    policy: ExitPolicy
+    calibrated_for: Circumstances
+    goal: Mapping[str, float]
+    found: Mapping[str, Any]
+
+    def save(self, folder: Path) -> Path:
+        """Write it into a model folder, in place of an earlier one."""
+        path = folder / EXIT_POLICY
+        described = {
+            "version": VERSION,
+            "goal": dict(self.goal),
+            "found": dict(self.found),
+            "calibrated_for": asdict(self.calibrated_for),
+            "policy": self.policy.describe(),
+        }
+        with whole_file(path) as part:
+            part.write_text(_readable(described) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """That of a model folder.
+
+        Raises:
+            InputError: If there is none, it makes no sense, or it belongs to other weights.
+        """
+        path = folder / EXIT_POLICY
+        if not path.is_file():
+            raise InputError(
+                f"{folder} holds no {EXIT_POLICY}: make one with adadiff calibrate {folder} --compute 0.55"
+            )
+        try:
+            values = json.loads(path.read_text())
+            if values["version"] != VERSION:
+                raise InputError(
+                    f"{path} is of version {values['version']}, and this adadiff reads {VERSION}: calibrate again"
+                )
+            stored = cls(
+                policy_from(values["policy"]),
+                TypeAdapter(Circumstances).validate_python(values["calibrated_for"]),
+                TypeAdapter(dict[str, float]).validate_python(values["goal"]),
+                TypeAdapter(dict[str, Any]).validate_python(values["found"]),
+            )
+            made_for = stored.calibrated_for
+            stored.policy.check(made_for.depth, made_for.steps)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} cannot be used: {_reason(error)}; calibrate again, or delete it") from error
+        weights = weights_checksum(folder / "transformer")
+        if None not in (weights, made_for.weights) and weights != made_for.weights:
+            raise InputError(
+                f"{path} was calibrated for other weights than the folder's: calibrate again, or delete it"
+            )
+        return stored
+
+    def for_steps(self, num_steps: int) -> ExitPolicy:
+        """The policy for so many sampling steps, stretched where it was calibrated for another number."""
+        return self.policy if num_steps == self.calibrated_for.steps else self.policy.stretched(num_steps)
+
+    def differences(self, scheduler: str, steps: int, guidance_scale: float) -> list[str]:
+        """In what a sampling differs from what the policy was calibrated for, for people."""
+        made_for = self.calibrated_for
+        pairs = (
+            ("scheduler", scheduler, made_for.scheduler),
+            ("steps", steps, made_for.steps),
+            ("guidance scale", guidance_scale, made_for.guidance_scale),
+        )
+        return [f"{name} {chosen} in place of {wanted}" for name, chosen, wanted in pairs if chosen != wanted]
+
+
+def policy_from(description: Mapping[str, Any]) -> ExitPolicy:
+    """The policy that describes itself so.
+
+    Raises:
+        InputError: If there is no such policy, or a value is out of range.
+        ValidationError: If a value is missing or of another kind.
+    """
+    settings = dict(description)
+    kind = lookup(str(settings.pop("policy")), POLICIES, "policy")
+    policy: ExitPolicy = TypeAdapter(kind).validate_python(settings)
+    return policy
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _readable(values: Mapping[str, Any]) -> str:
+    """JSON with each innermost list, a table's row, in one line."""
+    text = json.dumps(values, indent=2)
+    return re.sub(r"\[[^\[\]]+\]", lambda row: " ".join(row[0].split()), text)
