@@ -19,6 +19,8 @@ from tyro.conf import Positional, arg
 
 import adadiff
 from adadiff import AdaDiffPipeline, InputError
+from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
+from adadiff.calibration.calibrate import SEED
 from adadiff.comparison import compare as compare_methods
 from adadiff.comparison import load_config, winner_in_words, write_report
 from adadiff.conversion import convert_to_file, convert_to_folder
@@ -28,6 +30,7 @@ from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, r
 from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
 from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.exits.stored import EXIT_POLICY, StoredPolicy
 from adadiff.files import MODELS, require_empty_folder
 from adadiff.presets import PRESETS
 from adadiff.sampling import Conditions, Guidance
@@ -176,19 +179,17 @@ class SampleOptions:
 
     def into(self, model: Path, out: Path) -> FolderSummary:
         """Sample into a folder; what is not chosen here is the model's own."""
-        own = SamplingDefaults.load(model).changed(
-            scheduler=self.scheduler,
-            steps=self.steps,
-            min_layer=self.min_layer,
-            guidance_scale=self.guidance_scale,
-        )
-        policy = self._policy(own)
+        own, stored = _own_settings(model, self.scheduler, self.steps, self.guidance_scale)
+        if self.tau or self.exit_layer is not None or self.min_layer is not None or self.patience != 1:
+            stored = None
+        own = own.changed(min_layer=self.min_layer)
+        policy = self._policy(own) if stored is None else _calibrated_policy(stored, own)
         pipeline = _load(model, self.dtype, self.device)
         pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
         guidance = Guidance(own.guidance_scale, self.guidance_interval, self.tied_exits)
-        conditions = Conditions(
-            self.classes or pipeline.transformer.class_indices, self._prompts(), self.negative_prompt, guidance
-        )
+        prompts = _prompts(self.prompt, self.prompts)
+        classes = self.classes or pipeline.transformer.class_indices
+        conditions = Conditions(classes, prompts, self.negative_prompt, guidance)
         return sample_to_folder(pipeline, out, self.n, own.steps, policy, self.seed, conditions, self.batch_size)
 
     def _policy(self, own: SamplingDefaults) -> ExitPolicy:
@@ -205,24 +206,15 @@ class SampleOptions:
             return PatienceExit(tau[0], self.patience, own.min_layer, self.last_patient_layer)
         return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=self.tau_per, min_layer=own.min_layer)
 
-    def _prompts(self) -> tuple[str, ...]:
-        if self.prompts is None:
-            return self.prompt
-        if self.prompt:
-            raise InputError("give either --prompt or --prompts, not both")
-        lines = tuple(line.strip() for line in self.prompts.read_text().splitlines() if line.strip())
-        if not lines:
-            raise InputError(f"{self.prompts} holds no prompts: write one a line")
-        return lines
-
 
 @app.command(name="sample")
 def sample_command(model: Positional[Path], out: Path, options: Annotated[SampleOptions, arg(name="")]) -> None:
     """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
 
     Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
-    stopped. Steps, scheduler, tau, min-layer and guidance scale are the model's own (its sampling.json) where none are
-    given; --tau 0 runs the full model. Several processes: `accelerate launch -m adadiff sample ...`.
+    stopped. Steps, scheduler, guidance scale and when samples leave are the model's own where nothing is given: those
+    of its exit_policy.json, as `adadiff calibrate` makes it, or of its sampling.json. --tau 0 runs the full model.
+    Several processes: `accelerate launch -m adadiff sample ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it.
@@ -269,6 +261,61 @@ def evaluate_command(
         evaluation = evaluate_folder(out, summary, judge)
         console.print(evaluation_table(evaluation))
         console.print(f"the figures are in {out / METRICS}")
+
+
+@app.command(name="calibrate")
+def calibrate_command(
+    model: Positional[Path],
+    compute: float | None = None,
+    error: float | None = None,
+    speedup: float | None = None,
+    confidence: float = 0.95,
+    steps: int | None = None,
+    scheduler: str | None = None,
+    guidance_scale: float | None = None,
+    prompts: Path | None = None,
+    samples: int = 192,
+    batch_size: int = 32,
+    seed: int = SEED,
+    dtype: Dtype = "float32",
+    device: str = "auto",
+    replace: bool = False,
+) -> None:
+    """Find when samples shall leave, for a budget, a bound on the error or a speedup, and keep it with the model.
+
+    Samples with the full model and with policies of several kinds, prints what each costs in error, and writes the best
+    one's exit_policy.json and calibration.png into the model's folder; `adadiff sample` takes it from there. No images
+    are needed. The error is the mean squared difference from the full model's images over their variance.
+
+    Args:
+        model: Model folder, as `adadiff train` makes it.
+        compute: Spend this fraction of the full model's FLOPs, at the best quality.
+        error: Spend as little as possible with the error below this, with the given confidence.
+        speedup: Be so many times as fast as the full model on this machine, at the best quality.
+        confidence: Of the bound on the error.
+        steps: Sampling steps; by default the model's own.
+        scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
+        guidance_scale: Strength of classifier-free guidance; by default the model's own.
+        prompts: File of texts, one a line, for a model that takes text; one with classes takes all of them.
+        samples: How many to calibrate on, and as many fresh ones to check.
+        batch_size: Images sampled at once.
+        seed: Of the noise.
+        dtype: Arithmetic of the model.
+        device: cpu, cuda, ..., or auto: cuda where there is one.
+        replace: Take the place of an earlier exit_policy.json.
+    """
+    goal = Goal(compute, error, speedup, confidence)
+    if (model / EXIT_POLICY).exists() and not replace:
+        raise InputError(f"{model} holds an {EXIT_POLICY} already: add --replace, or move it away")
+    own = SamplingDefaults.load(model).changed(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
+    pipeline = _load(model, dtype, device)
+    pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
+    texts = _prompts((), prompts)
+    conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(own.guidance_scale))
+    calibration = calibrate(pipeline, goal, own.steps, conditions, samples, seed=seed, batch_size=batch_size)
+    console.print(calibration_table(calibration))
+    draw_calibration(calibration, model / "calibration.png")
+    console.print(f"the policy is in {calibration.save(model)}, the plot in {model / 'calibration.png'}")
 
 
 @app.command(name="compare")
@@ -320,7 +367,7 @@ def demo_command(
 ) -> None:
     """Sample the same noise with the full model and adaptively: one table, one picture.
 
-    Steps, scheduler, tau, min-layer and guidance scale are the model's own (its sampling.json) where none are given.
+    Steps, scheduler, guidance scale and when samples leave are the model's own where nothing is given.
 
     Args:
         out: Folder for the picture, demo.png.
@@ -338,12 +385,15 @@ def demo_command(
     require_own_folder(out, own={"demo.png"})
     shown = lookup(task, DEMO_TASKS, "task")
     folder, n = model or MODELS / shown.model, shown.n if n is None else n
-    chosen = SamplingDefaults.load(folder).changed(
-        scheduler=scheduler, steps=steps, tau=tau, min_layer=min_layer, guidance_scale=guidance_scale
-    )
+    chosen, stored = _own_settings(folder, scheduler, steps, guidance_scale)
+    policy: ExitPolicy
+    if stored is not None and tau is None and min_layer is None:
+        policy = _calibrated_policy(stored, chosen)
+    else:
+        chosen = chosen.changed(tau=tau, min_layer=min_layer)
+        policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
     pipeline = _load(folder, "float32", "cpu")
     pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
-    policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
     conditions = Conditions(pipeline.transformer.class_indices, prompt, guidance=Guidance(chosen.guidance_scale))
     comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
 
@@ -414,6 +464,41 @@ def convert_command(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the commands share
+
+
+def _own_settings(
+    model: Path, scheduler: str | None, steps: int | None, guidance_scale: float | None
+) -> tuple[SamplingDefaults, StoredPolicy | None]:
+    """How to sample a model: as the user says, or its calibrated policy asks for, or its sampling.json says."""
+    own, stored = SamplingDefaults.load(model), None
+    if (model / EXIT_POLICY).is_file():
+        stored = StoredPolicy.load(model)
+        made_for = stored.calibrated_for
+        own = own.changed(scheduler=made_for.scheduler, steps=made_for.steps, guidance_scale=made_for.guidance_scale)
+    return own.changed(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale), stored
+
+
+def _calibrated_policy(stored: StoredPolicy, chosen: SamplingDefaults) -> ExitPolicy:
+    differences = stored.differences(chosen.scheduler, chosen.steps, chosen.guidance_scale)
+    if differences:
+        print(
+            f"adadiff: the calibrated exit policy is used with {', '.join(differences)}: its compute and error are not "
+            f"known there; to know them, calibrate again",
+            file=sys.stderr,
+        )
+    return stored.for_steps(chosen.steps)
+
+
+def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
+    """The prompts that were given, or a file's."""
+    if file is None:
+        return given
+    if given:
+        raise InputError("give either --prompt or --prompts, not both")
+    lines = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    if not lines:
+        raise InputError(f"{file} holds no prompts: write one a line")
+    return lines
 
 
 def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:

@@ -1,0 +1,50 @@
+"""A calibration for people: a table and a plot of what could be had, the chosen policy marked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from adadiff.calibration.calibrate import Calibration, Point
+from adadiff.files import whole_file
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """Every policy that was sampled with, and the chosen one on the samples it was chosen by and on fresh ones."""
+    table = Table("policy", "compute", "error", "", title="what each compute costs in error")
+    for point in calibration.trade_off:
+        table.add_row(*_row(point), "")
+    table.add_section()
+    table.add_row(*_row(calibration.predicted), "chosen")
+    bound = f"checked on fresh samples: below {calibration.error_bound:.4f}, {calibration.goal.confidence:.0%} sure"
+    table.add_row(*_row(calibration.checked), f"{bound}; {calibration.speedup:.2f}x as fast", style="bold")
+    return table
+
+
+def draw_calibration(calibration: Calibration, path: Path) -> None:
+    """Draw error against compute, a line for each kind of policy and a star for the chosen one, into a picture file."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for kind in dict.fromkeys(point.kind for point in calibration.trade_off):
+        points = sorted((p for p in calibration.trade_off if p.kind == kind), key=lambda point: point.compute)
+        axes.plot([p.compute for p in points], [p.error for p in points], marker="o", markersize=4, label=kind)
+    checked = calibration.checked
+    axes.plot(checked.compute, checked.error, marker="*", markersize=16, color="black", linestyle="", label="chosen")
+    axes.plot([checked.compute] * 2, [checked.error, calibration.error_bound], color="black", linewidth=1)
+    axes.set(
+        xlabel="compute over the full model's",
+        ylabel="mean difference from its images",
+        yscale="log",
+        title=f"{calibration.predicted.kind}, {calibration.calibrated_for.steps} steps: {checked.compute:.0%} of the "
+        f"compute, {calibration.speedup:.2f}x as fast",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def _row(point: Point) -> tuple[str, str, str]:
+    return point.kind, f"{point.compute:.1%}", f"{point.error:.4f}"
