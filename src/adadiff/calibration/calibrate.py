@@ -290,7 +290,7 @@ class Trials:
 
     def _images(self, policy: ExitPolicy, numbers: Sequence[int], doing: str) -> tuple[Tensor, float]:
         parts, flops, predictions = [], 0, 0
-        with tqdm(total=len(numbers), desc=doing, unit="image") as progress:
+        with tqdm(total=len(numbers), desc=doing, unit="image", leave=False) as progress:
             for first in range(0, len(numbers), self.batch_size):
                 batch = numbers[first : first + self.batch_size]
                 images, trace = self._batch(policy, batch)

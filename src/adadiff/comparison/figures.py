@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from adadiff.comparison.cells import SAMPLES, Cell
@@ -42,8 +43,8 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
             [cell.evaluation.frechet for cell in mine],
             yerr=[cell.evaluation.frechet_error for cell in mine],
             marker=MARKERS[number % len(MARKERS)],
-            linewidth=2.5 if name == "adadiff" else 1,
-            color=f"C{number % 10}" if number < 10 else ("black", "olive")[number % 2],
+            linewidth=2.5 if name.startswith("adadiff") else 1,
+            color=colormaps["tab20"](number % 20),
             label=title,
         )
     axes.axhline(full.evaluation.frechet, color="grey", linestyle=":", label="full model")

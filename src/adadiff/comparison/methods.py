@@ -5,10 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from adadiff.calibration.calibrate import Search, Trials, normalised_squared_error
+from adadiff.calibration.record import record_exits
+from adadiff.calibration.solve import KINDS, Kind, SingleThreshold
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
 from adadiff.exits import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
@@ -16,6 +20,7 @@ from adadiff.rivals import DuoDiff, FirstBlockCaching, SkipCaching
 from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
 
 PILOT_IMAGES = 32
+CALIBRATION_IMAGES = 128
 HALVINGS = 9
 PILOT_SEED = 10**6  # noise that no cell samples
 
@@ -84,6 +89,16 @@ class Bench:
         )
         return self.fraction(int(output.trace.flops.sum()) / output.trace.predictions)
 
+    @cached_property
+    def search(self) -> Search:
+        """What finds our policies: every exit of our network, looked at along full samplings."""
+        pipeline = self.networks.pipeline(ADADIFF)
+        conditions, steps = self.conditions(pipeline), self.config.steps
+        record = record_exits(pipeline, CALIBRATION_IMAGES, steps, conditions, PILOT_SEED, PILOT_IMAGES)
+        metric = normalised_squared_error(record.images)
+        trials = Trials(pipeline, steps, conditions, PILOT_SEED, PILOT_IMAGES, metric)
+        return Search(trials, record, KINDS)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kinds of methods
@@ -135,6 +150,22 @@ class Enumerated(Method):
     def setup(self, bench: Bench, compute: float) -> Setup | None:
         nearest = min(self.settings(bench), key=lambda setup: abs(setup.compute - compute))
         return nearest if abs(nearest.compute - compute) <= self.tolerance else None
+
+
+@dataclass(frozen=True)
+class Calibrated(Method):
+    """One of our kinds of policies, made and brought to the compute by the calibration.
+
+    Args:
+        kind: The kind.
+    """
+
+    kind: Kind
+
+    def setup(self, bench: Bench, compute: float) -> Setup:
+        point = bench.search.meeting(self.kind, compute)
+        setting = f"calibrated on {CALIBRATION_IMAGES} samples"
+        return Setup(bench.networks.pipeline(ADADIFF), point.policy, bench.config.steps, setting, point.compute)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,10 +261,15 @@ METHODS: tuple[Method, ...] = (
     Enumerated("smaller", "smaller model", "the backbone with fewer layers, trained as the others", smaller_models),
     Thresholded(
         "adadiff",
-        "AdaDiff, per sample (ours)",
+        "AdaDiff, one threshold, per sample",
         "Tang et al., ECCV 2024",
         ADADIFF,
         lambda pipeline, tau: (pipeline, ThresholdExit(tau)),
+    ),
+    *(
+        Calibrated(f"adadiff-{kind.name.replace(' ', '-')}", f"ours, {kind.name}", "adadiff calibrate", kind)
+        for kind in KINDS
+        if not isinstance(kind, SingleThreshold)
     ),
     Thresholded(
         "released",

@@ -25,6 +25,7 @@ from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.files import whole_file
 
 TITLES = {method.name: method.title for method in METHODS}
+OURS = {name for name in TITLES if name.startswith("adadiff")}
 HEADS = (
     "method",
     "setting",
@@ -76,12 +77,13 @@ def winner_in_words(results: Results) -> str:
     if tied:
         names = ", ".join(f"{TITLES[cell.method]} ({_with_error(cell)})" for cell in tied)
         sentence += f" Within two standard errors of it: {names}."
-    ours = next((cell for cell in rivals if cell.method == "adadiff"), None)
-    if ours is not None and ours is not best:
-        more = ours.evaluation.frechet / best.evaluation.frechet - 1
-        sentence += (
-            f" Ours has {_with_error(ours)}, {more:.1%} more, {difference_in_errors(ours, best):.1f} standard errors."
-        )
+    for cell in rivals:
+        if cell.method in OURS and cell is not best:
+            more = cell.evaluation.frechet / best.evaluation.frechet - 1
+            sentence += (
+                f" {TITLES[cell.method]} has {_with_error(cell)}, {more:.1%} more, "
+                f"{difference_in_errors(cell, best):.1f} standard errors."
+            )
     return sentence
 
 
@@ -215,7 +217,7 @@ def _page(results: Results, out: Path) -> str:
 
 def _table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     ordered = sorted(cells, key=lambda cell: cell.evaluation.frechet)
-    return [{"cells": _row(cell), "ours": cell.method == "adadiff"} for cell in ordered]
+    return [{"cells": _row(cell), "ours": cell.method in OURS} for cell in ordered]
 
 
 def _embedded(figure: Figure) -> str:
