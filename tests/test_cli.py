@@ -83,6 +83,30 @@ def test_a_models_own_sampling_is_the_default(model_folder, tmp_path, capsys):
     assert json.loads((tmp_path / "asked/trace.json").read_text())["layer_fraction"] == 1
 
 
+def test_calibrate_and_what_takes_it_from_there(model_folder, tmp_path, capsys):
+    run(f"calibrate {model_folder} --compute 0.6 --steps 3 --scheduler ddim --samples 8")
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("step schedule", "excess error", "chosen", "fresh samples"))
+    assert (model_folder / "calibration.png").is_file()
+    stored = json.loads((model_folder / "exit_policy.json").read_text())
+    assert stored["goal"] == {"compute": 0.6}
+    run(f"sample {model_folder} -n 2 --out {tmp_path}/own")
+    request = json.loads((tmp_path / "own/request.json").read_text())
+    assert (request["scheduler"], request["steps"], request["policy"]) == ("DDIMScheduler", 3, stored["policy"])
+    run(f"demo --model {model_folder} -n 2 --out {tmp_path}/demo")
+    assert not capsys.readouterr().err.count("adadiff:")
+    run(f"sample {model_folder} -n 2 --steps 6 --out {tmp_path}/more")
+    assert "used with steps 6 in place of 3" in capsys.readouterr().err
+    run(f"sample {model_folder} -n 2 --tau 0 --out {tmp_path}/full")
+    assert json.loads((tmp_path / "full/trace.json").read_text())["layer_fraction"] == 1
+    before = files(model_folder)
+    with pytest.raises(SystemExit):
+        run(f"calibrate {model_folder} --compute 0.6 --steps 3 --samples 8")
+    assert files(model_folder) == before
+    run(f"calibrate {model_folder} --compute 0.8 --steps 3 --samples 8 --replace")
+    assert json.loads((model_folder / "exit_policy.json").read_text())["goal"] == {"compute": 0.8}
+
+
 def test_evaluate_and_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("adadiff.evaluation.features.cache_folder", lambda: tmp_path / "cache")
     torch.manual_seed(0)
@@ -159,6 +183,10 @@ def test_version_and_help():
         ("demo --model {model} --out {tmp}/other", "already holds other files"),
         ("demo --model {model} -n 0 --out {tmp}/d", "batch size is 0"),
         ("export {model} {tmp}/other", "already holds other files"),
+        ("calibrate {model}", "one of compute, error and speedup"),
+        ("calibrate {model} --compute 2", "between 0 and 1"),
+        ("calibrate {model} --error 0.01 --samples 20", "take at least"),
+        ("calibrate {text} --compute 0.5", "needs a prompt"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

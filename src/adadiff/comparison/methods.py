@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from adadiff.calibration.calibrate import Search, Trials, normalised_squared_error
+from adadiff.calibration.goals import Search, Trials, normalised_squared_error
 from adadiff.calibration.record import record_exits
 from adadiff.calibration.solve import KINDS, Kind, SingleThreshold
 from adadiff.comparison.config import CompareConfig

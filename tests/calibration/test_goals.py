@@ -1,0 +1,153 @@
+"""Goals against what the chosen policies do on samples that the calibration never saw."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from adadiff import AdaDiffPipeline, ExitPolicy, InputError, NeverExit
+from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
+from adadiff.calibration.goals import Curve, Point, normalised_squared_error
+from adadiff.calibration.solve import Schedule, SingleThreshold
+from adadiff.files import MODELS
+from adadiff.sampling import Conditions, Guidance, sample_numbered
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return AdaDiffPipeline.from_pretrained(MODELS / "digits")
+
+
+@pytest.fixture(scope="module")
+def for_compute(digits):
+    return calibrate(digits, Goal(compute=0.55), STEPS, samples=16)
+
+
+def test_a_budget_is_met_on_fresh_samples(digits, for_compute):
+    output = sample_numbered(digits, range(24), STEPS, for_compute.policy, seed=7)
+    assert output.trace.compute_fraction == pytest.approx(0.55, abs=0.02)
+    assert for_compute.checked.compute == pytest.approx(0.55, abs=0.02)
+
+
+def test_the_chosen_kind_is_the_one_with_the_least_error_near_the_budget(for_compute):
+    near = [point for point in for_compute.trade_off if abs(point.compute - 0.55) < 0.05]
+    best = min(near, key=lambda point: point.error)
+    assert for_compute.predicted.error <= best.error * 1.5
+    assert for_compute.predicted.kind != "single threshold"
+
+
+def test_what_is_said_of_the_fresh_samples_is_what_sampling_them_gives(digits, for_compute):
+    numbers = range(16, 32)
+    full = sample_numbered(digits, numbers, STEPS, NeverExit(), seed=2_000_000).images
+    early = sample_numbered(digits, numbers, STEPS, for_compute.policy, seed=2_000_000).images
+    seen = sample_numbered(digits, range(16), STEPS, NeverExit(), seed=2_000_000).images
+    variance = ((seen - seen.mean(0)) ** 2).mean()
+    wanted = (((full - early) ** 2).mean((1, 2, 3)) / variance).clamp(max=1)
+    assert for_compute.checked.losses == pytest.approx(wanted.numpy(), abs=1e-4)
+    assert for_compute.checked.error < for_compute.error_bound <= 1
+
+
+def test_an_error_is_kept_with_less_compute_than_the_full_model(digits):
+    """The bound's validity over many calibrations is in test_risk.py; here it is used."""
+    found = calibrate(digits, Goal(error=0.2, confidence=0.8), STEPS, samples=16, kinds=(Schedule(),))
+    assert found.checked.error < found.error_bound < 0.2
+    assert found.checked.compute < 0.9
+
+
+def test_a_speedup_takes_the_policy_with_the_most_compute_that_reaches_it(digits, monkeypatch):
+    """Seconds being what a clock says, here they are the FLOPs."""
+
+    def speedup(trials, policy):
+        return 1 / sample_numbered(digits, range(4), STEPS, policy, 3).trace.compute_fraction
+
+    monkeypatch.setattr("adadiff.calibration.goals.Trials.speedup", speedup)
+    found = calibrate(digits, Goal(speedup=2.0), STEPS, samples=8, kinds=(Schedule(),))
+    assert found.speedup >= 2
+    assert found.checked.compute == pytest.approx(0.5, abs=0.04)
+    with pytest.raises(InputError, match="was not reached on this machine"):
+        calibrate(digits, Goal(speedup=500.0), STEPS, samples=8, kinds=(Schedule(),))
+
+
+def test_another_metric_is_what_errors_are_measured_by(digits):
+    def largest(full, adaptive):
+        return (full - adaptive).abs().flatten(1).amax(1)
+
+    found = calibrate(digits, Goal(compute=0.6), STEPS, samples=8, metric=largest, kinds=(SingleThreshold(),))
+    full = sample_numbered(digits, range(8, 16), STEPS, NeverExit(), 2_000_000).images
+    early = sample_numbered(digits, range(8, 16), STEPS, found.policy, 2_000_000).images
+    assert found.checked.losses == pytest.approx(largest(full, early).numpy(), abs=1e-4)
+
+
+def test_the_circumstances_are_noted_and_the_policy_comes_back_from_the_folder(digits, for_compute, tmp_path):
+    folder = tmp_path / "digits"
+    shutil.copytree(MODELS / "digits", folder)
+    for_compute.save(folder)
+    assert ExitPolicy.from_pretrained(folder) == for_compute.policy
+    made_for = for_compute.calibrated_for
+    assert (made_for.scheduler, made_for.steps, made_for.depth, made_for.guidance_scale) == ("ddpm", STEPS, 17, 1.0)
+    assert made_for.weights == (MODELS / "digits" / "transformer" / "SHA256SUMS").read_text().split()[0]
+
+
+def test_the_table_and_the_plot_show_the_chosen_policy(for_compute, tmp_path):
+    table = calibration_table(for_compute)
+    assert table.row_count == len(for_compute.trade_off) + 2
+    assert "fresh samples" in list(table.columns[3].cells)[-1]
+    draw_calibration(for_compute, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_pairs_of_guidance_are_calibrated_together(class_pipeline):
+    conditions = Conditions(("cat", "owl"), guidance=Guidance(2.0))
+    found = calibrate(class_pipeline, Goal(compute=0.6), 3, conditions, samples=8, kinds=(Schedule(),))
+    assert found.calibrated_for.guidance_scale == 2
+    assert found.checked.compute == pytest.approx(0.6, abs=0.15)  # schedules of 3 steps and 5 layers are few
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        ({}, "one of compute, error and speedup"),
+        ({"compute": 0.5, "error": 0.1}, "one of compute, error and speedup"),
+        ({"compute": 1.5}, "compute is 1.5: it must be between 0 and 1"),
+        ({"error": 0.0}, "error is 0.0"),
+        ({"speedup": 0.5}, "must be above 1"),
+        ({"compute": 0.5, "confidence": 1.0}, "confidence is 1.0"),
+    ],
+)
+def test_goals_that_make_no_sense(digits, goal, message):
+    with pytest.raises(InputError, match=message):
+        digits.calibrate(**goal)
+
+
+def test_what_cannot_be_met_says_what_can(digits):
+    with pytest.raises(InputError, match=r"one layer at every step takes 0\.\d+ of the full model's compute, and 0.01"):
+        digits.calibrate(compute=0.01, num_inference_steps=2, samples=8)
+    with pytest.raises(InputError, match=r"8 samples are too few .* take at least 1"):
+        digits.calibrate(error=0.02, samples=8)
+    never = {"metric": lambda full, adaptive: torch.full((len(full),), 0.3), "kinds": (Schedule(),)}
+    with pytest.raises(InputError, match=r"differs by \S+ from itself"):
+        digits.calibrate(error=0.25, confidence=0.5, num_inference_steps=2, samples=8, **never)
+    with pytest.raises(InputError, match="at least 8"):
+        digits.calibrate(compute=0.5, samples=4)
+
+
+def test_a_curve_is_linear_in_the_logarithm_and_never_rises():
+    points = [Point("", NeverExit(), compute, np.array([error])) for compute, error in ((0.4, 0.1), (0.8, 0.001))]
+    curve = Curve(points)
+    assert curve.error_at(0.6) == pytest.approx(0.01)
+    assert curve.compute_at(0.01) == pytest.approx(0.6)
+    assert curve.compute_at(0.5) == 0.4
+    assert 0.8 < curve.compute_at(1e-4) < 1
+    risen = Curve([*points, Point("", NeverExit(), 0.9, np.array([0.5]))])
+    assert risen.error_at(0.9) == pytest.approx(0.001)
+
+
+def test_a_difference_as_large_as_the_images_own_is_1():
+    images = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    metric = normalised_squared_error(images)
+    assert metric(images, images).tolist() == [0] * 50
+    assert metric(images, images.mean(0).expand_as(images)).mean() == pytest.approx(1, abs=0.15)
+    assert metric(images, 1 - images).max() == 1
