@@ -21,7 +21,6 @@ from adadiff.training import train
 from adadiff.training.checkpoints import list_checkpoints
 from adadiff.training.config import LossConfig, ModelConfig
 
-PLAIN = LossConfig(uncertainty_weight=0.0, layerwise_weight=0.0)
 FINISHED = "finished"
 
 
@@ -30,13 +29,13 @@ class Recipe:
     """How a network is made out of the backbone.
 
     Args:
-        loss: What it is trained with.
+        loss: What it is trained with, a key of `LOSSES`.
         estimator: Its uncertainty estimators.
         depth: Layers kept of the backbone's; None for all.
         compute: FLOPs that pruning leaves, over the backbone's.
     """
 
-    loss: LossConfig = PLAIN
+    loss: str = "plain"
     estimator: str = "concat"
     depth: int | None = None
     compute: float = 1.0
@@ -44,8 +43,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """Another one for another recipe, fit for a folder."""
-        loss = next((name for name, known in LOSSES.items() if known == self.loss), "other")
-        parts = [loss]
+        parts = [self.loss]
         if self.depth is not None:
             parts.append(f"depth-{self.depth}")
         if self.compute != 1:
@@ -54,7 +52,7 @@ class Recipe:
 
 
 LOSSES = {
-    "plain": PLAIN,
+    "plain": LossConfig(uncertainty_weight=0.0, layerwise_weight=0.0),
     "adadiff": LossConfig(),
     "released": LossConfig(ual_weighting="normalized"),
     "berxit": LossConfig(ual_weighting="uniform", alternating=True),
@@ -62,10 +60,10 @@ LOSSES = {
 }
 
 FULL = Recipe()
-ADADIFF = Recipe(LOSSES["adadiff"])
-RELEASED = Recipe(LOSSES["released"], estimator="token")
-BERXIT = Recipe(LOSSES["berxit"], estimator="shared_token")
-CALM = Recipe(LOSSES["calm"], estimator="saturation")
+ADADIFF = Recipe("adadiff")
+RELEASED = Recipe("released", estimator="token")
+BERXIT = Recipe("berxit", estimator="shared_token")
+CALM = Recipe("calm", estimator="saturation")
 
 
 class Networks:
@@ -104,7 +102,7 @@ class Networks:
         sizes = {part.name: started[part.name] for part in fields(ModelConfig) if part.name in started}
         estimator: dict[str, Any] = {"estimator": recipe.estimator}
         model = replace(PRESETS[self.config.preset].train.model, **sizes, **estimator)
-        config = self.config.train_config(out, start, model=model, loss=recipe.loss)
+        config = self.config.train_config(out, start, model=model, loss=LOSSES[recipe.loss])
         resume = bool(list_checkpoints(out))
         if not resume:
             shutil.rmtree(out, ignore_errors=True)  # killed before its first checkpoint

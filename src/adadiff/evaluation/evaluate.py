@@ -19,7 +19,7 @@ from transformers import CLIPModel, CLIPProcessor
 from adadiff.data import DataConfig, ImageData
 from adadiff.errors import InputError
 from adadiff.evaluation.features import BATCH, FeatureNetwork, ImageFeatures, load_feature_network, reference_features
-from adadiff.evaluation.metrics import Features, bootstrap, frechet_distance, kernel_distance, precision_recall
+from adadiff.evaluation.metrics import Features, Gaussian, bootstrap, kernel_distance, precision_recall
 from adadiff.files import whole_file
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.folder import REQUEST, FolderSummary, image_path, read_image
@@ -169,9 +169,10 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
     samples = network.of(_batches(folder, n, constant))
     chosen = np.random.default_rng(0).permutation(len(reference.vectors))[:n]
     precision, recall = precision_recall(samples.vectors, reference.vectors[chosen])
+    real = Gaussian.fit(reference.vectors)
 
     def frechet(vectors: Features) -> float:
-        return frechet_distance(vectors, reference.vectors)
+        return Gaussian.fit(vectors).distance(real)
 
     evaluation = Evaluation(
         images=n,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 from adadiff.errors import InputError
 
@@ -15,23 +17,41 @@ Features = NDArray[np.floating]
 BLOCK = 1000  # rows of a table of pairs that are in memory at once
 
 
+@dataclass(frozen=True)
+class Gaussian:
+    """A mean, (features,), and a covariance, (features, features), in float64."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, features: Features) -> Self:
+        """That of a set of features.
+
+        Raises:
+            InputError: If the set is too small for a covariance of that size.
+        """
+        _require_enough(features, features.shape[1] + 1, "a covariance of their features")
+        exact = features.astype(np.float64)
+        return cls(exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False)))
+
+    def distance(self, other: Gaussian) -> float:
+        """|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
+
+        The trace of the root is the sum of the roots of the eigenvalues of C1 C2, which are real and not negative.
+        """
+        means = self.mean - other.mean
+        root = np.sqrt(np.linalg.eigvals(self.covariance @ other.covariance).real.clip(min=0)).sum()
+        return float(means @ means + np.trace(self.covariance + other.covariance) - 2 * root)
+
+
 def frechet_distance(features: Features, reference: Features) -> float:
-    """|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), of Gaussians fitted to the two sets (Heusel et al. 2017).
-
-    The trace of the root is the sum of the roots of the eigenvalues of C1 C2, which are real and not negative.
-
-    Returns:
-        The distance, >= 0.
+    """The distance, >= 0, of Gaussians fitted to the two sets.
 
     Raises:
         InputError: If a set is too small for a covariance of that size.
     """
-    _require_enough(features, features.shape[1] + 1, "a covariance of their features")
-    _require_enough(reference, features.shape[1] + 1, "a covariance of their features")
-    means = features.mean(0, dtype=np.float64) - reference.mean(0, dtype=np.float64)
-    first, second = (np.atleast_2d(np.cov(part.astype(np.float64), rowvar=False)) for part in (features, reference))
-    root = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()
-    return float(means @ means + np.trace(first + second) - 2 * root)
+    return Gaussian.fit(features).distance(Gaussian.fit(reference))
 
 
 def kernel_distance(features: Features, reference: Features) -> float:
