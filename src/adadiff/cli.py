@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from accelerate import PartialState
+from diffusers import ConfigMixin
 from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
 from rich.table import Table
@@ -342,13 +343,18 @@ def compare_command(config: Positional[str], out: Path) -> None:
 
 @dataclass(frozen=True)
 class DemoTask:
-    """What the demo shows of a model that comes with the package: its folder, and how many images."""
+    """What the demo shows of a model that comes with the package: its folder, how many images, and of what."""
 
     model: str
     n: int
+    prompts: tuple[str, ...] = ()
 
 
-DEMO_TASKS = {"digits": DemoTask("digits", 64), "class": DemoTask("cifar10-class-xs", 20)}
+DEMO_TASKS = {
+    "digits": DemoTask("digits", 64),
+    "class": DemoTask("cifar10-class-xs", 20),
+    "text": DemoTask("emoji-text-xs", 12, ("red apple", "grinning face", "rocket", "snowman")),
+}
 
 
 @app.command(name="demo")
@@ -371,7 +377,7 @@ def demo_command(
 
     Args:
         out: Folder for the picture, demo.png.
-        task: Which of the models that come with the package: digits, or class for CIFAR-10.
+        task: Which of the models that come with the package: digits, class for CIFAR-10, or text for emoji.
         model: Another model folder.
         n: Number of images; by default as many as suit the task.
         steps: Sampling steps.
@@ -379,7 +385,7 @@ def demo_command(
         tau: Exit threshold in [0, 1].
         min_layer: No sample leaves before this layer.
         guidance_scale: Strength of classifier-free guidance; 1 means none.
-        prompt: Texts for a model that takes text, in turns.
+        prompt: Texts for a model that takes text, in turns; by default some that suit the task.
         seed: Of the noise.
     """
     require_own_folder(out, own={"demo.png"})
@@ -394,7 +400,8 @@ def demo_command(
         policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
     pipeline = _load(folder, "float32", "cpu")
     pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
-    conditions = Conditions(pipeline.transformer.class_indices, prompt, guidance=Guidance(chosen.guidance_scale))
+    texts = prompt or (shown.prompts if model is None else ())
+    conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
     comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
 
     table = Table(
@@ -419,8 +426,9 @@ def export_command(run: Positional[Path], out: Positional[Path], dtype: Dtype = 
     """
     require_empty_folder(out)
     pipeline = _load(run, dtype, "cpu")
-    for part in (pipeline, pipeline.transformer):
-        part.register_to_config(_name_or_path="")  # where it was loaded from concerns nobody else
+    for part in (pipeline, pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        if isinstance(part, ConfigMixin):
+            part.register_to_config(_name_or_path="")  # where it was loaded from concerns nobody else
     pipeline.save_pretrained(out)
     SamplingDefaults.load(run).save(out)
     console.print(f"the model is in {out}")
