@@ -197,10 +197,10 @@ def calibrate(
     if samples < 8:
         raise InputError(f"there are {samples} samples: calibrate on at least 8")
     delta = 1 - goal.confidence
-    if goal.error is not None and samples < least_samples(goal.error, delta):
+    if goal.error is not None and samples < (least := least_samples(goal.error, delta)):
         raise InputError(
             f"{samples} samples are too few to show an error below {goal.error} with a confidence of "
-            f"{goal.confidence}: take at least {least_samples(goal.error, delta)}"
+            f"{goal.confidence}: take at least {least}"
         )
     record = record_exits(pipeline, samples, steps, conditions, seed, batch_size)
     metric = metric or normalised_squared_error(record.images)
