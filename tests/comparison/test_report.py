@@ -1,5 +1,6 @@
 """The report: what it says in words and tables, and that the page holds everything."""
 
+import base64
 import csv
 import io
 import json
@@ -78,7 +79,7 @@ def test_nothing_beats_the_pareto_front(seed):
     assert pareto_front(points) == sorted(set(points) - set(beaten))
 
 
-def test_the_page_holds_everything_itself(results, tmp_path):
+def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp_path):
     for cell in (results.full, *results.cells):
         (tmp_path / "cells" / cell.name / "samples").mkdir(parents=True)
         for k in range(10):
@@ -91,8 +92,17 @@ def test_the_page_holds_everything_itself(results, tmp_path):
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 8
     assert all(source.startswith("data:image/png;base64,") for source in sources)
+    beside = (tmp_path / "report.md").read_text()
+    assert winner_in_words(results) in beside
+    pictures = re.findall(r"!\[.*\]\((.*)\)", beside)
+    assert len(pictures) == 8
+    for name, source in zip(pictures, sources, strict=True):
+        assert base64.b64encode((tmp_path / name).read_bytes()).decode() in source
     for method in METHODS:
         assert page.count(method.title) >= 2
+        assert beside.count(method.title) >= 2
+    (row,) = (line for line in beside.splitlines() if line.startswith("| AdaDiff, one threshold") and "0.7 s" in line)
+    assert row.split(" | ")[1:6] == ["adadiff-0.7 setting", "69.0%", "69.0%", "2.00x", "4.000 ± 0.100"]
 
     rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     assert len(rows) == 1 + len(results.cells) + 8

@@ -1,4 +1,4 @@
-"""The report: one page that holds all, and the figures as JSON and CSV."""
+"""The report: one page that holds all, the same as Markdown with its pictures, and the figures as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from adadiff.comparison import figures
@@ -26,6 +26,7 @@ from adadiff.files import whole_file
 
 TITLES = {method.name: method.title for method in METHODS}
 OURS = {name for name in TITLES if name.startswith("adadiff")}
+PICTURES = "pictures"
 HEADS = (
     "method",
     "setting",
@@ -42,20 +43,29 @@ HEADS = (
 
 
 def write_report(results: Results, out: Path) -> None:
-    """Write index.html, results.json and results.csv into the comparison's folder.
+    """Write the comparison's report into its folder.
+
+    index.html holds everything; report.md the same words and tables, with the pictures of `pictures/`; results.json and
+    results.csv the figures.
 
     Args:
         results: What the comparison came to.
         out: The folder.
     """
     described = {**asdict(replace(results, study=None)), "estimators": _estimator_figures(results.study)}
-    for name, text in (
-        ("results.json", json.dumps(described, indent=2, default=list) + "\n"),
-        ("results.csv", _csv(results)),
-        ("index.html", _page(results, out)),
+    contents, pictures = _contents(results), _pictures(results, out)
+    embedded = {name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in pictures.items()}
+    beside = {name: f"{PICTURES}/{name}.png" for name in pictures}
+    (out / PICTURES).mkdir(exist_ok=True)
+    for name, data in (
+        *((beside[name], data) for name, data in pictures.items()),
+        ("results.json", (json.dumps(described, indent=2, default=list) + "\n").encode()),
+        ("results.csv", _csv(results).encode()),
+        ("report.md", _rendered("report.md", pictures=beside, **contents)),
+        ("index.html", _rendered("report.html", pictures=embedded, **contents)),
     ):
         with whole_file(out / name) as part:
-            part.write_text(text)
+            part.write_bytes(data)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,10 +189,28 @@ def _estimator_figures(study: EstimatorStudy | None) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The page
+# The pages
 
 
-def _page(results: Results, out: Path) -> str:
+def _contents(results: Results) -> dict[str, Any]:
+    """What the pages say, by the names that they use."""
+    config, study = results.config, results.study
+    groups = [("full model", [results.full])]
+    groups += [(f"at {compute:.0%} of the compute", _at(results, compute)) for compute in sorted(config.compute)]
+    return {
+        "title": f"Early exits and their rivals: {config.preset}",
+        "verdict": winner_in_words(results),
+        "conditions": _conditions_in_words(config),
+        "heads": HEADS,
+        "groups": [(name, _table_rows(cells)) for name, cells in groups],
+        "synergy": synergy_in_words(results),
+        "estimators": None if study is None else study.verdict,
+        "methods": METHODS,
+    }
+
+
+def _pictures(results: Results, out: Path) -> dict[str, bytes]:
+    """PNG files by the names that the pages use."""
     config, study = results.config, results.study
     headline = _at(results, config.headline_compute)
     ours = next(cell for cell in headline if cell.method == "adadiff")
@@ -199,20 +227,12 @@ def _page(results: Results, out: Path) -> str:
     }
     if study is not None:
         drawn |= {"reliability": figures.reliability(study), "maps": figures.maps(study)}
-    groups = [("full model", [results.full])]
-    groups += [(f"at {compute:.0%} of the compute", _at(results, compute)) for compute in sorted(config.compute)]
-    page = Environment(loader=PackageLoader("adadiff.comparison", "."), autoescape=True).get_template("report.html")
-    return page.render(
-        title=f"Early exits and their rivals: {config.preset}",
-        verdicts=[winner_in_words(results)],
-        conditions=_conditions_in_words(config),
-        heads=HEADS,
-        groups=[(name, _table_rows(cells)) for name, cells in groups],
-        figures={name: _embedded(figure) for name, figure in drawn.items()},
-        synergy=synergy_in_words(results),
-        estimators=None if study is None else study.verdict,
-        methods=METHODS,
-    )
+    return {name: _png(figure) for name, figure in drawn.items()}
+
+
+def _rendered(template: str, **contents: Any) -> bytes:
+    pages = Environment(loader=PackageLoader("adadiff.comparison", "."), autoescape=select_autoescape())
+    return pages.get_template(template).render(**contents).encode()
 
 
 def _table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -220,7 +240,7 @@ def _table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return [{"cells": _row(cell), "ours": cell.method in OURS} for cell in ordered]
 
 
-def _embedded(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+    return picture.getvalue()
