@@ -185,8 +185,7 @@ class SampleOptions:
             stored = None
         own = own.changed(min_layer=self.min_layer)
         policy = self._policy(own) if stored is None else _calibrated_policy(stored, own)
-        pipeline = _load(model, self.dtype, self.device)
-        pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
+        pipeline = _load(model, self.dtype, self.device, own.scheduler)
         guidance = Guidance(own.guidance_scale, self.guidance_interval, self.tied_exits)
         prompts = _prompts(self.prompt, self.prompts)
         classes = self.classes or pipeline.transformer.class_indices
@@ -309,8 +308,7 @@ def calibrate_command(
     if (model / EXIT_POLICY).exists() and not replace:
         raise InputError(f"{model} holds an {EXIT_POLICY} already: add --replace, or move it away")
     own = SamplingDefaults.load(model).changed(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
-    pipeline = _load(model, dtype, device)
-    pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
+    pipeline = _load(model, dtype, device, own.scheduler)
     texts = _prompts((), prompts)
     conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(own.guidance_scale))
     calibration = calibrate(pipeline, goal, own.steps, conditions, samples, seed=seed, batch_size=batch_size)
@@ -398,8 +396,7 @@ def demo_command(
     else:
         chosen = chosen.changed(tau=tau, min_layer=min_layer)
         policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
-    pipeline = _load(folder, "float32", "cpu")
-    pipeline.scheduler = scheduler_like(chosen.scheduler, pipeline.scheduler)
+    pipeline = _load(folder, "float32", "cpu", chosen.scheduler)
     texts = prompt or (shown.prompts if model is None else ())
     conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
     comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
@@ -509,10 +506,13 @@ def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
     return lines
 
 
-def _load(folder: Path, dtype: Dtype, device: str) -> AdaDiffPipeline:
+def _load(folder: Path, dtype: Dtype, device: str, scheduler: str | None = None) -> AdaDiffPipeline:
+    """A model folder's pipeline, with another scheduler over the same forward process where one is named."""
     place = _device(device)
     disable_progress_bar()
     pipeline = AdaDiffPipeline.from_pretrained(folder).to(place)
+    if scheduler is not None:
+        pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         if part is not None:
             # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.

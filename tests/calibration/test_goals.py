@@ -8,7 +8,7 @@ import torch
 
 from adadiff import AdaDiffPipeline, ExitPolicy, InputError, NeverExit
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
-from adadiff.calibration.goals import Curve, Point, normalised_squared_error
+from adadiff.calibration.goals import Curve, Point, Trials, normalised_squared_error
 from adadiff.calibration.solve import Schedule, SingleThreshold
 from adadiff.files import MODELS
 from adadiff.sampling import Conditions, Guidance, sample_numbered
@@ -132,6 +132,26 @@ def test_what_cannot_be_met_says_what_can(digits):
         digits.calibrate(error=0.25, confidence=0.5, num_inference_steps=2, samples=8, **never)
     with pytest.raises(InputError, match="at least 8"):
         digits.calibrate(compute=0.5, samples=4)
+
+
+def test_an_impossible_budget_is_refused_before_anything_is_sampled(digits, monkeypatch):
+    monkeypatch.setattr("adadiff.calibration.goals.record_exits", None)
+    with pytest.raises(InputError, match="one layer at every step takes 0.07"):
+        calibrate(digits, Goal(compute=0.01), STEPS, samples=8)
+
+
+def test_nothing_is_sampled_twice_with_the_same_policy(digits, monkeypatch):
+    sampled = []
+
+    def counted(trials, policy, numbers, doing):
+        sampled.append((policy, tuple(numbers)))
+        return images(trials, policy, numbers, doing)
+
+    images = Trials._images
+    monkeypatch.setattr(Trials, "_images", counted)
+    found = calibrate(digits, Goal(error=0.2, confidence=0.8), STEPS, samples=16, kinds=(Schedule(),))
+    assert (found.policy, tuple(range(16, 32))) in sampled
+    assert len(sampled) == len(set(sampled))
 
 
 def test_a_curve_is_linear_in_the_logarithm_and_never_rises():

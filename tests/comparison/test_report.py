@@ -49,12 +49,12 @@ def with_distance(results, method, frechet):
 
 def test_the_winner_is_named_with_what_is_as_good(results):
     words = winner_in_words(results)
-    assert "full model, fewer steps (fewer-steps-0.55 setting) has the least Fréchet distance: 5.000 ± 0.100" in words
-    assert "the full model's is 3.000 ± 0.100" in words
+    assert "full model, fewer steps (fewer-steps-0.55 setting) has the least Fréchet distance: 5.00 ± 0.10" in words
+    assert "the full model's is 3.00 ± 0.10" in words
     assert "Within two" not in words
-    assert "AdaDiff, one threshold, per sample has 7.000 ± 0.100, 40.0% more, 14.1 standard errors" in words
+    assert "AdaDiff, one threshold, per sample has 7.00 ± 0.10, 40.0% more, 14.1 standard errors" in words
     near = winner_in_words(with_distance(results, "adadiff", 5.2))
-    assert "Within two standard errors of it: AdaDiff, one threshold, per sample (5.200 ± 0.100)" in near
+    assert "Within two standard errors of it: AdaDiff, one threshold, per sample (5.20 ± 0.10)" in near
     first = winner_in_words(with_distance(results, "adadiff", 4.0))
     assert "AdaDiff, one threshold, per sample (adadiff-0.55 setting) has the least" in first
     assert "one threshold, per sample has" not in first
@@ -69,7 +69,7 @@ def test_synergy_tells_the_corners_of_the_grid(results):
     (steps, _) = synergy_in_words(results)
     assert "takes 50% of the compute" in steps
     assert "both together 28% (their product is 28%)" in steps
-    assert "at distances of 6.000 ± 0.100, 3.000 ± 0.100 and 6.000 ± 0.100" in steps
+    assert "at distances of 6.00 ± 0.10, 3.00 ± 0.10 and 6.00 ± 0.10" in steps
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -102,7 +102,7 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
         assert page.count(method.title) >= 2
         assert beside.count(method.title) >= 2
     (row,) = (line for line in beside.splitlines() if line.startswith("| AdaDiff, one threshold") and "0.7 s" in line)
-    assert row.split(" | ")[1:6] == ["adadiff-0.7 setting", "69.0%", "69.0%", "2.00x", "4.000 ± 0.100"]
+    assert row.split(" | ")[1:6] == ["adadiff-0.7 setting", "69.0%", "69.0%", "2.00x", "4.00 ± 0.10"]
 
     rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     assert len(rows) == 1 + len(results.cells) + 8

@@ -26,6 +26,7 @@ from adadiff.calibration.solve import KINDS, Kind, Problem
 from adadiff.errors import InputError
 from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import ExitPolicy, NeverExit
+from adadiff.exits.flops import PartFlops
 from adadiff.exits.stored import Circumstances, StoredPolicy
 from adadiff.exits.trace import Trace
 from adadiff.files import weights_checksum
@@ -202,6 +203,11 @@ def calibrate(
             f"{samples} samples are too few to show an error below {goal.error} with a confidence of "
             f"{goal.confidence}: take at least {least}"
         )
+    if goal.compute is not None and goal.compute < (least_spent := least_compute(pipeline.transformer.part_flops)):
+        raise InputError(
+            f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was asked "
+            f"for: ask for more, or take fewer steps"
+        )
     record = record_exits(pipeline, samples, steps, conditions, seed, batch_size)
     metric = metric or normalised_squared_error(record.images)
     trials = Trials(pipeline, steps, conditions, seed, batch_size, metric)
@@ -232,6 +238,12 @@ def calibrate(
     )
 
 
+def least_compute(parts: PartFlops) -> float:
+    """FLOPs of leaving after the first layer, always, over the full model's."""
+    no_estimator = torch.zeros(len(parts.layers), dtype=torch.bool)
+    return parts.until_exit(torch.tensor([1]), no_estimator).item() / parts.full
+
+
 class Trials:
     """Samples with policies, and holds the images against the full model's.
 
@@ -256,16 +268,20 @@ class Trials:
         self.pipeline, self.steps, self.conditions = pipeline, steps, conditions
         self.seed, self.batch_size, self.metric = seed, batch_size, metric
         self._full: dict[int, Tensor] = {}
+        self._points: dict[tuple[ExitPolicy, tuple[int, ...]], Point] = {}
 
     def know(self, images: Tensor) -> None:
         """Take over the full model's images 0, 1, ..."""
         self._full.update(enumerate(images))
 
     def sample(self, kind: str, policy: ExitPolicy, numbers: Sequence[int]) -> Point:
-        """Sample these numbers with a policy, and with the full model where that was not done yet."""
-        full = self._full_images(numbers)
-        images, compute = self._images(policy, numbers, f"{kind}, {len(numbers)} samples")
-        return Point(kind, policy, compute, self.metric(full, images).double().numpy())
+        """Sample these numbers with a policy, and with the full model, where that was not done yet."""
+        key = (policy, tuple(numbers))
+        if key not in self._points:
+            full = self._full_images(numbers)
+            images, compute = self._images(policy, numbers, f"{kind}, {len(numbers)} samples")
+            self._points[key] = Point(kind, policy, compute, self.metric(full, images).double().numpy())
+        return self._points[key]
 
     def repeat_error(self, numbers: Sequence[int]) -> float:
         """The mean loss of the full model against itself, in batches of another size: rounding."""
@@ -320,14 +336,9 @@ class Search:
         influence = step_influence(trials.pipeline.scheduler, trials.steps)
         parts = trials.pipeline.transformer.part_flops
         self.problem = Problem(record.select(torch.arange(half)), influence, parts)
+        self.least_compute = least_compute(parts)
         self.choosing = range(half, samples)
         trials.know(record.images)
-
-    @property
-    def least_compute(self) -> float:
-        """Of leaving after the first layer, always."""
-        depth = len(self.problem.parts.layers)
-        return self.problem.costs(torch.zeros(depth, dtype=torch.bool))[0].item()
 
     @cached_property
     def trade_off(self) -> list[Point]:
@@ -336,16 +347,7 @@ class Search:
         return [self._at(kind, compute) for kind in self.kinds for compute in computes]
 
     def for_compute(self, compute: float) -> Point:
-        """The best kind's policy that takes this compute.
-
-        Raises:
-            InputError: If one layer takes more.
-        """
-        if compute < self.least_compute:
-            raise InputError(
-                f"one layer at every step takes {self.least_compute:.3f} of the full model's compute, and {compute} "
-                f"was asked for: ask for more, or take fewer steps"
-            )
+        """The best kind's policy that takes this compute."""
         return self.meeting(min(self.kinds, key=lambda kind: self._curve(kind).error_at(compute)), compute)
 
     def meeting(self, kind: Kind, compute: float) -> Point:

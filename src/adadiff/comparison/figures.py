@@ -72,7 +72,7 @@ def synergy(
     figure = Figure(figsize=(9, 1.4 + 0.6 * len(rows)), layout="constrained")
     panels: Any = figure.subplots(1, 2)
     for axes, title, read, form in (
-        (panels[0], "Fréchet distance", lambda cell: cell.evaluation.frechet, "{:.2f}"),
+        (panels[0], "Fréchet distance", lambda cell: cell.evaluation.frechet, "{:#.3g}"),
         (panels[1], "compute", lambda cell: cell.compute, "{:.0%}"),
     ):
         values = np.array([[read(cell) for cell in row] for row in rows])

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
@@ -122,7 +121,10 @@ def synergy_in_words(results: Results) -> list[str]:
 
 
 def _with_error(cell: Cell) -> str:
-    return f"{cell.evaluation.frechet:.3f} ± {cell.evaluation.frechet_error:.3f}"
+    """Distance and error, to two significant figures of the error."""
+    error = cell.evaluation.frechet_error
+    decimals = max(0, 1 - math.floor(math.log10(error))) if 0 < error < math.inf else 3
+    return f"{cell.evaluation.frechet:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _at(results: Results, compute: float) -> list[Cell]:
@@ -135,9 +137,9 @@ def _conditions_in_words(config: CompareConfig) -> str:
         f"{config.fine_tuning.batch_size} images. {config.steps} {config.scheduler} steps in {config.dtype}, "
         f"{config.images} samples a cell, {config.headline_images} at {config.headline_compute:.0%} and for the full "
         f"model, the same noise for all. Features: {config.features}; real images: {config.reference}. ± is one "
-        f"standard error by bootstrap. Seconds: the full model and the method in turns in one process, "
-        f"{torch.get_num_threads()} threads, batches of {TIMED_IMAGES} images, medians of 5. Compute is in FLOPs over "
-        f"the full model's at {config.steps} steps, heads and estimators included."
+        f"standard error by bootstrap. Speedup: the full model and the method in turns in one process, batches of "
+        f"{TIMED_IMAGES} images, medians of 5. Compute: FLOPs over the full model's at {config.steps} steps, heads and "
+        f"estimators included."
     )
 
 
@@ -214,7 +216,7 @@ def _pictures(results: Results, out: Path) -> dict[str, bytes]:
     config, study = results.config, results.study
     headline = _at(results, config.headline_compute)
     ours = next(cell for cell in headline if cell.method == "adadiff")
-    rows = [f"{row[0].target:.0%} of the depth" for row in results.steps_synergy]
+    rows = [f"exits set to {row[0].target:.0%}" for row in results.steps_synergy]
     drawn = {
         "compute": figures.tradeoff(results.full, results.cells, TITLES, "compute", "compute over the full model's"),
         "time": figures.tradeoff(results.full, results.cells, TITLES, "time", "seconds over the full model's"),
