@@ -205,8 +205,8 @@ def calibrate(
         )
     if goal.compute is not None and goal.compute < (least_spent := least_compute(pipeline.transformer.part_flops)):
         raise InputError(
-            f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was asked "
-            f"for: ask for more, or take fewer steps"
+            f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was "
+            f"asked for: ask for more, or take fewer steps"
         )
     record = record_exits(pipeline, samples, steps, conditions, seed, batch_size)
     metric = metric or normalised_squared_error(record.images)
