@@ -174,6 +174,7 @@ def test_version_and_help():
         ("sample {text} --out {tmp}/s", "needs a prompt"),
         ("sample {text} --prompts {tmp}/empty.txt --out {tmp}/s", "holds no prompts"),
         ("sample {text} --prompt a --prompts {tmp}/empty.txt --out {tmp}/s", "not both"),
+        ("sample {text} --prompt a --prompt b --out {tmp}/s", "--prompt is given 2 times"),
         ("sample {model} --scheduler dimm --out {tmp}/s", "did you mean ddim"),
         ("sample {model} --exit-layer 9 --out {tmp}/s", "numbered 1 to 5"),
         ("sample {model} --out {tmp}/other", "already holds other files"),

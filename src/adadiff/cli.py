@@ -539,6 +539,14 @@ def _device(name: str) -> torch.device:
 # Entry
 
 
+def _require_options_once(words: Sequence[str]) -> None:
+    """Raise InputError where an option is repeated, of which the parser would silently take the last."""
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise InputError(f"{option} is given {options.count(option)} times: give it once, with all its values")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `adadiff` command.
 
@@ -553,6 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if len(words) > 1 and words[0] == "train" and not words[1].startswith("-"):
             lookup(words[1], PRESETS, "preset")
+        _require_options_once(words)
         app.cli(prog="adadiff", description=adadiff.__doc__, args=words or ["--help"])
     except BrokenPipeError:
         os._exit(0)
