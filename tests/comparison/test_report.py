@@ -104,6 +104,8 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
     (row,) = (line for line in beside.splitlines() if line.startswith("| AdaDiff, one threshold") and "0.7 s" in line)
     assert row.split(" | ")[1:6] == ["adadiff-0.7 setting", "69.0%", "69.0%", "2.00x", "4.00 ± 0.10"]
 
+    assert "class agreement" not in page + beside  # of a model without classes
+
     rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     assert len(rows) == 1 + len(results.cells) + 8
     assert [row["frechet"] for row in rows if row["name"] == "adadiff-0.7"] == ["4.0"]

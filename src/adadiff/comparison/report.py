@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ HEADS = (
     "layers",
     "speedup",
     "Fréchet distance",
-    "kernel distance",
+    "KID",
     "precision",
     "recall",
     "class agreement",
@@ -199,12 +200,13 @@ def _contents(results: Results) -> dict[str, Any]:
     config, study = results.config, results.study
     groups = [("full model", [results.full])]
     groups += [(f"at {compute:.0%} of the compute", _at(results, compute)) for compute in sorted(config.compute)]
+    filled = [any(values) for values in zip(*(_row(cell) for _, cells in groups for cell in cells), strict=True)]
     return {
         "title": f"Early exits and their rivals: {config.preset}",
         "verdict": winner_in_words(results),
         "conditions": _conditions_in_words(config),
-        "heads": HEADS,
-        "groups": [(name, _table_rows(cells)) for name, cells in groups],
+        "heads": list(compress(HEADS, filled)),
+        "groups": [(name, _table_rows(cells, filled)) for name, cells in groups],
         "synergy": synergy_in_words(results),
         "estimators": None if study is None else study.verdict,
         "methods": METHODS,
@@ -237,9 +239,9 @@ def _rendered(template: str, **contents: Any) -> bytes:
     return pages.get_template(template).render(**contents).encode()
 
 
-def _table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _table_rows(cells: Sequence[Cell], shown: Sequence[bool]) -> list[dict[str, Any]]:
     ordered = sorted(cells, key=lambda cell: cell.evaluation.frechet)
-    return [{"cells": _row(cell), "ours": cell.method in OURS} for cell in ordered]
+    return [{"cells": list(compress(_row(cell), shown)), "ours": cell.method in OURS} for cell in ordered]
 
 
 def _png(figure: Figure) -> bytes:
