@@ -322,7 +322,7 @@ def compare_command(config: Positional[str], out: Path) -> None:
     """Compare our exits with their rivals: train what is missing, evaluate everything, write the report.
 
     The folder gets index.html (all in one page), results.json and results.csv. The same command run again goes on where
-    it stopped.
+    it stopped; run several times at once, the processes share the work.
 
     Args:
         config: The comparison: digits, cifar10, or a JSON file like theirs.

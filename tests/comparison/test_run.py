@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
+from filelock import FileLock
 
 from adadiff import InputError
 from adadiff.comparison import cells, compare
@@ -34,11 +36,11 @@ def test_a_killed_comparison_loses_one_cell_at_most(config, tmp_path, monkeypatc
     config = replace(config, compute=(0.55,), synergy_steps=(4,), synergy_compute=(1.0,))
     done, measure = [], cells.Cells._measure
 
-    def counted(self, name, *args):
+    def counted(self, task, setup):
         if len(done) == most:
             raise KeyboardInterrupt
-        done.append(name)
-        return measure(self, name, *args)
+        done.append(task.name)
+        return measure(self, task, setup)
 
     monkeypatch.setattr(cells.Cells, "_measure", counted)
     most = 3
@@ -59,3 +61,22 @@ def test_another_comparison_is_refused_in_the_same_folder(config, tmp_path):
     (tmp_path / "other/compare.json").write_text(json.dumps(asdict(config)))
     with pytest.raises(InputError, match="comparison with steps = 4, not 5"):
         compare(replace(config, steps=5), tmp_path / "other")
+
+
+def test_cells_that_another_process_is_at_come_last(tmp_path):
+    done = []
+
+    def choose(name):
+        done.append(name)
+        if name == "c":
+            other.release()
+
+    tasks = [cells.Task(name, "", 0.5, 1, partial(choose, name)) for name in "abc"]
+    mine = cells.Cells(None, None, tmp_path)
+    (tmp_path / "a").mkdir()
+    other = FileLock(tmp_path / "a/cell.lock", thread_local=False)
+    with other:
+        assert mine.fill(tasks) == dict.fromkeys("abc")
+    assert done == ["b", "c", "a"]
+    assert mine.fill(tasks) == dict.fromkeys("abc")
+    assert len(done) == 3

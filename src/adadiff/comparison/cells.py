@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
+from tqdm import tqdm
 
 from adadiff.comparison.methods import Bench, Setup
 from adadiff.comparison.networks import FULL
@@ -57,6 +59,25 @@ class Cell:
         return self.full_seconds / self.seconds
 
 
+@dataclass(frozen=True)
+class Task:
+    """A cell to fill.
+
+    Args:
+        name: Of its folder.
+        method: Name of the method.
+        target: The compute that is asked for, over the full model's.
+        images: How many to sample.
+        choose: Finds the setting, None where the method has none for it; called only where the cell is not filled yet.
+    """
+
+    name: str
+    method: str
+    target: float
+    images: int
+    choose: Callable[[], Setup | None]
+
+
 class Cells:
     """Fills cells, or finds them filled.
 
@@ -69,39 +90,56 @@ class Cells:
     def __init__(self, bench: Bench, judge: Judge, folder: Path) -> None:
         self.bench, self.judge, self.folder = bench, judge, folder
 
-    def fill(
-        self, name: str, method: str, target: float, images: int, choose: Callable[[], Setup | None]
-    ) -> Cell | None:
-        """The cell of that name; None where the method has no setting for it.
+    def fill(self, tasks: Sequence[Task]) -> dict[str, Cell | None]:
+        """The tasks' cells by name; None where a method has no setting.
 
-        Args:
-            name: Of its folder.
-            method: Name of the method.
-            target: The compute that is asked for.
-            images: How many to sample.
-            choose: Finds the setting; called only where the cell is not filled yet.
+        Processes that do so at once share the work: cells that another one is at are left until the rest is done.
         """
-        path = self.folder / name / CELL
-        if path.is_file():
-            return TypeAdapter(Cell | None).validate_json(path.read_bytes())
-        setup = choose()
-        cell = None if setup is None else self._measure(name, method, target, images, setup)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as part:
-            part.write_text(json.dumps(None if cell is None else asdict(cell), indent=2) + "\n")
-        return cell
+        for wait in (False, True):
+            for task in tasks:
+                self._fill(task, wait)
+        return {task.name: TypeAdapter(Cell | None).validate_json(self._path(task).read_bytes()) for task in tasks}
 
-    def _measure(self, name: str, method: str, target: float, images: int, setup: Setup) -> Cell:
-        config, samples = self.bench.config, self.folder / name / SAMPLES
-        samples.parent.mkdir(parents=True, exist_ok=True)
+    def _fill(self, task: Task, wait: bool) -> None:
+        path = self._path(task)
+        if path.is_file():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path.with_suffix(".lock"), blocking=wait):
+                if path.is_file():
+                    return
+                tqdm.write(task.name)
+                setup = task.choose()
+                cell = None if setup is None else self._measure(task, setup)
+                with whole_file(path) as part:
+                    part.write_text(json.dumps(None if cell is None else asdict(cell), indent=2) + "\n")
+        except Timeout:
+            return
+
+    def _path(self, task: Task) -> Path:
+        return self.folder / task.name / CELL
+
+    def _measure(self, task: Task, setup: Setup) -> Cell:
+        config, samples = self.bench.config, self.folder / task.name / SAMPLES
         conditions = self.bench.conditions(setup.pipeline)
         summary = sample_to_folder(
-            setup.pipeline, samples, images, setup.steps, setup.policy, config.seed, conditions, config.batch_size
+            setup.pipeline, samples, task.images, setup.steps, setup.policy, config.seed, conditions, config.batch_size
         )
         seconds = self._seconds(setup)
         compute, layers = self._spent(summary.trace, setup.steps)
         evaluation = evaluate_folder(samples, summary, self.judge)
-        return Cell(name, method, setup.setting, target, compute, layers, seconds["this"], seconds["full"], evaluation)
+        return Cell(
+            task.name,
+            task.method,
+            setup.setting,
+            task.target,
+            compute,
+            layers,
+            seconds["this"],
+            seconds["full"],
+            evaluation,
+        )
 
     def _spent(self, trace: Trace, steps: int) -> tuple[float, float]:
         """FLOPs and layers over the full model's at all steps."""

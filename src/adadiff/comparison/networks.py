@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from adadiff.comparison.config import CompareConfig
@@ -95,8 +96,13 @@ class Networks:
 
     def _trained(self, recipe: Recipe) -> Path:
         out = self.folder / recipe.name
-        if (out / FINISHED).is_file():
-            return out
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{recipe.name}.lock"):
+            if not (out / FINISHED).is_file():
+                self._train(recipe, out)
+        return out
+
+    def _train(self, recipe: Recipe, out: Path) -> None:
         start = self._start(recipe)
         started = AdaDiffPipeline.from_pretrained(start).transformer.config.backbone_config
         sizes = {part.name: started[part.name] for part in fields(ModelConfig) if part.name in started}
@@ -109,7 +115,6 @@ class Networks:
         train(replace(config, resume=resume))
         with whole_file(out / FINISHED) as part:
             part.write_text("")
-        return out
 
     def _start(self, recipe: Recipe) -> Path:
         """The folder of what the training starts from: the backbone, or what is cut out of it."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from filelock import FileLock
 
-from adadiff.comparison.cells import Cell, Cells
+from adadiff.comparison.cells import Cell, Cells, Task
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS, Bench, Setup, Thresholded
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
@@ -21,6 +21,7 @@ from adadiff.exits import NeverExit, ThresholdExit
 from adadiff.files import claim_folder, whole_file
 
 CONFIG = "compare.json"
+THRESHOLDS = "thresholds.json"
 STUDIED = 256  # images
 
 
@@ -46,7 +47,7 @@ class Results:
 
 
 def compare(config: CompareConfig, out: Path) -> Results:
-    """Fill every cell of a comparison; what is there already is not done again.
+    """Fill every cell of a comparison; what is there already is not done again, and what others do is waited for.
 
     Args:
         config: The comparison.
@@ -66,90 +67,97 @@ def compare(config: CompareConfig, out: Path) -> Results:
     judge.require_enough(min(config.images, config.headline_images))
     cells = Cells(bench, judge, out / "cells")
 
-    full = _filled(
-        cells.fill(
-            "full",
-            "full",
-            1.0,
-            config.headline_images,
-            lambda: Setup(networks.pipeline(FULL), NeverExit(), config.steps, f"{config.steps} steps", 1.0),
-        )
-    )
-    found = []
-    order = sorted(config.compute, key=lambda compute: compute != config.headline_compute)
-    for compute in order:
-        images = config.headline_images if compute == config.headline_compute else config.images
-        for method in METHODS:
-            tqdm.write(f"{method.title} at {compute:.0%} of the compute")
-            cell = cells.fill(
-                f"{method.name}-{compute:g}",
-                method.name,
-                compute,
-                images,
-                lambda method=method, compute=compute: method.setup(bench, compute),  # type: ignore[misc]
-            )
-            if cell is not None:
-                found.append(cell)
+    full, methods = Task("full", "full", 1.0, config.headline_images, partial(_full, bench)), _method_tasks(bench)
+    steps, pruning = _steps_tasks(bench, out), _pruning_tasks(bench, out)
+    filled = cells.fill([full, *methods, *(task for row in (*steps, *pruning) for task in row)])
+
+    def required(task: Task) -> Cell:
+        cell = filled[task.name]
+        assert cell is not None
+        return cell
+
     ours = networks.pipeline(ADADIFF)
-    study = None if ours.text_encoder else study_estimators(ours, judge.real, min(STUDIED, len(judge.real)))
-    return Results(config, full, tuple(found), _steps_synergy(cells), _pruning_synergy(cells), study)
+    return Results(
+        config,
+        required(full),
+        tuple(cell for task in methods if (cell := filled[task.name]) is not None),
+        tuple(tuple(required(task) for task in row) for row in steps),
+        tuple(tuple(required(task) for task in row) for row in pruning),
+        None if ours.text_encoder else study_estimators(ours, judge.real, min(STUDIED, len(judge.real))),
+    )
 
 
-def _steps_synergy(cells: Cells) -> tuple[tuple[Cell, ...], ...]:
-    """Our exits with fewer and more steps, each row with the thresholds that meet its compute at all steps."""
-    config = cells.bench.config
+# ---------------------------------------------------------------------------------------------------------------------
+# The cells
 
-    def setup(tau: float, steps: int) -> Callable[[], Setup]:
-        def choose() -> Setup:
-            return Setup(
-                cells.bench.networks.pipeline(ADADIFF), ThresholdExit(tau), steps, f"tau {tau:.4g}, {steps} steps", 0.0
-            )
 
-        return choose
+def _full(bench: Bench) -> Setup:
+    steps = bench.config.steps
+    return Setup(bench.networks.pipeline(FULL), NeverExit(), steps, f"{steps} steps", 1.0)
 
-    return tuple(
-        tuple(
-            _filled(cells.fill(f"steps-{steps}-{row:g}", "adadiff", row, config.images, setup(tau, steps)))
+
+def _method_tasks(bench: Bench) -> list[Task]:
+    """Every method at every compute, the headline first."""
+    config = bench.config
+    headline = config.headline_compute
+    return [
+        Task(
+            f"{method.name}-{compute:g}",
+            method.name,
+            compute,
+            config.headline_images if compute == headline else config.images,
+            partial(method.setup, bench, compute),
+        )
+        for compute in sorted(config.compute, key=lambda compute: compute != headline)
+        for method in METHODS
+    ]
+
+
+def _steps_tasks(bench: Bench, out: Path) -> list[list[Task]]:
+    """Our exits with fewer and more steps, each row with the threshold that meets its compute at all steps."""
+    config = bench.config
+
+    def setup(row: float, steps: int) -> Setup:
+        tau = _thresholds(bench, out)[row]
+        pipeline = bench.networks.pipeline(ADADIFF)
+        return Setup(pipeline, ThresholdExit(tau), steps, f"tau {tau:.4g}, {steps} steps", 0.0)
+
+    return [
+        [
+            Task(f"steps-{steps}-{row:g}", "adadiff", row, config.images, partial(setup, row, steps))
             for steps in config.synergy_steps
-        )
-        for row, tau in _thresholds(cells).items()
-    )
+        ]
+        for row in config.synergy_compute
+    ]
 
 
-def _pruning_synergy(cells: Cells) -> tuple[tuple[Cell, ...], ...]:
+def _pruning_tasks(bench: Bench, out: Path) -> list[list[Task]]:
     """Our exits in networks that are pruned, and trained with exits after."""
-    config = cells.bench.config
+    config = bench.config
 
-    def setup(tau: float, kept: float) -> Callable[[], Setup]:
-        def choose() -> Setup:
-            pipeline = cells.bench.networks.pipeline(replace(ADADIFF, compute=kept))
-            return Setup(pipeline, ThresholdExit(tau), config.steps, f"tau {tau:.4g}, {1 - kept:.0%} cut off", 0.0)
+    def setup(row: float, kept: float) -> Setup:
+        tau = _thresholds(bench, out)[row]
+        pipeline = bench.networks.pipeline(replace(ADADIFF, compute=kept))
+        return Setup(pipeline, ThresholdExit(tau), config.steps, f"tau {tau:.4g}, {1 - kept:.0%} cut off", 0.0)
 
-        return choose
-
-    return tuple(
-        tuple(
-            _filled(cells.fill(f"pruned-{kept:g}-{row:g}", "adadiff", row, config.images, setup(tau, kept)))
+    return [
+        [
+            Task(f"pruned-{kept:g}-{row:g}", "adadiff", row, config.images, partial(setup, row, kept))
             for kept in (1.0, *config.pruned)
-        )
-        for row, tau in _thresholds(cells).items()
-    )
+        ]
+        for row in config.synergy_compute
+    ]
 
 
-def _thresholds(cells: Cells) -> dict[float, float]:
+def _thresholds(bench: Bench, out: Path) -> dict[float, float]:
     """The threshold of our exits for each row of the grids: the one that meets the compute, kept in a file."""
-    path = cells.folder / "thresholds.json"
-    if path.is_file():
-        return {float(row): tau for row, tau in json.loads(path.read_text()).items()}
-    method = next(method for method in METHODS if method.name == "adadiff")
-    assert isinstance(method, Thresholded)
-    taus = {row: 0.0 if row == 1 else method.search(cells.bench, row)[0] for row in cells.bench.config.synergy_compute}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(json.dumps(taus) + "\n")
+    path = out / THRESHOLDS
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file():
+            return {float(row): tau for row, tau in json.loads(path.read_text()).items()}
+        method = next(method for method in METHODS if method.name == "adadiff")
+        assert isinstance(method, Thresholded)
+        taus = {row: 0.0 if row == 1 else method.search(bench, row)[0] for row in bench.config.synergy_compute}
+        with whole_file(path) as part:
+            part.write_text(json.dumps(taus) + "\n")
     return taus
-
-
-def _filled(cell: Cell | None) -> Cell:
-    assert cell is not None
-    return cell
