@@ -6,6 +6,7 @@ from adadiff.errors import InputError
 from adadiff.exits import (
     AdaptiveModel,
     BatchMeanExit,
+    CorrectedScheduleExit,
     ExitPolicy,
     FixedExit,
     NeverExit,
@@ -23,6 +24,7 @@ __all__ = [
     "AdaDiffPipeline",
     "AdaptiveModel",
     "BatchMeanExit",
+    "CorrectedScheduleExit",
     "ExitPolicy",
     "FixedExit",
     "InputError",

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adadiff import (
     BatchMeanExit,
+    CorrectedScheduleExit,
     FixedExit,
     InputError,
     NeverExit,
@@ -35,6 +38,29 @@ def test_threshold_per_layer_and_per_step():
     assert ThresholdExit((0.9, 0.2, 0.9), per="layer").leaves(query(history)).tolist() == [True, False]
     assert ThresholdExit((0.9, 0.2, 0.1)).leaves(query(history, step=1)).tolist() == [True, False]
     assert ThresholdExit((0.9, 0.2, 0.1)).leaves(query(history, step=2)).tolist() == [False, False]
+
+
+def test_a_full_step_measures_the_corrections_of_all_later_exits():
+    policy = CorrectedScheduleExit((3, 1, 5, 2, 5, 1))
+    assert [policy.corrected_layers(step, depth=5) for step in range(6)] == [(), (), (1, 2), (), (1,), ()]
+    assert ScheduleExit(policy.layers).corrected_layers(2, depth=5) == ()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(1, 80))
+def test_a_stretched_corrected_schedule_keeps_its_full_steps(layers, num_steps):
+    policy = CorrectedScheduleExit(tuple(layers))
+    assert policy.stretched(len(layers)) == policy
+    stretched, deepest = policy.stretched(num_steps).layers, max(layers)
+    assert len(stretched) == num_steps
+    wanted = layers.count(deepest) * num_steps / len(layers)
+    assert wanted - 1e-6 <= stretched.count(deepest) < wanted + 1
+    assert set(stretched) <= set(layers)
+
+
+def test_every_second_step_in_full_stays_every_second_step():
+    policy = CorrectedScheduleExit((5, 1) * 10)
+    assert policy.stretched(10).layers == (5, 1) * 5
+    assert policy.stretched(50).layers == (5, 1) * 25
 
 
 def test_min_layer():

@@ -6,6 +6,7 @@ import pytest
 
 from adadiff import (
     BatchMeanExit,
+    CorrectedScheduleExit,
     ExitPolicy,
     FixedExit,
     InputError,
@@ -31,6 +32,7 @@ def store(folder, policy=TABLE, circumstances=CIRCUMSTANCES):
         NeverExit(),
         FixedExit(3),
         ScheduleExit((2, 5)),
+        CorrectedScheduleExit((5, 1)),
         ThresholdExit(0.3, min_layer=2),
         ThresholdExit((0.3, 0.1)),
         TABLE,

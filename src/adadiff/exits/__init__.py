@@ -3,6 +3,7 @@
 from adadiff.exits.adaptive import AdaptiveModel, AdaptiveOutput
 from adadiff.exits.policies import (
     BatchMeanExit,
+    CorrectedScheduleExit,
     ExitPolicy,
     ExitQuery,
     FixedExit,
@@ -17,6 +18,7 @@ __all__ = [
     "AdaptiveModel",
     "AdaptiveOutput",
     "BatchMeanExit",
+    "CorrectedScheduleExit",
     "ExitPolicy",
     "ExitQuery",
     "FixedExit",

@@ -7,8 +7,9 @@ All layers for training (`all_exits`); for sampling, every sample leaves on its 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from adadiff.backbones import BACKBONES, Backbone, LayerState
 from adadiff.errors import InputError, lookup
+from adadiff.exits.corrections import Corrections
 from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
@@ -106,9 +108,9 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         """What each part costs for one sample."""
         return count_part_flops(self)
 
-    def trajectory(self) -> AdaptiveModel:
-        """What predicts the steps of one sampling: the model itself, which keeps nothing from step to step."""
-        return self
+    def trajectory(self) -> Callable[..., AdaptiveOutput]:
+        """What predicts the steps of one sampling, and keeps its corrections; the model itself keeps nothing."""
+        return partial(self.__call__, corrections=Corrections())
 
     def identity(self) -> dict[str, Any]:
         """What the predictions depend on, as plain values: the weights' checksum where they were loaded with one."""
@@ -172,6 +174,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         step: int = 0,
         return_uncertainties: bool = False,
         tied_halves: bool = False,
+        corrections: Corrections | None = None,
         return_dict: bool = True,
     ) -> AdaptiveOutput | tuple[Tensor, ...]:
         """Predict, each sample leaving after the layer that the policy says.
@@ -186,6 +189,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
             return_uncertainties: Run the estimator after every layer, for all samples that are still there.
             tied_halves: The batch is two halves, and sample k of the one leaves together with sample k of the other,
                 once both may.
+            corrections: Those known from the batch's earlier steps, which this step adds to; by default none.
             return_dict: Whether to return an `AdaptiveOutput` or a tuple of its fields.
         """
         policy = policy or NeverExit()
@@ -198,6 +202,9 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         uncertainties = torch.full((len(sample), self.depth), torch.nan)
         remaining, history = torch.arange(len(sample)), uncertainties.clone()
 
+        corrections, corrected = corrections or Corrections(), policy.corrected_layers(step, self.depth)
+        read_off: dict[int, Tensor] = {}  # predictions of the remaining samples after the layers to be corrected
+
         state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)
         for i in range(1, self.depth + 1):
             before, state = state, self.backbone.layer(i, state)
@@ -209,18 +216,27 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
                 leaving = policy.leaves(ExitQuery(step, i, remaining, history[:, :i]))
                 if tied_halves:
                     leaving = leaving.unflatten(0, (2, -1)).all(0).repeat(2)
-            if not leaving.any():
-                continue
-            leavers, everybody = remaining[leaving], bool(leaving.all())
-            left_state = state if everybody else state.select(_positions(leaving, sample.device))
-            prediction[leavers.to(sample.device)] = self.predict(i, left_state).to(prediction.dtype)
-            exit_layers[leavers], uncertainties[leavers] = i, history[leaving]
-            if everybody:
-                break
-            remaining, history = remaining[~leaving], history[~leaving]
-            state = state.select(_positions(~leaving, sample.device))
+            if leaving.any():
+                leavers, everybody = remaining[leaving], bool(leaving.all())
+                left_state = state if everybody else state.select(_positions(leaving, sample.device))
+                places = leavers.to(sample.device)
+                left = self.predict(i, left_state)
+                if i < self.depth:
+                    left = corrections.correct(i, step, len(sample), places, left)
+                prediction[places] = left.to(prediction.dtype)
+                exit_layers[leavers], uncertainties[leavers] = i, history[leaving]
+                if everybody:
+                    break
+                remaining, history = remaining[~leaving], history[~leaving]
+                staying = _positions(~leaving, sample.device)
+                state = state.select(staying)
+                read_off = {layer: early[staying] for layer, early in read_off.items()}
+            if i in corrected:
+                read_off[i] = self.predict(i, state)
+        for layer, early in read_off.items() if i == self.depth else ():
+            corrections.measure(layer, step, len(sample), places, left - early)
 
-        flops = self.part_flops.until_exit(exit_layers, estimated)
+        flops = self.part_flops.until_exit(exit_layers, estimated, corrected)
         output = AdaptiveOutput(prediction, exit_layers, uncertainties, flops)
         return output if return_dict else output.to_tuple()
 

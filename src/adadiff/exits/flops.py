@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,18 +45,22 @@ class PartFlops:
         """The full model: all layers, the last head, no estimator."""
         return self.embed + int(self.layers.sum() + self.heads[-1])
 
-    def until_exit(self, exit_layers: Tensor, estimated: Tensor) -> Tensor:
+    def until_exit(self, exit_layers: Tensor, estimated: Tensor, corrected: Sequence[int] = ()) -> Tensor:
         """What samples cost that left after the given layers.
 
         Args:
             exit_layers: 1..N, any shape, int64.
             estimated: After which of the layers 1..N an estimator ran, (N,) bool.
+            corrected: After which of the layers 1..N-1 those that went on were read off too.
 
         Returns:
             FLOPs, shaped like `exit_layers`, int64.
         """
         through_layer = (self.layers + self.estimators * estimated).cumsum(0)
-        return self.embed + through_layer[exit_layers - 1] + self.heads[exit_layers - 1]
+        spent = self.embed + through_layer[exit_layers - 1] + self.heads[exit_layers - 1]
+        for layer in corrected:
+            spent += self.heads[layer - 1] * (exit_layers > layer)
+        return spent
 
 
 def count_part_flops(model: AdaptiveModel) -> PartFlops:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,13 @@ class ExitPolicy(ABC):
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         """Whether the policy wants the uncertainty after this layer at this step; estimators run only where it does."""
         return False
+
+    def corrected_layers(self, step: int, depth: int) -> tuple[int, ...]:
+        """After which layers samples are read off at this step although they go on, if they run all `depth` layers.
+
+        What going on added to these predictions corrects those of exits there at later steps (`corrections.py`).
+        """
+        return ()
 
     def check(self, depth: int, num_steps: int) -> None:  # noqa: B027 - most policies fit any model
         """Raise InputError where the policy does not fit a model of so many layers or so many sampling steps."""
@@ -119,6 +127,36 @@ class ScheduleExit(ExitPolicy):
 
     def stretched(self, num_steps: int) -> ExitPolicy:
         return replace(self, layers=_stretched(self.layers, num_steps))
+
+
+@dataclass(frozen=True)
+class CorrectedScheduleExit(ScheduleExit):
+    """A schedule whose early exits are corrected by what the layers after them added at earlier, full steps.
+
+    With all layers at every second or third step and one or two at those between, the images stay far nearer to the
+    full model's than with a depth in the middle at every step. Before the first full step exits are not corrected.
+
+    Args:
+        layers: The exit layer at each sampling step, 1..N.
+    """
+
+    def corrected_layers(self, step: int, depth: int) -> tuple[int, ...]:
+        if self.layers[step] < depth:
+            return ()
+        return tuple(sorted({layer for layer in self.layers[step + 1 :] if layer < depth}))
+
+    def stretched(self, num_steps: int) -> ExitPolicy:
+        """As many full steps in a row of steps as before, and so corrections as recent, at every point of the way."""
+        deepest, steps = max(self.layers), len(self.layers)
+        full, early = ([k for k in range(steps) if (self.layers[k] == deepest) == wanted] for wanted in (True, False))
+        if not early:
+            return replace(self, layers=(deepest,) * num_steps)
+        share = num_steps / steps
+        full_by_then = share * np.interp(np.arange(num_steps + 1) / share, [*full, steps], np.arange(len(full) + 1))
+        runs_all = np.diff(np.ceil(full_by_then - 1e-9)) > 0
+        nearest = [min(early, key=lambda step: abs(step + 0.5 - (k + 0.5) / share)) for k in range(num_steps)]
+        layers = (deepest if all_run else self.layers[step] for all_run, step in zip(runs_all, nearest, strict=True))
+        return replace(self, layers=tuple(layers))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing_extensions import Self
 from adadiff.errors import InputError, lookup
 from adadiff.exits.policies import (
     BatchMeanExit,
+    CorrectedScheduleExit,
     ExitPolicy,
     FixedExit,
     NeverExit,
@@ -29,7 +30,16 @@ EXIT_POLICY = "exit_policy.json"
 VERSION = 1
 POLICIES: dict[str, type[ExitPolicy]] = {
     kind.__name__: kind
-    for kind in (NeverExit, FixedExit, ScheduleExit, ThresholdExit, TableExit, PatienceExit, BatchMeanExit)
+    for kind in (
+        NeverExit,
+        FixedExit,
+        ScheduleExit,
+        CorrectedScheduleExit,
+        ThresholdExit,
+        TableExit,
+        PatienceExit,
+        BatchMeanExit,
+    )
 }
 
 

@@ -1,0 +1,118 @@
+"""Corrected exits against a version that reads off every layer at every step, and corrects by a formula written out."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ScheduleExit
+from adadiff.exits.corrections import DAMPING, Corrections
+from adadiff.exits.flops import flop_counter
+from adadiff.training.config import DiffusionConfig
+from tests.conftest import make_model
+
+TIMES = (900.0, 700.0, 500.0, 300.0, 200.0, 100.0)
+
+
+def drifting(batch=3):
+    """Noisy images of several steps, each sample drifting at its own pace."""
+    torch.manual_seed(0)
+    start, drift = torch.randn(batch, 1, 8, 8), torch.randn(batch, 1, 8, 8)
+    return [start + 0.2 * k * torch.arange(1, batch + 1)[:, None, None, None] * drift for k in range(len(TIMES))]
+
+
+@dataclass(frozen=True)
+class Table(CorrectedScheduleExit):
+    """Layers for every step and every sample."""
+
+    table: tuple[tuple[int, ...], ...] = ()
+
+    def leaves(self, query):
+        return torch.tensor([query.layer >= self.table[query.step][k] for k in query.samples])
+
+    def corrected_layers(self, step, depth):
+        return (1, 2, 3)
+
+
+@given(
+    table=st.lists(st.tuples(*[st.sampled_from([1, 2, 3, 5, 5])] * 3), min_size=6, max_size=6),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+@torch.no_grad()
+def test_exits_are_corrected_by_a_line_through_the_last_two_full_steps(table, dtype):
+    model = make_model(depth=5)
+    predict = model.to(dtype).trajectory()
+    full_steps = [[], [], []]
+    added = [[], [], []]  # to the predictions of layers 1, 2, ... at those steps
+    for step, (sample, time) in enumerate(zip(drifting(), TIMES, strict=True)):
+        got = predict(sample.to(dtype), torch.tensor(time), policy=Table((), tuple(table)), step=step)
+        assert got.exit_layers.tolist() == list(table[step])
+        predictions, _ = model.all_exits(sample.to(dtype), torch.full((3,), time))
+        for k, layer in enumerate(table[step]):
+            wanted, known = predictions[layer - 1, k].float(), full_steps[k]
+            if layer == 5:
+                full_steps[k].append(step)
+                added[k].append(predictions[4, k].float() - predictions[:, k].float())
+            elif len(known) == 1:
+                wanted = wanted + added[k][-1][layer - 1]
+            elif known:
+                last, before = added[k][-1][layer - 1], added[k][-2][layer - 1]
+                slope = (last - before) / (known[-1] - known[-2])
+                wanted = wanted + last + DAMPING * (step - known[-1]) * slope
+            tolerance = 1e-4 if dtype == torch.float32 else 0.1
+            torch.testing.assert_close(got.sample[k].float(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_a_correction_that_grows_along_a_line_is_met_where_the_line_is_trusted(monkeypatch):
+    monkeypatch.setattr("adadiff.exits.corrections.DAMPING", 1.0)
+    corrections, samples = Corrections(), torch.tensor([0, 2])
+    slope, start = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    for step in (1, 4):
+        corrections.measure(2, step, 3, samples, start + step * slope)
+    zeros = torch.zeros(3, 1, 4, 4)
+    got = corrections.correct(2, 6, 3, torch.arange(3), zeros)
+    torch.testing.assert_close(got[samples], start + 6 * slope)
+    assert torch.equal(got[1], zeros[1])
+    assert torch.equal(corrections.correct(1, 6, 3, torch.arange(3), zeros), zeros)
+    assert torch.equal(corrections.correct(2, 6, 2, torch.arange(2), zeros[:2]), zeros[:2])
+
+
+@torch.no_grad()
+def test_a_full_step_is_the_plain_backbones_bit_for_bit():
+    model = make_model(depth=5)
+    predict = model.trajectory()
+    for step, (sample, time) in enumerate(zip(drifting(), TIMES, strict=True)):
+        got = predict(sample, torch.tensor(time), policy=CorrectedScheduleExit((5, 1, 5, 2, 5, 1)), step=step)
+        assert torch.equal(got.sample, model.backbone(sample, torch.full((3,), time))) == (step % 2 == 0)
+
+
+@pytest.mark.parametrize("layers", [(5, 1, 2, 5, 1, 1), (3, 1, 5, 4, 1, 5), (4, 3, 2, 1, 1, 1)])
+@torch.no_grad()
+def test_the_reported_flops_are_what_the_counter_sees(layers):
+    model = make_model(depth=5)
+    assert model.part_flops.full > 0
+    predict = model.trajectory()
+    for step, sample in enumerate(drifting()):
+        with flop_counter() as counter:
+            got = predict(sample, torch.tensor(TIMES[step]), policy=CorrectedScheduleExit(layers), step=step)
+        assert got.flops.sum().item() == counter.get_total_flops()
+
+
+def test_nothing_is_kept_from_one_sampling_to_the_next_nor_between_neighbours():
+    pipeline = AdaDiffPipeline(make_model(depth=5), DiffusionConfig().build())
+    pipeline.set_progress_bar_config(disable=True)
+
+    def sample(numbers, policy):
+        generators = [torch.Generator().manual_seed(k) for k in numbers]
+        return pipeline(
+            len(numbers), num_inference_steps=6, policy=policy, generator=generators, output_type="pt"
+        ).images
+
+    policy = CorrectedScheduleExit((5, 1, 5, 1, 1, 2))
+    together = sample([0, 1, 2], policy)
+    assert torch.equal(together, sample([0, 1, 2], policy))
+    torch.testing.assert_close(together[1:2], sample([1], policy), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together, sample([0, 1, 2], ScheduleExit(policy.layers)), atol=1e-2)
