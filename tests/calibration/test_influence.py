@@ -5,8 +5,12 @@ import inspect
 import pytest
 import torch
 
-from adadiff.calibration.influence import step_influence
+from adadiff import FixedExit
+from adadiff.calibration.influence import measured_influence, step_influence
+from adadiff.calibration.record import record_exits
+from adadiff.sampling import UNCONDITIONAL
 from adadiff.sampling.schedulers import SCHEDULERS, scheduler_like
+from adadiff.seeding import generator_for
 from adadiff.training.config import DiffusionConfig
 
 
@@ -61,3 +65,31 @@ def test_the_scheduler_is_left_as_it_was():
     before = scheduler.timesteps.clone()
     step_influence(scheduler, 5)
     assert torch.equal(scheduler.timesteps, before)
+
+
+@torch.no_grad()
+def test_measured_it_is_how_far_the_image_moves_when_one_step_leaves_early(pipeline, monkeypatch):
+    """Sampled by hand; steps that were not probed lie between those that were."""
+    monkeypatch.setattr("adadiff.calibration.influence.PROBED_STEPS", 3)
+    pipeline.scheduler = scheduler_like("ddim", DiffusionConfig(beta_schedule="squaredcos_cap_v2").build())
+    record = record_exits(pipeline, 4, 5, UNCONDITIONAL, seed=1)
+    influence = measured_influence(pipeline, record, UNCONDITIONAL, seed=1)
+    model, scheduler = pipeline.transformer, pipeline.scheduler
+    start = torch.cat([torch.randn(1, 1, 8, 8, generator=generator_for(1, k)) for k in range(4)])
+
+    def final(early):
+        scheduler.set_timesteps(5)
+        sample = start
+        for step, timestep in enumerate(scheduler.timesteps):
+            prediction = model(sample, timestep, policy=FixedExit(3) if step == early else None).sample
+            sample = scheduler.step(prediction, timestep, sample).prev_sample
+        return sample.clamp(-1, 1)
+
+    coefficients = step_influence(scheduler, 5)
+    amplification = influence / coefficients
+    for step in (0, 2, 4):
+        moved = (final(step) - final(None)).square().mean() / record.errors[step, 2].mean()
+        assert influence[step].item() == pytest.approx(moved.item(), rel=1e-2)
+    for step in (1, 3):
+        between = (amplification[step - 1] + amplification[step + 1]) / 2
+        assert amplification[step].item() == pytest.approx(between.item())

@@ -1,10 +1,12 @@
 """The record against a sampling done by hand, exit by exit."""
 
+import itertools
+
 import pytest
 import torch
 
 from adadiff import FixedExit
-from adadiff.calibration.record import record_exits
+from adadiff.calibration.record import WINDOW, record_exits
 from adadiff.sampling import UNCONDITIONAL, Conditions, Guidance
 from adadiff.seeding import generator_for
 
@@ -13,17 +15,20 @@ from adadiff.seeding import generator_for
 def test_errors_and_uncertainties_are_those_of_every_exit_along_the_full_sampling(pipeline):
     record = record_exits(pipeline, 3, 4, UNCONDITIONAL, seed=5, batch_size=2)
     assert record.errors.shape == record.uncertainties.shape == (4, 5, 3)
+    assert record.products.shape == (4, WINDOW, 5, 3)
     model, scheduler = pipeline.transformer, pipeline.scheduler
     for k in range(3):
         generator = generator_for(5, k)
         scheduler.set_timesteps(4)
         sample = torch.randn(1, 1, 8, 8, generator=generator)
+        differences = []
         for step, timestep in enumerate(scheduler.timesteps):
             full = model(sample, timestep, return_uncertainties=True)
-            for layer in range(1, 6):
-                early = model(sample, timestep, policy=FixedExit(layer)).sample
-                wanted = (early - full.sample).square().mean().item()
-                assert record.errors[step, layer - 1, k].item() == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+            differences.append([model(sample, timestep, policy=FixedExit(i)).sample - full.sample for i in range(1, 6)])
+            for before, layer in itertools.product(range(WINDOW), range(5)):
+                known = before <= step
+                wanted = (differences[step][layer] * differences[step - before][layer]).mean().item() if known else 0
+                assert record.products[step, before, layer, k].item() == pytest.approx(wanted, rel=1e-3, abs=1e-5)
             assert record.uncertainties[step, :, k] == pytest.approx(full.uncertainties[0], abs=1e-4)
             sample = scheduler.step(full.sample, timestep, sample, generator=generator).prev_sample
         assert record.images[k : k + 1] == pytest.approx((sample / 2 + 0.5).clamp(0, 1), abs=1e-3)

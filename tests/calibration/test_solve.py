@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adadiff import ScheduleExit, ThresholdExit
-from adadiff.calibration.record import ExitRecord
+from adadiff import CorrectedScheduleExit, ScheduleExit, ThresholdExit
+from adadiff.calibration.record import WINDOW, ExitRecord
 from adadiff.calibration.solve import (
     KINDS,
+    CorrectedSchedule,
     ExcessError,
     Problem,
     Schedule,
@@ -17,6 +18,7 @@ from adadiff.calibration.solve import (
     StepThresholds,
     exit_layers,
 )
+from adadiff.exits.corrections import Corrections
 from adadiff.exits.flops import PartFlops
 
 STEPS, LAYERS, SAMPLES = 3, 4, 40
@@ -31,9 +33,79 @@ def make_problem(seed=0, known=1.0):
     errors = 0.01 * step * layer * (0.2 + 2 * difficulty)
     noise = torch.rand(STEPS, LAYERS, SAMPLES, generator=generator)
     uncertainties = (0.1 + 0.5 * (known * difficulty + (1 - known) * noise)) * (1 + 0.1 * layer) / 2
-    record = ExitRecord(errors, uncertainties, torch.zeros(SAMPLES, 1, 2, 2))
+    products = torch.zeros(STEPS, WINDOW, LAYERS, SAMPLES)
+    products[:, 0] = errors  # of one step and another: as if they had nothing in common
+    record = ExitRecord(products, uncertainties, torch.zeros(SAMPLES, 1, 2, 2))
     parts = PartFlops(5, torch.full((LAYERS,), 100), torch.full((LAYERS,), 3), torch.full((LAYERS,), 1))
     return Problem(record, torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), parts)
+
+
+def make_drifting_problem(steps, seed=0, samples=5, pixels=6):
+    """Differences from the full prediction that drift from step to step, and the problem they make."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor([1.0, 0.6, 0.2, 0.0])[:, None, None]
+    start, drift = (torch.randn(1, LAYERS, samples, pixels, generator=generator) for _ in range(2))
+    way = torch.linspace(0, 2, steps)[:, None, None, None]
+    noise = 0.2 * torch.randn(steps, LAYERS, samples, pixels, generator=generator)
+    differences = size * (start + way * drift + noise)
+    products = torch.zeros(steps, WINDOW, LAYERS, samples)
+    for step, k in itertools.product(range(steps), range(WINDOW)):
+        if k <= step:
+            products[step, k] = (differences[step] * differences[step - k]).mean(2)
+    record = ExitRecord(products, torch.zeros(steps, LAYERS, samples), torch.zeros(samples, 1, 2, 2))
+    parts = PartFlops(5, torch.full((LAYERS,), 100), torch.full((LAYERS,), 3), torch.full((LAYERS,), 1))
+    return differences, Problem(record, torch.rand(steps, generator=generator).double() + 0.5, parts)
+
+
+def corrected_error(differences, influence, layers):
+    """What a schedule's exits err by, with the very corrections that sampling makes."""
+    corrections, total = Corrections(), 0.0
+    samples, pixels = differences.shape[2:]
+    everyone = torch.arange(samples)
+    for step, exit_layer in enumerate(layers):
+        images = differences[step].reshape(LAYERS, samples, 1, 1, pixels)
+        left = images[exit_layer - 1]
+        if exit_layer < LAYERS:
+            left = corrections.correct(exit_layer, step, samples, everyone, left)
+        else:
+            for layer in range(1, LAYERS):
+                corrections.measure(layer, step, samples, everyone, left - images[layer - 1])
+        total += (influence[step] * left.square().mean()).item()
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_schedules_expected_error_is_that_of_its_corrected_exits(seed):
+    differences, problem = make_drifting_problem(steps=12, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(20):
+        layers = torch.randint(1, LAYERS + 1, (12,), generator=generator).tolist()
+        layers[5] = LAYERS
+        wanted = corrected_error(differences, problem.influence, layers)
+        found = CorrectedSchedule().error(problem, CorrectedScheduleExit(tuple(layers)))
+        assert found == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("price", [1e-3, 0.03, 0.1, 0.3, 1.0, 10.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_corrected_schedule_is_the_best_of_all_schedules(price, seed):
+    differences, problem = make_drifting_problem(steps=5, seed=seed)
+    cost = torch.tensor([108.0, 208, 308, 408]) / 408
+
+    def objective(layers):
+        return corrected_error(differences, problem.influence, layers) + price * sum(cost[k - 1].item() for k in layers)
+
+    best = min(map(objective, itertools.product(range(1, LAYERS + 1), repeat=5)))
+    assert objective(CorrectedSchedule().at(problem, price).layers) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("compute", [0.45, 0.55, 0.7])
+def test_what_a_budget_leaves_over_is_spent(compute):
+    _, problem = make_drifting_problem(steps=20)
+    kind = CorrectedSchedule()
+    policy = kind.meeting(problem, compute)
+    assert compute - 0.02 <= problem.outcome(policy)[1] <= compute + 0.005
+    assert kind.error(problem, policy) < problem.outcome(Schedule().meeting(problem, compute))[0] / 2
 
 
 def objective(problem, policy, price):
@@ -103,12 +175,13 @@ def test_budgets_are_met(kind, compute):
     problem = make_problem(known=0.7)
     policy = kind.meeting(problem, compute)
     policy.check(LAYERS, STEPS)
-    tolerance = 0.13 if kind.name == "step schedule" else 0.04  # schedules of 3 steps are few
+    tolerance = 0.13 if "schedule" in kind.name else 0.04  # schedules of 3 steps are few
     assert problem.outcome(policy)[1] == pytest.approx(compute, abs=tolerance)
 
 
 def test_with_more_knowledge_less_error_at_the_same_compute():
     problem = make_problem(known=1.0)
-    errors = {type(kind): problem.outcome(kind.meeting(problem, 0.55))[0] for kind in KINDS}
+    kinds = (SingleThreshold(), StepThresholds(), ExcessError())
+    errors = {type(kind): problem.outcome(kind.meeting(problem, 0.55))[0] for kind in kinds}
     assert errors[ExcessError] < errors[SingleThreshold]
     assert errors[StepThresholds] < errors[SingleThreshold]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from adadiff.calibration.influence import step_influence
+from adadiff.calibration.influence import measured_influence
 from adadiff.calibration.record import ExitRecord, record_exits
 from adadiff.calibration.risk import last_safe, least_samples, upper_bound
 from adadiff.calibration.solve import KINDS, Kind, Problem
@@ -333,7 +333,7 @@ class Search:
         self.trials, self.kinds = trials, kinds
         samples = len(record.images)
         half = samples // 2
-        influence = step_influence(trials.pipeline.scheduler, trials.steps)
+        influence = measured_influence(trials.pipeline, record, trials.conditions, trials.seed)
         parts = trials.pipeline.transformer.part_flops
         self.problem = Problem(record.select(torch.arange(half)), influence, parts)
         self.least_compute = least_compute(parts)

@@ -13,30 +13,39 @@ from adadiff.exits import AdaptiveModel, AdaptiveOutput, NeverExit
 from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
 
+LONGEST_GAP = 8  # steps from a full one to the last that its corrections serve
+WINDOW = 2 * LONGEST_GAP + 2  # so that the two full steps before lie in it
+
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """Every exit's error against the full prediction, and its uncertainty, at every step of full samplings.
+    """Every exit's difference from the full prediction, and its uncertainty, at every step of full samplings.
 
-    With guidance, error and prediction are the guided ones, both halves leaving at that layer, and the uncertainty is
-    the larger of the two: tied pairs leave when both may.
+    With guidance, the predictions are the guided ones, both halves leaving at that layer, and the uncertainty is the
+    larger of the two: tied pairs leave when both may.
 
     Args:
-        errors: Mean squared difference from the full prediction, (steps, layers, samples); 0 at the last layer.
-        uncertainties: In [0, 1], shaped like it.
+        products: Of the differences at a step and k steps before, the mean over the pixels, (steps, `WINDOW`, layers,
+            samples), k along the second axis; 0 at the last layer, and where there is no step so long before.
+        uncertainties: In [0, 1], (steps, layers, samples).
         images: Of the full model, (samples, channels, height, width) in [0, 1], or latents' decodings.
     """
 
-    errors: Tensor
+    products: Tensor
     uncertainties: Tensor
     images: Tensor
 
     def __post_init__(self) -> None:
         assert self.errors.shape == self.uncertainties.shape
 
+    @property
+    def errors(self) -> Tensor:
+        """Mean squared difference from the full prediction, (steps, layers, samples)."""
+        return self.products[:, 0]
+
     def select(self, samples: Tensor) -> ExitRecord:
         """Of some samples alone."""
-        return ExitRecord(self.errors[..., samples], self.uncertainties[..., samples], self.images[samples])
+        return ExitRecord(self.products[..., samples], self.uncertainties[..., samples], self.images[samples])
 
 
 def record_exits(
@@ -63,13 +72,13 @@ def record_exits(
     with tqdm(total=samples, desc="recording every exit", unit="image") as progress:
         for first in range(0, samples, batch_size):
             numbers = range(first, min(first + batch_size, samples))
-            recorder.errors, recorder.uncertainties = [], []
+            recorder.products, recorder.uncertainties = [], []
             output = sample_numbered(recording, numbers, steps, NeverExit(), seed, conditions)
-            errors, uncertainties = torch.stack(recorder.errors), torch.stack(recorder.uncertainties)
-            parts.append(ExitRecord(errors, uncertainties, output.images.float().cpu()))
+            products, uncertainties = torch.stack(recorder.products), torch.stack(recorder.uncertainties)
+            parts.append(ExitRecord(products, uncertainties, output.images.float().cpu()))
             progress.update(len(numbers))
     return ExitRecord(
-        torch.cat([part.errors for part in parts], dim=2),
+        torch.cat([part.products for part in parts], dim=3),
         torch.cat([part.uncertainties for part in parts], dim=2),
         torch.cat([part.images for part in parts]),
     )
@@ -81,7 +90,7 @@ class _Recorder(Rival):
     def __init__(self, model: AdaptiveModel, guidance: Guidance) -> None:
         super().__init__(model)
         self.guidance = guidance
-        self.errors: list[Tensor] = []
+        self.products: list[Tensor] = []
         self.uncertainties: list[Tensor] = []
 
     def settings(self) -> dict[str, Any]:
@@ -94,6 +103,7 @@ class _Recorder(Rival):
 class _Recording(Trajectory):
     def __init__(self, recorder: _Recorder) -> None:
         self.recorder = recorder
+        self.differences: list[Tensor] = []  # of this step and those before it, (layers, batch, ...) each
 
     def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
         model, guidance = self.recorder.model, self.recorder.guidance
@@ -102,7 +112,12 @@ class _Recording(Trajectory):
         if tied_halves:
             combined = guidance.combine(*combined.chunk(2, dim=1))
             doubt = torch.maximum(*doubt.chunk(2, dim=1))
-        self.recorder.errors.append((combined - combined[-1]).square().flatten(2).mean(2).cpu())
+        difference = combined - combined[-1]
+        self.differences = [difference, *self.differences[: WINDOW - 1]]
+        products = difference.new_zeros(WINDOW, *difference.shape[:2])
+        for k, earlier in enumerate(self.differences):
+            products[k] = (difference * earlier).flatten(2).mean(2)
+        self.recorder.products.append(products.cpu())
         self.recorder.uncertainties.append(doubt.cpu())
         batch = (len(inputs[0]),)
         layers, flops = torch.full(batch, model.depth), torch.full(batch, model.part_flops.full)

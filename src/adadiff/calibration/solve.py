@@ -6,17 +6,22 @@ share of the full model's FLOPs. At a price, each kind of policy minimises error
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
-from adadiff.calibration.record import ExitRecord
-from adadiff.exits import ExitPolicy, ExitQuery, ScheduleExit, TableExit, ThresholdExit
+from adadiff.calibration.record import LONGEST_GAP, ExitRecord
+from adadiff.exits import CorrectedScheduleExit, ExitPolicy, ExitQuery, ScheduleExit, TableExit, ThresholdExit
+from adadiff.exits.corrections import continuation
 from adadiff.exits.flops import PartFlops
 
 HALVINGS = 30  # of the logarithm of the price
@@ -42,10 +47,31 @@ class Problem:
         """How far leaving there moves the final image, squared and averaged over pixels, (steps, layers, samples)."""
         return self.record.errors.double() * self.influence[:, None, None]
 
-    def costs(self, estimated: Tensor) -> Tensor:
-        """What leaving after each layer costs, (layers,), where estimators run after those layers."""
+    def costs(self, estimated: Tensor, corrected: Sequence[int] = ()) -> Tensor:
+        """What leaving after each layer costs, (layers,), where estimators run, and corrections are measured, there."""
         layers = torch.arange(1, len(self.parts.layers) + 1)
-        return self.parts.until_exit(layers, estimated).double() / self.parts.full
+        return self.parts.until_exit(layers, estimated, corrected).double() / self.parts.full
+
+    @cached_property
+    def corrected_errors(self) -> NDArray[np.floating]:
+        """`errors` with corrections, averaged over the samples: (steps, gaps, gaps before, layers).
+
+        The last full step is `gap` before, 1..`LONGEST_GAP`, and 0 stands for none; the last but one is `gap_before`
+        before that, 1..`LONGEST_GAP` + 1, and 0 for none.
+        """
+        steps, layers, _ = self.errors.shape
+        products = self.record.products.double().mean(3)
+        table = np.full((steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers), np.inf)
+        table[:, 0] = products[:, 0, None]
+        for step, gap in itertools.product(range(steps), range(1, LONGEST_GAP + 1)):
+            for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1 if gap <= step else 0):
+                last, before = step - gap, step - gap - gap_before
+                # The correction is (1 + c) last - c before: the squared difference, multiplied out.
+                c = continuation(gap, gap_before) if gap_before else 0.0
+                squares = products[step, 0] + (1 + c) ** 2 * products[last, 0] + c**2 * products[before, 0]
+                crossed = (1 + c) * products[step, gap] - c * products[step, gap + gap_before]
+                table[step, gap, gap_before] = squares - 2 * crossed - 2 * c * (1 + c) * products[last, gap_before]
+        return self.influence.numpy()[:, None, None, None] * table.clip(min=0)
 
     @cached_property
     def _maps(self) -> list[list[tuple[Tensor, Tensor]]]:
@@ -88,13 +114,15 @@ class Problem:
         return torch.stack(thresholds), torch.stack(errors), torch.stack(costs)
 
     def outcome(self, policy: ExitPolicy) -> tuple[float, float]:
-        """Error and cost of a policy, averaged over the record's samples, the cost also over steps."""
+        """Error (of uncorrected exits) and cost of a policy, averaged over the samples, the cost also over steps."""
         error, cost = 0.0, 0.0
         for step in range(len(self.influence)):
             exits = exit_layers(policy, step, self.record.uncertainties[step])
-            reads = [policy.reads_uncertainty(step, layer) for layer in range(1, len(self.parts.layers))]
+            depth = len(self.parts.layers)
+            reads = [policy.reads_uncertainty(step, layer) for layer in range(1, depth)]
+            costs = self.costs(torch.tensor([*reads, False]), policy.corrected_layers(step, depth))
             error += self.errors[step].gather(0, exits[None] - 1).mean().item()
-            cost += self.costs(torch.tensor([*reads, False]))[exits - 1].mean().item()
+            cost += costs[exits - 1].mean().item()
         return error, cost / len(self.influence)
 
 
@@ -129,15 +157,18 @@ class Kind(ABC):
 
     def meeting(self, problem: Problem, compute: float) -> ExitPolicy:
         """The policy whose cost is nearest to this fraction of the full model's FLOPs, by bisection of the knob."""
+        return min(self._bisected(problem, compute), key=lambda pair: abs(pair[0] - compute))[1]
+
+    def _bisected(self, problem: Problem, compute: float) -> list[tuple[float, ExitPolicy]]:
+        """Policies of costs nearer and nearer to a fraction of the full model's FLOPs, each with its cost."""
         low, high = math.log(self.smallest), math.log(self.largest)
-        tried: list[tuple[float, ExitPolicy]] = []
+        tried = []
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             policy = self.at(problem, math.exp(middle))
-            cost = problem.outcome(policy)[1]
-            tried.append((abs(cost - compute), policy))
-            low, high = (middle, high) if cost > compute else (low, middle)
-        return min(tried, key=lambda pair: pair[0])[1]
+            tried.append((problem.outcome(policy)[1], policy))
+            low, high = (middle, high) if tried[-1][0] > compute else (low, middle)
+        return tried
 
 
 class SingleThreshold(Kind):
@@ -166,9 +197,77 @@ class Schedule(Kind):
     name, smallest, largest = "step schedule", 1e-12, 1e6
 
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
-        no_estimator = torch.zeros(len(problem.parts.layers), dtype=torch.bool)
-        objective = problem.errors.mean(2) + knob * problem.costs(no_estimator)
+        objective = problem.errors.mean(2) + knob * torch.from_numpy(_schedule_costs(problem))
         return ScheduleExit(tuple((objective.argmin(1) + 1).tolist()))
+
+
+class CorrectedSchedule(Kind):
+    """One exit layer a step, exits being corrected by what going on added at full steps before.
+
+    What an exit errs by depends on which two steps before it were full, so the best schedule at a price is found by
+    dynamic programming over these, from the last step to the first.
+    """
+
+    name, smallest, largest = "corrected schedule", 1e-12, 1e6
+
+    def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
+        objective = problem.corrected_errors + knob * _schedule_costs(problem)
+        steps, _, _, depth = objective.shape
+        to_come = np.zeros((LONGEST_GAP + 2, LONGEST_GAP + 2))  # by the gaps before a step; a last one too old is in it
+        choices = []
+        for step in reversed(range(steps)):
+            options = np.full((*to_come.shape, depth), np.inf)
+            options[0, :, :-1] = objective[step, 0, :, :-1] + to_come[0, :, None]
+            options[1:-1, :, :-1] = objective[step, 1:, :, :-1] + to_come[2:, :, None]
+            options[:, :, -1] = objective[step, 0, 0, -1] + to_come[1, :, None]  # the gap is the one before from now on
+            choices.append(options.argmin(2))
+            to_come = options.min(2)
+        layers, gaps = [], (0, 0)
+        for choice in reversed(choices):
+            layers.append(int(choice[gaps]) + 1)
+            gaps = _gaps_after(gaps, full=layers[-1] == depth)
+        return CorrectedScheduleExit(tuple(layers))
+
+    def meeting(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
+        """The best at some price within the budget; what is left of it goes to single steps, the best value first."""
+        within = [pair for pair in self._bisected(problem, compute) if pair[0] <= compute]
+        policy = max(within, key=lambda pair: pair[0])[1] if within else self.at(problem, self.largest)
+        assert isinstance(policy, CorrectedScheduleExit)
+        costs = _schedule_costs(problem)
+        while True:
+            error, layers = self.error(problem, policy), policy.layers
+            left = compute * len(layers) - sum(costs[layer - 1] for layer in layers)
+            values = {}
+            for step, layer in itertools.product(range(len(layers)), range(1, len(costs) + 1)):
+                more = costs[layer - 1] - costs[layers[step] - 1]
+                if 0 < more <= left:
+                    deeper = CorrectedScheduleExit((*layers[:step], layer, *layers[step + 1 :]))
+                    values[deeper] = (error - self.error(problem, deeper)) / more
+            best = max(values, key=values.__getitem__, default=policy)
+            if values.get(best, 0) <= 0:
+                return policy
+            policy = best
+
+    def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
+        """The expected error of a schedule whose exits are never more than `LONGEST_GAP` steps after a full one."""
+        total, gaps = 0.0, (0, 0)
+        for step, layer in enumerate(policy.layers):
+            full = layer == len(problem.parts.layers)
+            total += 0 if full else problem.corrected_errors[(step, *gaps, layer - 1)]
+            gaps = _gaps_after(gaps, full)
+        return total
+
+
+def _schedule_costs(problem: Problem) -> NDArray[np.floating]:
+    return problem.costs(torch.zeros(len(problem.parts.layers), dtype=torch.bool)).numpy()
+
+
+def _gaps_after(gaps: tuple[int, int], full: bool) -> tuple[int, int]:
+    """How many steps ago the last full one was at the next step, 0 for none, and the one before it."""
+    gap, gap_before = gaps
+    if full:
+        return 1, gap
+    return (gap + 1 if gap else 0), gap_before
 
 
 class ExcessError(Kind):
@@ -197,4 +296,4 @@ class ExcessError(Kind):
         return TableExit(tuple(table))
 
 
-KINDS: tuple[Kind, ...] = (SingleThreshold(), StepThresholds(), Schedule(), ExcessError())
+KINDS: tuple[Kind, ...] = (SingleThreshold(), StepThresholds(), Schedule(), CorrectedSchedule(), ExcessError())

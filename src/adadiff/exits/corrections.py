@@ -9,6 +9,7 @@ prediction itself that is corrected.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,17 @@ Images of CIFAR-10 sampled at 45% and 55% of the compute were nearest to the ful
 """
 
 
-def continued(last: Tensor, before: Tensor, gap: Tensor, gap_before: Tensor) -> Tensor:
-    """The correction `gap` steps after it was `last`, which was `gap_before` steps after it was `before`."""
-    return last + DAMPING * gap / gap_before * (last - before)
+Steps = TypeVar("Steps", int, Tensor)
+
+
+def continuation(gap: Steps, gap_before: Steps) -> Steps | float:
+    """How often the change between two measurements is added to the last one.
+
+    Args:
+        gap: Steps since the last measurement.
+        gap_before: Steps from the one before to it.
+    """
+    return DAMPING * gap / gap_before
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Corrections:
         before = torch.where(_over(measured_before >= 0, before), before, last)
         gap = _over(step - measured, last)
         gap_before = _over(measured - measured_before, last).clamp(min=1)
-        return prediction + continued(last, before, gap, gap_before)  # zeros where nothing was measured
+        return prediction + last + continuation(gap, gap_before) * (last - before)  # 0 where nothing was measured
 
 
 def _over(values: Tensor, images: Tensor) -> Tensor:
