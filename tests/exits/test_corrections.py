@@ -116,3 +116,18 @@ def test_nothing_is_kept_from_one_sampling_to_the_next_nor_between_neighbours():
     assert torch.equal(together, sample([0, 1, 2], policy))
     torch.testing.assert_close(together[1:2], sample([1], policy), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together, sample([0, 1, 2], ScheduleExit(policy.layers)), atol=1e-2)
+
+
+def test_where_guidance_begins_and_ends_all_layers_run(class_pipeline):
+    """The batch is of another size there, and its corrections are lost."""
+    policy = CorrectedScheduleExit((5, 1, 1, 5, 1, 1, 1, 1, 5, 1))
+    output = class_pipeline(
+        class_labels=["cat", "owl"],
+        num_inference_steps=10,
+        guidance_scale=2.0,
+        guidance_interval=(0.2, 0.6),
+        policy=policy,
+        output_type="pt",
+    )
+    assert output.trace.exit_layers[:, 0].tolist() == [5, 1, 5, 5, 1, 1, 5, 1, 5, 1]
+    assert output.trace.unconditional_exit_layers[:, 0].tolist() == [0, 0, 5, 5, 1, 1, 0, 0, 0, 0]

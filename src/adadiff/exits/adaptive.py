@@ -192,7 +192,9 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
             corrections: Those known from the batch's earlier steps, which this step adds to; by default none.
             return_dict: Whether to return an `AdaptiveOutput` or a tuple of its fields.
         """
-        policy = policy or NeverExit()
+        policy, corrections = policy or NeverExit(), corrections or Corrections()
+        if corrections.are_lost(len(sample)):
+            policy = policy.without_corrections(step, self.depth)
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         reads = [return_uncertainties or policy.reads_uncertainty(step, i) for i in range(1, self.depth)]
         estimated = torch.tensor([*reads, return_uncertainties])
@@ -201,8 +203,7 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         exit_layers = torch.full((len(sample),), self.depth)
         uncertainties = torch.full((len(sample), self.depth), torch.nan)
         remaining, history = torch.arange(len(sample)), uncertainties.clone()
-
-        corrections, corrected = corrections or Corrections(), policy.corrected_layers(step, self.depth)
+        corrected = policy.corrected_layers(step, self.depth)
         read_off: dict[int, Tensor] = {}  # predictions of the remaining samples after the layers to be corrected
 
         state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)

@@ -50,13 +50,17 @@ class Corrections:
     def __init__(self) -> None:
         self._measured: dict[int, _Measured] = {}
 
+    def are_lost(self, batch: int) -> bool:
+        """Whether some were measured, but for a batch of another size: guidance begins or ends."""
+        return any(len(known.last) != batch for known in self._measured.values())
+
     def measure(self, layer: int, step: int, batch: int, samples: Tensor, correction: Tensor) -> None:
         """Note what going on to the last layer added to the prediction read off after `layer`.
 
         Args:
             layer: 1..N-1.
             step: Sampling step, counted from 0.
-            batch: Size of the whole batch; where it is another than before, what was known is forgotten.
+            batch: Size of the whole batch; where it is another than before, what was known is lost.
             samples: Positions in it of those that are measured, (measured,) int64.
             correction: (measured, channels, height, width).
         """

@@ -58,6 +58,10 @@ class ExitPolicy(ABC):
         """
         return ()
 
+    def without_corrections(self, step: int, depth: int) -> ExitPolicy:
+        """What takes its place at a step before which the corrections of its exits were lost."""
+        return self
+
     def check(self, depth: int, num_steps: int) -> None:  # noqa: B027 - most policies fit any model
         """Raise InputError where the policy does not fit a model of so many layers or so many sampling steps."""
 
@@ -144,6 +148,9 @@ class CorrectedScheduleExit(ScheduleExit):
         if self.layers[step] < depth:
             return ()
         return tuple(sorted({layer for layer in self.layers[step + 1 :] if layer < depth}))
+
+    def without_corrections(self, step: int, depth: int) -> ExitPolicy:
+        return replace(self, layers=(*self.layers[:step], depth, *self.layers[step + 1 :]))
 
     def stretched(self, num_steps: int) -> ExitPolicy:
         """As many full steps in a row of steps as before, and so corrections as recent, at every point of the way."""
