@@ -318,7 +318,7 @@ def calibrate_command(
 
 
 @app.command(name="compare")
-def compare_command(config: Positional[str], out: Path) -> None:
+def compare_command(config: Positional[str], out: Path, so_far: bool = False) -> None:
     """Compare our exits with their rivals: train what is missing, evaluate everything, write the report.
 
     The folder gets index.html (all in one page), results.json and results.csv. The same command run again goes on where
@@ -327,10 +327,11 @@ def compare_command(config: Positional[str], out: Path) -> None:
     Args:
         config: The comparison: digits, cifar10, or a JSON file like theirs.
         out: Folder for the report.
+        so_far: Train and fill nothing: write the report of the cells that are there.
     """
     chosen = load_config(config)
     try:
-        results = compare_methods(chosen, out)
+        results = compare_methods(chosen, out, so_far)
     except Interrupted as interruption:
         console.print(f"{interruption}; the same command goes on")
         sys.exit(130)

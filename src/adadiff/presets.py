@@ -81,7 +81,7 @@ EMOJI_TEXT_XS = replace(
     model=replace(CIFAR10_XS.model, condition="text", depth=7),
     loss=CIFAR10_CLASS_XS.loss,
     optimizer=CIFAR10_CLASS_XS.optimizer,
-    sampling=SamplingDefaults(scheduler="dpm-solver++", steps=20, guidance_scale=3.0),
+    sampling=SamplingDefaults(scheduler="dpm-solver++", steps=20, guidance_scale=2.0),
     batch_size=16,
     steps=16_000,
     sample_every=1000,

@@ -115,3 +115,11 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
 
     write_report(replace(results, study=None), tmp_path)
     assert "What the estimators know" not in (tmp_path / "index.html").read_text()
+
+    early = replace(results, cells=results.cells[:1], steps_synergy=(), pruning_synergy=(), study=None, unfilled=7)
+    write_report(early, tmp_path)
+    for name in ("index.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "Not complete: 7 cells are not filled yet." in text
+        assert "With fewer steps, and with pruning" not in text
+        assert "Where samples leave" not in text

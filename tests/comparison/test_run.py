@@ -46,10 +46,20 @@ def test_a_killed_comparison_loses_one_cell_at_most(config, tmp_path, monkeypatc
     most = 3
     with pytest.raises(KeyboardInterrupt):
         compare(config, tmp_path / "report")
+    halfway = compare(config, tmp_path / "report", so_far=True)
+    assert [cell.name for cell in (halfway.full, *halfway.cells)] == done
+    assert (halfway.steps_synergy, halfway.pruning_synergy) == ((), ())
+    assert halfway.unfilled == len(METHODS) - 2 + 1 + 2
     most = None
     compare(config, tmp_path / "report")
     assert len(done) == len(set(done))
     assert {path.parts[-3] for path in (tmp_path / "report/cells").glob("*/samples/metrics.json")} == set(done)
+
+
+def test_there_is_no_report_so_far_of_what_was_not_begun(config, tmp_path):
+    with pytest.raises(InputError, match="no comparison with a cell of the full model yet"):
+        compare(config, tmp_path / "report", so_far=True)
+    assert not (tmp_path / "report").exists()
 
 
 def test_another_comparison_is_refused_in_the_same_folder(config, tmp_path):

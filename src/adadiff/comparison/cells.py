@@ -98,7 +98,13 @@ class Cells:
         for wait in (False, True):
             for task in tasks:
                 self._fill(task, wait)
-        return {task.name: TypeAdapter(Cell | None).validate_json(self._path(task).read_bytes()) for task in tasks}
+        return self.found(tasks)
+
+    def found(self, tasks: Sequence[Task]) -> dict[str, Cell | None]:
+        """The same of those tasks alone whose cells are filled."""
+        paths = {task.name: self._path(task) for task in tasks}
+        kind = TypeAdapter(Cell | None)
+        return {name: kind.validate_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
 
     def _fill(self, task: Task, wait: bool) -> None:
         path = self._path(task)

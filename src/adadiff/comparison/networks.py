@@ -94,11 +94,15 @@ class Networks:
             self._loaded[recipe] = pipeline
         return self._loaded[recipe]
 
+    def is_trained(self, recipe: Recipe) -> bool:
+        """Whether the network is there."""
+        return (self.folder / recipe.name / FINISHED).is_file()
+
     def _trained(self, recipe: Recipe) -> Path:
         out = self.folder / recipe.name
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f"{recipe.name}.lock"):
-            if not (out / FINISHED).is_file():
+            if not self.is_trained(recipe):
                 self._train(recipe, out)
         return out
 

@@ -107,6 +107,8 @@ def synergy_in_words(results: Results) -> list[str]:
     """Whether two savings multiply, and what the distance becomes where both are had: the grids' far corners."""
     sentences = []
     for name, rows in (("fewer steps", results.steps_synergy), ("pruning", results.pruning_synergy)):
+        if not rows:
+            continue
         without_exits, with_exits = rows[0], rows[-1]
         columns = range(len(without_exits))
         cheap = min(columns, key=lambda column: without_exits[column].compute)
@@ -205,6 +207,7 @@ def _contents(results: Results) -> dict[str, Any]:
         "title": f"Early exits and their rivals: {config.preset}",
         "verdict": winner_in_words(results),
         "conditions": _conditions_in_words(config),
+        "unfilled": results.unfilled,
         "heads": list(compress(HEADS, filled)),
         "groups": [(name, _table_rows(cells, filled)) for name, cells in groups],
         "synergy": synergy_in_words(results),
@@ -217,21 +220,27 @@ def _pictures(results: Results, out: Path) -> dict[str, bytes]:
     """PNG files by the names that the pages use."""
     config, study = results.config, results.study
     headline = _at(results, config.headline_compute)
-    ours = next(cell for cell in headline if cell.method == "adadiff")
-    rows = [f"exits set to {row[0].target:.0%}" for row in results.steps_synergy]
     drawn = {
         "compute": figures.tradeoff(results.full, results.cells, TITLES, "compute", "compute over the full model's"),
         "time": figures.tradeoff(results.full, results.cells, TITLES, "time", "seconds over the full model's"),
         "side_by_side": figures.side_by_side(results.full, headline, TITLES, out / "cells"),
-        "steps": figures.synergy(results.steps_synergy, rows, [str(s) for s in config.synergy_steps], "steps"),
-        "pruning": figures.synergy(
-            results.pruning_synergy, rows, [f"{1 - kept:.0%}" for kept in (1.0, *config.pruned)], "FLOPs cut off"
-        ),
-        "exits": figures.exits_over_steps(json.loads((out / "cells" / ours.name / SAMPLES / "trace.json").read_text())),
     }
+    if steps := results.steps_synergy:
+        drawn["steps"] = figures.synergy(steps, _row_names(steps), [str(n) for n in config.synergy_steps], "steps")
+    if pruning := results.pruning_synergy:
+        cut = [f"{1 - kept:.0%}" for kept in (1.0, *config.pruned)]
+        drawn["pruning"] = figures.synergy(pruning, _row_names(pruning), cut, "FLOPs cut off")
+    for cell in headline:
+        if cell.method == "adadiff":
+            trace = json.loads((out / "cells" / cell.name / SAMPLES / "trace.json").read_text())
+            drawn["exits"] = figures.exits_over_steps(trace)
     if study is not None:
         drawn |= {"reliability": figures.reliability(study), "maps": figures.maps(study)}
     return {name: _png(figure) for name, figure in drawn.items()}
+
+
+def _row_names(grid: Sequence[Sequence[Cell]]) -> list[str]:
+    return [f"exits set to {row[0].target:.0%}" for row in grid]
 
 
 def _rendered(template: str, **contents: Any) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +12,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from adadiff.comparison.cells import Cell, Cells, Task
+from adadiff.comparison.cells import CELL, Cell, Cells, Task
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS, Bench, Setup, Thresholded
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.data import DataConfig
+from adadiff.errors import InputError
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.exits import NeverExit, ThresholdExit
@@ -36,6 +39,7 @@ class Results:
         steps_synergy: Thresholds (rows) at numbers of steps (columns).
         pruning_synergy: Thresholds (rows) in networks pruned more and more (columns).
         study: What our estimators know; None for a model that takes text.
+        unfilled: How many cells are not filled yet; a grid with one of them is empty.
     """
 
     config: CompareConfig
@@ -44,19 +48,23 @@ class Results:
     steps_synergy: tuple[tuple[Cell, ...], ...]
     pruning_synergy: tuple[tuple[Cell, ...], ...]
     study: EstimatorStudy | None
+    unfilled: int = 0
 
 
-def compare(config: CompareConfig, out: Path) -> Results:
+def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
     """Fill every cell of a comparison; what is there already is not done again, and what others do is waited for.
 
     Args:
         config: The comparison.
         out: Folder of the report: new, empty, or one begun with the same comparison.
+        so_far: Train and fill nothing, and take the cells that are there.
 
     Raises:
         InputError: If something that is needed is not there, or the folder holds another comparison.
     """
     config.check()
+    if so_far and not (out / "cells" / "full" / CELL).is_file():
+        raise InputError(f"{out} holds no comparison with a cell of the full model yet: leave --so-far out")
     claim_folder(out, CONFIG, asdict(config), "a comparison")
     networks = Networks(config, out / "networks")
     bench = Bench(config, networks)
@@ -69,22 +77,32 @@ def compare(config: CompareConfig, out: Path) -> Results:
 
     full, methods = Task("full", "full", 1.0, config.headline_images, partial(_full, bench)), _method_tasks(bench)
     steps, pruning = _steps_tasks(bench, out), _pruning_tasks(bench, out)
-    filled = cells.fill([full, *methods, *(task for row in (*steps, *pruning) for task in row)])
-
-    def required(task: Task) -> Cell:
-        cell = filled[task.name]
-        assert cell is not None
-        return cell
-
-    ours = networks.pipeline(ADADIFF)
+    tasks = [full, *methods, *itertools.chain(*steps, *pruning)]
+    filled = cells.found(tasks) if so_far else cells.fill(tasks)
+    study = None
+    if networks.is_trained(ADADIFF) and not (ours := networks.pipeline(ADADIFF)).text_encoder:
+        study = study_estimators(ours, judge.real, min(STUDIED, len(judge.real)))
     return Results(
         config,
-        required(full),
-        tuple(cell for task in methods if (cell := filled[task.name]) is not None),
-        tuple(tuple(required(task) for task in row) for row in steps),
-        tuple(tuple(required(task) for task in row) for row in pruning),
-        None if ours.text_encoder else study_estimators(ours, judge.real, min(STUDIED, len(judge.real))),
+        _required(filled, full),
+        tuple(cell for task in methods if (cell := filled.get(task.name)) is not None),
+        _grid(filled, steps),
+        _grid(filled, pruning),
+        study,
+        len(tasks) - len(filled),
     )
+
+
+def _required(filled: Mapping[str, Cell | None], task: Task) -> Cell:
+    cell = filled[task.name]
+    assert cell is not None
+    return cell
+
+
+def _grid(filled: Mapping[str, Cell | None], rows: Sequence[Sequence[Task]]) -> tuple[tuple[Cell, ...], ...]:
+    if any(task.name not in filled for row in rows for task in row):
+        return ()
+    return tuple(tuple(_required(filled, task) for task in row) for row in rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
