@@ -62,6 +62,15 @@ def test_there_is_no_report_so_far_of_what_was_not_begun(config, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def test_only_the_named_methods_are_compared(config, tmp_path):
+    chosen = replace(config, methods=("adadiff", "fixed"), compute=(0.55,), synergy_compute=())
+    results = compare(chosen, tmp_path / "report")
+    assert [cell.name for cell in results.cells] == ["adadiff-0.55", "fixed-0.55"]
+    assert (results.steps_synergy, results.pruning_synergy, results.unfilled) == ((), (), 0)
+    with pytest.raises(InputError, match="no method 'fixd': did you mean fixed"):
+        compare(replace(config, methods=("fixd",)), tmp_path / "other")
+
+
 def test_another_comparison_is_refused_in_the_same_folder(config, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report/notes.txt").write_text("mine")

@@ -18,7 +18,7 @@ def calibration_table(calibration: Calibration) -> Table:
         table.add_row(*_row(point), "")
     table.add_section()
     table.add_row(*_row(calibration.predicted), "chosen")
-    bound = f"checked on fresh samples: below {calibration.error_bound:.4f}, {calibration.goal.confidence:.0%} sure"
+    bound = f"checked on fresh samples: below {calibration.error_bound:.2g}, {calibration.goal.confidence:.0%} sure"
     table.add_row(*_row(calibration.checked), f"{bound}; {calibration.speedup:.2f}x as fast", style="bold")
     return table
 
@@ -47,4 +47,4 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def _row(point: Point) -> tuple[str, str, str]:
-    return point.kind, f"{point.compute:.1%}", f"{point.error:.4f}"
+    return point.kind, f"{point.compute:.1%}", f"{point.error:.2g}"

@@ -49,13 +49,14 @@ class CompareConfig:
         steps: Sampling steps of all methods but fewer steps.
         scheduler: As `adadiff sample` takes it.
         guidance_scale: 1 means none.
+        methods: Names of the methods (docs/rivals.md); by default all.
         compute: Fractions of the full model's FLOPs at which the methods are compared, in (0, 1).
         headline_compute: The one for which the report names a winner.
         smaller_depths: Depths of the smaller models.
         shallow_depth: Depth of DuoDiff's shallow network.
         pruned: Fractions of the FLOPs that pruning leaves, in (0, 1).
         synergy_steps: Steps of the grid of steps and thresholds.
-        synergy_compute: Fractions at which its thresholds are set; the first is 1, for the full depth.
+        synergy_compute: Fractions at which its thresholds are set, first 1, for the full depth; none for no grids.
         batch_size: Images sampled at once.
         dtype: Arithmetic of the samplings.
         seed: Of the noise, the same for all methods.
@@ -76,6 +77,7 @@ class CompareConfig:
     steps: int = 50
     scheduler: str = "ddim"
     guidance_scale: float = 1.0
+    methods: tuple[str, ...] = ()
     compute: tuple[float, ...] = (0.3, 0.45, 0.55, 0.7, 0.85)
     headline_compute: float = 0.55
     smaller_depths: tuple[int, ...] = (5,)
@@ -95,7 +97,7 @@ class CompareConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: the fractions must be between 0 and 1")
         if self.headline_compute not in self.compute:
             raise InputError(f"headline_compute is {self.headline_compute}: it must be one of compute, {self.compute}")
-        if self.synergy_compute[:1] != (1.0,):
+        if self.synergy_compute and self.synergy_compute[0] != 1:
             raise InputError(f"synergy_compute is {self.synergy_compute}: its first row must be 1, without exits")
         for name in ("images", "headline_images", "steps", "batch_size"):
             if getattr(self, name) < 1:

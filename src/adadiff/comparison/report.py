@@ -212,7 +212,7 @@ def _contents(results: Results) -> dict[str, Any]:
         "groups": [(name, _table_rows(cells, filled)) for name, cells in groups],
         "synergy": synergy_in_words(results),
         "estimators": None if study is None else study.verdict,
-        "methods": METHODS,
+        "methods": [method for method in METHODS if method.name in (config.methods or TITLES)],
     }
 
 

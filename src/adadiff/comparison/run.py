@@ -14,10 +14,10 @@ from filelock import FileLock
 
 from adadiff.comparison.cells import CELL, Cell, Cells, Task
 from adadiff.comparison.config import CompareConfig
-from adadiff.comparison.methods import METHODS, Bench, Setup, Thresholded
+from adadiff.comparison.methods import METHODS, Bench, Method, Setup, Thresholded
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.data import DataConfig
-from adadiff.errors import InputError
+from adadiff.errors import InputError, lookup
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.exits import NeverExit, ThresholdExit
@@ -63,6 +63,8 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
         InputError: If something that is needed is not there, or the folder holds another comparison.
     """
     config.check()
+    known = {method.name: method for method in METHODS}
+    compared = [lookup(name, known, "method") for name in config.methods or known]
     if so_far and not (out / "cells" / "full" / CELL).is_file():
         raise InputError(f"{out} holds no comparison with a cell of the full model yet: leave --so-far out")
     claim_folder(out, CONFIG, asdict(config), "a comparison")
@@ -75,7 +77,8 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
     judge.require_enough(min(config.images, config.headline_images))
     cells = Cells(bench, judge, out / "cells")
 
-    full, methods = Task("full", "full", 1.0, config.headline_images, partial(_full, bench)), _method_tasks(bench)
+    full = Task("full", "full", 1.0, config.headline_images, partial(_full, bench))
+    methods = _method_tasks(bench, compared)
     steps, pruning = _steps_tasks(bench, out), _pruning_tasks(bench, out)
     tasks = [full, *methods, *itertools.chain(*steps, *pruning)]
     filled = cells.found(tasks) if so_far else cells.fill(tasks)
@@ -114,7 +117,7 @@ def _full(bench: Bench) -> Setup:
     return Setup(bench.networks.pipeline(FULL), NeverExit(), steps, f"{steps} steps", 1.0)
 
 
-def _method_tasks(bench: Bench) -> list[Task]:
+def _method_tasks(bench: Bench, methods: Sequence[Method]) -> list[Task]:
     """Every method at every compute, the headline first."""
     config = bench.config
     headline = config.headline_compute
@@ -127,7 +130,7 @@ def _method_tasks(bench: Bench) -> list[Task]:
             partial(method.setup, bench, compute),
         )
         for compute in sorted(config.compute, key=lambda compute: compute != headline)
-        for method in METHODS
+        for method in methods
     ]
 
 
