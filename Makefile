@@ -28,12 +28,14 @@ $(READY): pyproject.toml constraints.txt
 models: $(READY)
 	$(RUN)/adadiff train digits --out runs/digits
 	$(RUN)/adadiff export runs/digits src/adadiff/models/digits
+	$(RUN)/adadiff calibrate src/adadiff/models/digits --compute 0.55 --batch-size 96
 
 # Timings are printed, never asserted.
 benchmarks: $(READY)
 	$(RUN)/python benchmarks/adaptive_depth.py
 	$(RUN)/python benchmarks/training_step.py
 	$(RUN)/python benchmarks/guidance.py
+	$(RUN)/python benchmarks/corrections.py
 	$(RUN)/python benchmarks/digits_quality.py
 
 clean:
