@@ -22,8 +22,8 @@ def measured_influence(pipeline: AdaDiffPipeline, record: ExitRecord, conditions
     """How far the final image moves, squared, over the squared error of a step's prediction, (steps,) float64.
 
     One step after the other leaves after the middle layer, all others running in full, so the network's answers to the
-    moved sample are in it. They matter: on CIFAR-10 with a guidance scale of 6, an error of the first step moves the
-    image thirteen times as far as the scheduler's coefficients say. Of more than `PROBED_STEPS` steps some are probed,
+    moved sample are in it. They matter: on CIFAR-10 with a guidance scale of 6, an error of the first step counts
+    thirteen times what the scheduler's coefficients say. Of more than `PROBED_STEPS` steps some are probed,
     and what they amplify the coefficients by is interpolated.
 
     Args:
