@@ -7,6 +7,7 @@ import torch
 from adadiff import AdaDiffPipeline, InputError
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators, variance_shares
+from adadiff.sampling.schedulers import scheduler_like
 from adadiff.seeding import generator_for
 from adadiff.training.config import DiffusionConfig
 from tests.conftest import make_model
@@ -50,10 +51,12 @@ def test_reliability_is_of_tenths_of_the_estimates():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("scheduler", ["ddpm", "dpm-solver++"])
 @torch.no_grad()
-def test_the_table_is_that_of_the_images_one_by_one(prediction_type):
+def test_the_table_is_that_of_the_images_one_by_one(prediction_type, scheduler):
     model = make_model(num_classes=11, null_class=10)
-    pipeline = AdaDiffPipeline(model, DiffusionConfig(prediction_type=prediction_type).build())
+    trained_with = DiffusionConfig(prediction_type=prediction_type).build()
+    pipeline = AdaDiffPipeline(model, scheduler_like(scheduler, trained_with))
     data = ImageData(DataConfig(size=8, channels=1, split="test"))
     study = study_estimators(pipeline, data, images=5, steps=3, seed=7)
     assert study.timesteps.tolist() == [0, 500, 999]

@@ -14,6 +14,7 @@ from adadiff.data import ImageData
 from adadiff.errors import InputError
 from adadiff.exits.losses import pseudo_uncertainty
 from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling.schedulers import scheduler_like
 from adadiff.seeding import generator_for
 from adadiff.training.objective import training_target
 
@@ -120,7 +121,7 @@ def study_estimators(
         raise InputError("the estimators of a model that takes text cannot be studied on images without captions")
     if len(data) < images:
         raise InputError(f"there are {len(data)} images: the study needs {images}")
-    scheduler = pipeline.scheduler
+    scheduler = scheduler_like("ddpm", pipeline.scheduler)  # others do not give the velocity
     last = scheduler.config.num_train_timesteps
     timesteps = torch.linspace(0, last - 1, steps).round().long()
     clean = torch.stack([data[k]["image"] for k in range(images)])
