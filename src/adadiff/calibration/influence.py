@@ -23,7 +23,7 @@ def measured_influence(pipeline: AdaDiffPipeline, record: ExitRecord, conditions
 
     One step after the other leaves after the middle layer, all others running in full, so the network's answers to the
     moved sample are in it. They matter: on CIFAR-10 with a guidance scale of 6, an error of the first step counts
-    thirteen times what the scheduler's coefficients say. Of more than `PROBED_STEPS` steps some are probed,
+    fourteen times what the scheduler's coefficients say. Of more than `PROBED_STEPS` steps some are probed,
     and what they amplify the coefficients by is interpolated.
 
     Args:
