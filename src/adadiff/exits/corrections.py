@@ -18,8 +18,8 @@ DAMPING = 0.75
 """How far along the line from the last but one measurement through the last one: 0 repeats the last, 1 trusts the line.
 
 Of 0.5, 0.75 and 1, on 20 images of CIFAR-10: at 45% and 55% of the compute 0.75 came nearest to the full model's
-images, at 30% 1 did, at 65% they were alike; the schedules' compute differed by up to 4 points. So it is a guess, not an
-optimum.
+images, at 30% 1 did, at 65% they were alike; the schedules' compute differed by up to 4 points. So it is a guess, not
+an optimum.
 """
 
 
