@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import pytest
 
-from adadiff import BatchMeanExit, ScheduleExit, ThresholdExit
-from adadiff.comparison.methods import METHODS, Bench, Enumerated, Thresholded, growing_depths
-from adadiff.comparison.networks import ADADIFF, Networks
+from adadiff import BatchMeanExit, FixedExit, NeverExit, ScheduleExit, ThresholdExit
+from adadiff.comparison.methods import METHODS, Bench, Enumerated, Setup, Thresholded, growing_depths
+from adadiff.comparison.networks import ADADIFF, FULL, Networks
+from adadiff.sampling import sample_numbered
 
 ENUMERATED = [method for method in METHODS if isinstance(method, Enumerated)]
 THRESHOLDED = [method for method in METHODS if isinstance(method, Thresholded)]
@@ -21,7 +22,7 @@ def untrained(monkeypatch):
 
 @pytest.mark.parametrize("method", ENUMERATED, ids=lambda method: method.name)
 def test_enumerated_settings_take_what_is_expected(method, bench):
-    settings = method.settings(bench)
+    settings = [setup for family in method.families for setup in family(bench)]
     assert settings
     for setup in settings[:: max(1, len(settings) // 6)]:
         share = setup.steps / bench.config.steps
@@ -30,12 +31,35 @@ def test_enumerated_settings_take_what_is_expected(method, bench):
 
 
 @pytest.mark.parametrize("method", ENUMERATED, ids=lambda method: method.name)
-def test_the_nearest_setting_is_taken_if_it_is_near(method, bench):
-    computes = [setup.compute for setup in method.settings(bench)]
+def test_the_nearest_setting_of_a_family_is_taken_if_it_is_near(method, bench):
+    families = [[setup.compute for setup in setups] for family in method.families if (setups := family(bench))]
     for wanted in (0.3, 0.55, 0.7):
+        nearest = [min(computes, key=lambda compute: abs(compute - wanted)) for computes in families]
+        near = {compute for compute in nearest if abs(compute - wanted) <= 0.08} or {None}
         setup = method.setup(bench, wanted)
-        nearest = min(computes, key=lambda compute: abs(compute - wanted))
-        assert (setup.compute if setup else None) == (nearest if abs(nearest - wanted) <= 0.08 else None)
+        assert (setup.compute if setup else None) in near
+
+
+def test_of_two_families_the_setting_nearest_to_the_full_model_is_taken(bench):
+    """A fixed exit's mean squared error, written out, against that of the full model's own steps."""
+    ours, full = bench.networks.pipeline(ADADIFF), bench.networks.pipeline(FULL)
+    steps, layer = bench.config.steps, (ours.transformer.depth + 1) // 2
+
+    def setup(name, pipeline, policy):
+        return Setup(pipeline, policy, steps, name, 0.5)
+
+    poor, good = setup("poor", ours, FixedExit(1)), setup("good", full, NeverExit())
+    for families in ([poor], [good]), ([good], [poor]):
+        method = Enumerated("two", "", "", tuple(lambda bench, setups=setups: setups for setups in families))
+        assert method.setup(bench, 0.5).setting == "good"
+    middle = setup("middle", ours, FixedExit(layer))
+    images = [
+        sample_numbered(s.pipeline, range(32), steps, s.policy, 10**6, bench.conditions(s.pipeline)).images
+        for s in (good, middle)
+    ]
+    wanted = ((images[0] - images[1]) ** 2).flatten(1).mean(1) / images[0].var(0, correction=0).mean()
+    assert bench.pilot_error(middle) == pytest.approx(wanted.clamp(max=1).mean().item(), rel=1e-4)
+    assert bench.pilot_error(good) == 0
 
 
 @pytest.mark.parametrize("method", THRESHOLDED, ids=lambda method: method.name)

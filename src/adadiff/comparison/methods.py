@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adadiff.calibration.goals import Search, Trials, normalised_squared_error
 from adadiff.calibration.record import record_exits
@@ -89,6 +90,16 @@ class Bench:
         )
         return self.fraction(int(output.trace.flops.sum()) / output.trace.predictions)
 
+    def pilot_error(self, setup: Setup) -> float:
+        """How far a few samples are from the full model's, as our calibration measures it."""
+        full = self._pilot_images(self.networks.pipeline(FULL), NeverExit(), self.config.steps)
+        images = self._pilot_images(setup.pipeline, setup.policy, setup.steps)
+        return normalised_squared_error(full)(full, images).mean().item()
+
+    def _pilot_images(self, pipeline: AdaDiffPipeline, policy: ExitPolicy, steps: int) -> Tensor:
+        numbers, conditions = range(PILOT_IMAGES), self.conditions(pipeline)
+        return sample_numbered(pipeline, numbers, steps, policy, PILOT_SEED, conditions).images.float()
+
     @cached_property
     def search(self) -> Search:
         """What finds our policies: every exit of our network, looked at along full samplings."""
@@ -137,19 +148,23 @@ class Thresholded(Method):
 
 @dataclass(frozen=True)
 class Enumerated(Method):
-    """A few settings, of which the one with the nearest compute is taken.
+    """Families of settings: of each the one with the nearest compute, of these the one nearest to the full model.
 
     Args:
-        settings: All setups worth a look.
+        families: All setups worth a look.
         tolerance: How far from the asked compute the nearest may be.
     """
 
-    settings: Callable[[Bench], Sequence[Setup]]
+    families: tuple[Callable[[Bench], Sequence[Setup]], ...]
     tolerance: float = 0.08
 
     def setup(self, bench: Bench, compute: float) -> Setup | None:
-        nearest = min(self.settings(bench), key=lambda setup: abs(setup.compute - compute))
-        return nearest if abs(nearest.compute - compute) <= self.tolerance else None
+        def off(setup: Setup) -> float:
+            return abs(setup.compute - compute)
+
+        nearest = [min(setups, key=off) for family in self.families if (setups := family(bench))]
+        near = [setup for setup in nearest if off(setup) <= self.tolerance]
+        return min(near, key=bench.pilot_error) if len(near) > 1 else next(iter(near), None)
 
 
 @dataclass(frozen=True)
@@ -241,24 +256,21 @@ def duodiff_switches(bench: Bench) -> list[Setup]:
     ]
 
 
-def skip_caches(bench: Bench) -> list[Setup]:
+def skip_caches(shallow: int, bench: Bench) -> list[Setup]:
     pipeline, steps = bench.networks.pipeline(FULL), bench.config.steps
     setups = []
-    for shallow in range(1, min(2, pipeline.transformer.depth // 2) + 1):
-        for interval in range(2, 11):
-            rival = SkipCaching(pipeline.transformer, interval, shallow)
-            whole = -(-steps // interval)
-            flops = (whole * rival.flops(whole=True) + (steps - whole) * rival.flops(whole=False)) / steps
-            setting = f"every {interval} steps, {shallow} layers on either side"
-            setups.append(
-                Setup(pipeline.with_parts(transformer=rival), NeverExit(), steps, setting, bench.fraction(flops))
-            )
+    for interval in range(2, 11) if shallow <= pipeline.transformer.depth // 2 else ():
+        rival = SkipCaching(pipeline.transformer, interval, shallow)
+        whole = -(-steps // interval)
+        flops = (whole * rival.flops(whole=True) + (steps - whole) * rival.flops(whole=False)) / steps
+        setting = f"every {interval} steps, {shallow} layers on either side"
+        setups.append(Setup(pipeline.with_parts(transformer=rival), NeverExit(), steps, setting, bench.fraction(flops)))
     return setups
 
 
 METHODS: tuple[Method, ...] = (
-    Enumerated("fewer-steps", "full model, fewer steps", "the plainest rival", fewer_steps),
-    Enumerated("smaller", "smaller model", "the backbone with fewer layers, trained as the others", smaller_models),
+    Enumerated("fewer-steps", "full model, fewer steps", "the plainest rival", (fewer_steps,)),
+    Enumerated("smaller", "smaller model", "the backbone with fewer layers, trained as the others", (smaller_models,)),
     Thresholded(
         "adadiff",
         "AdaDiff, one threshold, per sample",
@@ -278,9 +290,9 @@ METHODS: tuple[Method, ...] = (
         RELEASED,
         lambda pipeline, tau: (pipeline, BatchMeanExit(tau)),
     ),
-    Enumerated("fixed", "fixed exit", "everybody leaves at one layer, at every step", fixed_exits),
-    Enumerated("step-schedule", "step schedule", "ASE, Moon et al., ICML 2024: deeper and deeper", growing_depths),
-    Enumerated("duodiff", "DuoDiff", "arXiv 2410.09633", duodiff_switches),
+    Enumerated("fixed", "fixed exit", "everybody leaves at one layer, at every step", (fixed_exits,)),
+    Enumerated("step-schedule", "step schedule", "ASE, Moon et al., ICML 2024: deeper and deeper", (growing_depths,)),
+    Enumerated("duodiff", "DuoDiff", "arXiv 2410.09633", (duodiff_switches,)),
     Thresholded(
         "berxit",
         "BERxiT",
@@ -295,7 +307,12 @@ METHODS: tuple[Method, ...] = (
         CALM,
         lambda pipeline, tau: (pipeline, ThresholdExit(tau)),
     ),
-    Enumerated("skip-caching", "skip caching", "DeepCache, Ma et al., CVPR 2024", skip_caches),
+    Enumerated(
+        "skip-caching",
+        "skip caching",
+        "DeepCache, Ma et al., CVPR 2024",
+        (partial(skip_caches, 1), partial(skip_caches, 2)),
+    ),
     Thresholded(
         "first-block-caching",
         "first-block caching",
@@ -307,5 +324,5 @@ METHODS: tuple[Method, ...] = (
         ),
         most=2.0,
     ),
-    Enumerated("pruned", "structured pruning", "torch-pruning: heads and hidden units", pruned_models),
+    Enumerated("pruned", "structured pruning", "torch-pruning: heads and hidden units", (pruned_models,)),
 )
