@@ -40,9 +40,10 @@ def test_threshold_per_layer_and_per_step():
     assert ThresholdExit((0.9, 0.2, 0.1)).leaves(query(history, step=2)).tolist() == [False, False]
 
 
-def test_a_full_step_measures_the_corrections_of_all_later_exits():
-    policy = CorrectedScheduleExit((3, 1, 5, 2, 5, 1))
-    assert [policy.corrected_layers(step, depth=5) for step in range(6)] == [(), (), (1, 2), (), (1,), ()]
+def test_a_full_step_measures_the_corrections_of_exits_that_it_is_the_last_or_the_last_but_one_before():
+    policy = CorrectedScheduleExit((3, 4, 5, 2, 5, 1, 5, 3))
+    layers = [policy.corrected_layers(step, depth=5) for step in range(8)]
+    assert layers == [(), (), (1, 2), (), (1, 3), (), (3,), ()]
     assert ScheduleExit(policy.layers).corrected_layers(2, depth=5) == ()
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from adadiff.calibration.record import LONGEST_GAP, ExitRecord
 from adadiff.exits import CorrectedScheduleExit, ExitPolicy, ExitQuery, ScheduleExit, TableExit, ThresholdExit
-from adadiff.exits.corrections import continuation
 from adadiff.exits.flops import PartFlops
 
 HALVINGS = 30  # of the logarithm of the price
@@ -67,7 +66,7 @@ class Problem:
             for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1 if gap <= step else 0):
                 last, before = step - gap, step - gap - gap_before
                 # The correction is (1 + c) last - c before: the squared difference, multiplied out.
-                c = continuation(gap, gap_before) if gap_before else 0.0
+                c = gap / gap_before if gap_before else 0.0
                 squares = products[step, 0] + (1 + c) ** 2 * products[last, 0] + c**2 * products[before, 0]
                 crossed = (1 + c) * products[step, gap] - c * products[step, gap + gap_before]
                 table[step, gap, gap_before] = squares - 2 * crossed - 2 * c * (1 + c) * products[last, gap_before]

@@ -147,7 +147,9 @@ class CorrectedScheduleExit(ScheduleExit):
     def corrected_layers(self, step: int, depth: int) -> tuple[int, ...]:
         if self.layers[step] < depth:
             return ()
-        return tuple(sorted({layer for layer in self.layers[step + 1 :] if layer < depth}))
+        full_later = [later for later in range(step + 1, len(self.layers)) if self.layers[later] == depth]
+        until = full_later[1] if len(full_later) > 1 else None  # exits are corrected by the last two full steps
+        return tuple(sorted({layer for layer in self.layers[step + 1 : until] if layer < depth}))
 
     def without_corrections(self, step: int, depth: int) -> ExitPolicy:
         return replace(self, layers=(*self.layers[:step], depth, *self.layers[step + 1 :]))
