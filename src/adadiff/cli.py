@@ -284,8 +284,9 @@ def calibrate_command(
     """Find when samples shall leave, for a budget, a bound on the error or a speedup, and keep it with the model.
 
     Samples with the full model and with policies of several kinds, prints what each costs in error, and writes the best
-    one's exit_policy.json and calibration.png into the model's folder; `adadiff sample` takes it from there. No images
-    are needed. The error is the mean squared difference from the full model's images over their variance.
+    one's exit_policy.json and calibration.png into the model's folder; `adadiff sample` takes it from there. After an
+    interruption the same command goes on. No images are needed. The error is the mean squared difference from the full
+    model's images over their variance.
 
     Args:
         model: Model folder, as `adadiff train` makes it.
@@ -311,7 +312,9 @@ def calibrate_command(
     pipeline = _load(model, dtype, device, own.scheduler)
     texts = _prompts((), prompts)
     conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(own.guidance_scale))
-    calibration = calibrate(pipeline, goal, own.steps, conditions, samples, seed=seed, batch_size=batch_size)
+    calibration = calibrate(
+        pipeline, goal, own.steps, conditions, samples, seed=seed, batch_size=batch_size, keep=model / ".calibration"
+    )
     console.print(calibration_table(calibration))
     draw_calibration(calibration, model / "calibration.png")
     console.print(f"the policy is in {calibration.save(model)}, the plot in {model / 'calibration.png'}")

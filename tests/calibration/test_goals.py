@@ -154,6 +154,36 @@ def test_nothing_is_sampled_twice_with_the_same_policy(digits, monkeypatch):
     assert len(sampled) == len(set(sampled))
 
 
+def test_an_interrupted_calibration_goes_on_and_finds_the_same(digits, for_compute, tmp_path, monkeypatch):
+    keep, images, sampled = tmp_path / "kept", Trials._images, []
+
+    def interrupted(trials, policy, numbers, doing):
+        if len(sampled) == 5:
+            raise KeyboardInterrupt
+        sampled.append((policy, tuple(numbers)))
+        return images(trials, policy, numbers, doing)
+
+    monkeypatch.setattr(Trials, "_images", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
+    before = list(sampled)
+    sampled[:] = []
+
+    def counted(trials, policy, numbers, doing):
+        sampled.append((policy, tuple(numbers)))
+        return images(trials, policy, numbers, doing)
+
+    monkeypatch.setattr(Trials, "_images", counted)
+    monkeypatch.setattr("adadiff.calibration.record.sample_numbered", None)  # the record is there already
+    monkeypatch.setattr("adadiff.calibration.influence.sample_numbered", None)
+    found = calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
+    assert not set(before) & set(sampled)
+    assert found.policy == for_compute.policy
+    assert found.checked.losses == pytest.approx(for_compute.checked.losses)
+    assert [point.error for point in found.trade_off] == [point.error for point in for_compute.trade_off]
+    assert not keep.exists()
+
+
 def test_a_curve_is_linear_in_the_logarithm_and_never_rises():
     points = [Point("", NeverExit(), compute, np.array([error])) for compute, error in ((0.4, 0.1), (0.8, 0.001))]
     curve = Curve(points)

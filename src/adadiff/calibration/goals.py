@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adadiff.calibration.influence import measured_influence
+from adadiff.calibration.kept import Kept, Tensors
 from adadiff.calibration.record import ExitRecord, record_exits
 from adadiff.calibration.risk import last_safe, least_samples, upper_bound
 from adadiff.calibration.solve import KINDS, Kind, Problem
@@ -31,6 +32,7 @@ from adadiff.exits.stored import Circumstances, StoredPolicy
 from adadiff.exits.trace import Trace
 from adadiff.files import weights_checksum
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions, sample_numbered
+from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -174,6 +176,7 @@ def calibrate(
     kinds: Sequence[Kind] = KINDS,
     seed: int = SEED,
     batch_size: int = 32,
+    keep: Path | None = None,
 ) -> Calibration:
     """Find the policy that meets a goal at the best quality, or a bound on the error at the least compute.
 
@@ -190,6 +193,8 @@ def calibrate(
         kinds: Kinds of policies to choose among.
         seed: Of the noise.
         batch_size: Samples at once.
+        keep: Folder for what was sampled, deleted at the end: with it a calibration that was interrupted, or whose goal
+            could not be met, goes on. What another one left there is deleted.
 
     Raises:
         InputError: If the goal cannot be met, or not be shown to be met with so few samples.
@@ -208,9 +213,16 @@ def calibrate(
             f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was "
             f"asked for: ask for more, or take fewer steps"
         )
-    record = record_exits(pipeline, samples, steps, conditions, seed, batch_size)
+    settings = {
+        **sampling_request(pipeline, steps, NeverExit(), seed, conditions),
+        "samples": samples,
+        "batch_size": batch_size,
+        "metric": getattr(metric, "__qualname__", str(metric)),
+    }
+    kept = Kept(keep, settings)
+    record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, kept)
     metric = metric or normalised_squared_error(record.images)
-    trials = Trials(pipeline, steps, conditions, seed, batch_size, metric)
+    trials = Trials(pipeline, steps, conditions, seed, batch_size, metric, kept)
     search = Search(trials, record, kinds)
     if goal.compute is not None:
         predicted = search.for_compute(goal.compute)
@@ -227,7 +239,7 @@ def calibrate(
         steps,
         conditions.guidance.scale,
     )
-    return Calibration(
+    calibration = Calibration(
         goal,
         tuple(search.trade_off),
         predicted,
@@ -236,6 +248,8 @@ def calibrate(
         trials.speedup(predicted.policy),
         circumstances,
     )
+    kept.discard()
+    return calibration
 
 
 def least_compute(parts: PartFlops) -> float:
@@ -254,6 +268,7 @@ class Trials:
         seed: Of the noise.
         batch_size: Samples at once.
         metric: The loss of a pair of images.
+        kept: Where the losses are kept, and found.
     """
 
     def __init__(
@@ -264,11 +279,12 @@ class Trials:
         seed: int,
         batch_size: int,
         metric: Metric,
+        kept: Kept | None = None,
     ) -> None:
         self.pipeline, self.steps, self.conditions = pipeline, steps, conditions
         self.seed, self.batch_size, self.metric = seed, batch_size, metric
+        self.kept = kept or Kept()
         self._full: dict[int, Tensor] = {}
-        self._points: dict[tuple[ExitPolicy, tuple[int, ...]], Point] = {}
 
     def know(self, images: Tensor) -> None:
         """Take over the full model's images 0, 1, ..."""
@@ -276,12 +292,14 @@ class Trials:
 
     def sample(self, kind: str, policy: ExitPolicy, numbers: Sequence[int]) -> Point:
         """Sample these numbers with a policy, and with the full model, where that was not done yet."""
-        key = (policy, tuple(numbers))
-        if key not in self._points:
+
+        def measure() -> Tensors:
             full = self._full_images(numbers)
             images, compute = self._images(policy, numbers, f"{kind}, {len(numbers)} samples")
-            self._points[key] = Point(kind, policy, compute, self.metric(full, images).double().numpy())
-        return self._points[key]
+            return {"losses": self.metric(full, images).double(), "compute": torch.tensor(compute, dtype=torch.double)}
+
+        measured = self.kept.once(f"{policy} on {numbers}", measure)
+        return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
     def repeat_error(self, numbers: Sequence[int]) -> float:
         """The mean loss of the full model against itself, in batches of another size: rounding."""
@@ -333,7 +351,10 @@ class Search:
         self.trials, self.kinds = trials, kinds
         samples = len(record.images)
         half = samples // 2
-        influence = measured_influence(trials.pipeline, record, trials.conditions, trials.seed)
+        influence = trials.kept.once(
+            "influence",
+            lambda: {"steps": measured_influence(trials.pipeline, record, trials.conditions, trials.seed)},
+        )["steps"]
         parts = trials.pipeline.transformer.part_flops
         self.problem = Problem(record.select(torch.arange(half)), influence, parts)
         self.least_compute = least_compute(parts)

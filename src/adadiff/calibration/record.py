@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from adadiff.calibration.kept import Kept, Tensors
 from adadiff.exits import AdaptiveModel, AdaptiveOutput, NeverExit
 from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
@@ -55,6 +57,7 @@ def record_exits(
     conditions: Conditions,
     seed: int,
     batch_size: int = 32,
+    kept: Kept | None = None,
 ) -> ExitRecord:
     """Sample with the full model, and look at every exit on the way.
 
@@ -65,17 +68,23 @@ def record_exits(
         conditions: What the samples show, and the guidance.
         seed: Of the noise.
         batch_size: Samples at once.
+        kept: Where batches are kept, and found.
     """
+    kept = kept or Kept()
     recorder = _Recorder(pipeline.transformer, conditions.guidance)
     recording = pipeline.with_parts(transformer=recorder)
+
+    def record_batch(numbers: range) -> Tensors:
+        recorder.products, recorder.uncertainties = [], []
+        output = sample_numbered(recording, numbers, steps, NeverExit(), seed, conditions)
+        products, uncertainties = torch.stack(recorder.products), torch.stack(recorder.uncertainties)
+        return {"products": products, "uncertainties": uncertainties, "images": output.images.float().cpu()}
+
     parts = []
     with tqdm(total=samples, desc="recording every exit", unit="image") as progress:
         for first in range(0, samples, batch_size):
             numbers = range(first, min(first + batch_size, samples))
-            recorder.products, recorder.uncertainties = [], []
-            output = sample_numbered(recording, numbers, steps, NeverExit(), seed, conditions)
-            products, uncertainties = torch.stack(recorder.products), torch.stack(recorder.uncertainties)
-            parts.append(ExitRecord(products, uncertainties, output.images.float().cpu()))
+            parts.append(ExitRecord(**kept.once(f"every exit of {numbers}", partial(record_batch, numbers))))
             progress.update(len(numbers))
     return ExitRecord(
         torch.cat([part.products for part in parts], dim=3),

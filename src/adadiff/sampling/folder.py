@@ -85,7 +85,7 @@ def sample_to_folder(
     _check_conditions(pipeline, conditions)
     state = PartialState()
     with state.main_process_first():
-        claim_folder(out, REQUEST, _request(pipeline, steps, policy, seed, conditions), "images sampled")
+        claim_folder(out, REQUEST, sampling_request(pipeline, steps, policy, seed, conditions), "images sampled")
         missing = [k for k in range(n) if not image_path(out, k).exists()]
     state.wait_for_everyone()
     mine = missing[state.process_index :: state.num_processes]
@@ -138,7 +138,7 @@ def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None
         pipeline.null_conditions(1, conditions.negative_prompt)
 
 
-def _request(
+def sampling_request(
     pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
     """All that the images depend on."""

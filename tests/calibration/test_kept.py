@@ -1,0 +1,43 @@
+"""Kept tensors: made once, found again, gone with other settings."""
+
+import pytest
+import torch
+
+from adadiff import InputError
+from adadiff.calibration.kept import Kept
+
+
+def made(value):
+    return lambda: {"value": torch.tensor([value])}
+
+
+def never():
+    raise AssertionError
+
+
+def test_what_is_kept_is_made_once_in_memory_and_in_a_folder(tmp_path):
+    for kept in (Kept(), Kept(tmp_path / "kept", {"steps": 5})):
+        assert kept.once("a", made(1.0))["value"] == 1
+        assert kept.once("a", never)["value"] == 1
+        assert kept.once("b", made(2.0))["value"] == 2
+    again = Kept(tmp_path / "kept", {"steps": 5})
+    assert again.once("b", never)["value"] == 2
+    again.discard()
+    assert not (tmp_path / "kept").exists()
+
+
+def test_nothing_half_made_is_kept(tmp_path):
+    kept = Kept(tmp_path / "kept", {})
+    with pytest.raises(AssertionError):
+        kept.once("a", never)
+    assert Kept(tmp_path / "kept", {}).once("a", made(3.0))["value"] == 3
+
+
+def test_what_was_kept_under_other_settings_is_deleted_and_other_files_are_not(tmp_path):
+    Kept(tmp_path / "kept", {"steps": 5}).once("a", made(1.0))
+    assert Kept(tmp_path / "kept", {"steps": 6}).once("a", made(2.0))["value"] == 2
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_text("a cat")
+    with pytest.raises(InputError, match="already holds other files"):
+        Kept(tmp_path / "photos", {"steps": 5})
+    assert (tmp_path / "photos" / "cat.png").read_text() == "a cat"
