@@ -25,7 +25,7 @@ def calibration_table(calibration: Calibration) -> Table:
 
 def draw_calibration(calibration: Calibration, path: Path) -> None:
     """Draw error against compute, a line for each kind of policy and a star for the chosen one, into a picture file."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for kind in dict.fromkeys(point.kind for point in calibration.trade_off):
         points = sorted((p for p in calibration.trade_off if p.kind == kind), key=lambda point: point.compute)
@@ -41,7 +41,7 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
         f"compute, {calibration.speedup:.2f}x as fast",
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     with whole_file(path) as part:
         figure.savefig(part, dpi=120)
 

@@ -111,5 +111,6 @@ class Trace:
         axes.set(
             xlabel="sampling step", ylabel="sample", title=f"exit layer: {self.layer_fraction:.0%} of the layers run"
         )
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_major_locator().set_params(integer=True)
         axes.figure.colorbar(image, ax=axes, label=f"exit layer (of {self.depth})")
