@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from adadiff.comparison.cells import SAMPLES, Cell
 from adadiff.evaluation.estimator import EstimatorStudy
@@ -51,6 +52,8 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
     front = pareto_front([(value(cell), cell.evaluation.frechet) for cell in (full, *cells)])
     axes.plot(*zip(*front, strict=True), color="black", linewidth=6, alpha=0.12, label="Pareto front")
     axes.set(xlabel=label, ylabel="Fréchet distance", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", ncols=2)
     return figure
@@ -136,6 +139,7 @@ def exits_over_steps(trace: dict[str, Any]) -> Figure:
     axes.fill_between(steps, low, high, alpha=0.35, step="mid", label="80% of the samples")
     axes.plot(steps, layers.mean(1), label="mean")
     axes.set(xlabel="sampling step", ylabel="exit layer", ylim=(0, trace["depth"] + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="small")
     return figure
 
