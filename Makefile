@@ -24,9 +24,10 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The digits model that comes with the package.
+# The digits model that comes with the package, in its place.
 models: $(READY)
 	$(RUN)/adadiff train digits --out runs/digits
+	rm -rf src/adadiff/models/digits
 	$(RUN)/adadiff export runs/digits src/adadiff/models/digits
 	$(RUN)/adadiff calibrate src/adadiff/models/digits --compute 0.55 --batch-size 96
 
