@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 
 class Kept:
-    """Tensors, made once: kept in memory, and in a folder where one is given.
+    """Tensors, made once: kept in a folder, or in memory where none is given.
 
     Args:
         folder: New, empty, or of an earlier calibration; what was kept under other settings is deleted.
@@ -41,8 +41,10 @@ class Kept:
 
     def once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
         """What is kept under this name, made now if nothing is."""
+        if self.folder is not None:
+            return self._from_file(self.folder, what, make)
         if what not in self._known:
-            self._known[what] = make() if self.folder is None else self._from_file(self.folder, what, make)
+            self._known[what] = make()
         return self._known[what]
 
     def discard(self) -> None:
