@@ -30,6 +30,7 @@ def test_nothing_half_made_is_kept(tmp_path):
     kept = Kept(tmp_path / "kept", {})
     with pytest.raises(AssertionError):
         kept.once("a", never)
+    assert not (tmp_path / "kept").exists()
     assert Kept(tmp_path / "kept", {}).once("a", made(3.0))["value"] == 3
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adadiff.files import claim_folder, whole_file
+from adadiff.files import claim_folder, require_empty_folder, whole_file
 
 SETTINGS = "calibration.json"
 Tensors = dict[str, Tensor]
@@ -30,14 +30,15 @@ class Kept:
     """
 
     def __init__(self, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> None:
-        self.folder = folder
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
         self._known: dict[str, Tensors] = {}
         if folder is None:
             return
-        described, note = json.loads(json.dumps(settings)), folder / SETTINGS
-        if note.is_file() and json.loads(note.read_text()) != described:
+        note = folder / SETTINGS
+        if not note.is_file():
+            require_empty_folder(folder)
+        elif json.loads(note.read_text()) != self.settings:
             shutil.rmtree(folder)
-        claim_folder(folder, SETTINGS, described, "a calibration")
 
     def once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
         """What is kept under this name, made now if nothing is."""
@@ -52,10 +53,11 @@ class Kept:
         if self.folder is not None:
             shutil.rmtree(self.folder)
 
-    @staticmethod
-    def _from_file(folder: Path, what: str, make: Callable[[], Tensors]) -> Tensors:
+    def _from_file(self, folder: Path, what: str, make: Callable[[], Tensors]) -> Tensors:
         path = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
         if not path.is_file():
+            tensors = make()  # before anything is written: where this fails, nothing is
+            claim_folder(folder, SETTINGS, self.settings, "a calibration")
             with whole_file(path) as part:
-                save_file({name: tensor.contiguous() for name, tensor in make().items()}, part)
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
         return load_file(path)
