@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit
+from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace
 from adadiff.data import DataConfig
 from adadiff.evaluation.evaluate import Judge, judge_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap
@@ -69,12 +69,14 @@ def _features(
     options: argparse.Namespace,
 ) -> tuple[Features, float, float]:
     """Those of the images, and the shares of the layers and of the compute that they took."""
-    images = []
+    images, traces = [], []
     for first in tqdm(range(0, options.n, options.batch_size), leave=False):
         numbers = range(first, min(first + options.batch_size, options.n))
         output = sample_numbered(pipeline, numbers, steps, policy, SEED, conditions)
         images.append((output.images.float() * 255).round() / 255)  # as in a file
-    return judge.network.of(images).vectors, output.trace.layer_fraction, output.trace.compute_fraction
+        traces.append(output.trace)
+    trace = Trace.join(traces)
+    return judge.network.of(images).vectors, trace.layer_fraction, trace.compute_fraction
 
 
 def _excess(features: Features, full: Features, real: Gaussian) -> tuple[float, float]:

@@ -140,40 +140,39 @@ def test_an_impossible_budget_is_refused_before_anything_is_sampled(digits, monk
         calibrate(digits, Goal(compute=0.01), STEPS, samples=8)
 
 
-def test_nothing_is_sampled_twice_with_the_same_policy(digits, monkeypatch):
-    sampled = []
+@pytest.fixture
+def sampled(monkeypatch):
+    """Policies and numbers of samples, as they are tried."""
+    images, seen = Trials._images, []
 
     def counted(trials, policy, numbers, doing):
-        sampled.append((policy, tuple(numbers)))
+        seen.append((policy, tuple(numbers)))
         return images(trials, policy, numbers, doing)
 
-    images = Trials._images
     monkeypatch.setattr(Trials, "_images", counted)
+    return seen
+
+
+def test_nothing_is_sampled_twice_with_the_same_policy(digits, sampled):
     found = calibrate(digits, Goal(error=0.2, confidence=0.8), STEPS, samples=16, kinds=(Schedule(),))
     assert (found.policy, tuple(range(16, 32))) in sampled
     assert len(sampled) == len(set(sampled))
 
 
-def test_an_interrupted_calibration_goes_on_and_finds_the_same(digits, for_compute, tmp_path, monkeypatch):
-    keep, images, sampled = tmp_path / "kept", Trials._images, []
+def test_an_interrupted_calibration_goes_on_and_finds_the_same(digits, for_compute, tmp_path, monkeypatch, sampled):
+    keep, counted = tmp_path / "kept", Trials._images
 
-    def interrupted(trials, policy, numbers, doing):
+    def interrupted(*trial):
         if len(sampled) == 5:
             raise KeyboardInterrupt
-        sampled.append((policy, tuple(numbers)))
-        return images(trials, policy, numbers, doing)
+        return counted(*trial)
 
-    monkeypatch.setattr(Trials, "_images", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trials, "_images", interrupted)
         calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
     before = list(sampled)
-    sampled[:] = []
+    sampled.clear()
 
-    def counted(trials, policy, numbers, doing):
-        sampled.append((policy, tuple(numbers)))
-        return images(trials, policy, numbers, doing)
-
-    monkeypatch.setattr(Trials, "_images", counted)
     monkeypatch.setattr("adadiff.calibration.record.sample_numbered", None)  # the record is there already
     monkeypatch.setattr("adadiff.calibration.influence.sample_numbered", None)
     found = calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
