@@ -5,11 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scipy.stats import sem
 
 from adadiff import AdaDiffPipeline, ExitPolicy, InputError, NeverExit
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
 from adadiff.calibration.goals import Curve, Point, Trials, normalised_squared_error
 from adadiff.calibration.solve import Schedule, SingleThreshold
+from adadiff.evaluation.metrics import with_error
 from adadiff.files import MODELS
 from adadiff.sampling import Conditions, Guidance, sample_numbered
 
@@ -95,6 +97,8 @@ def test_the_table_and_the_plot_show_the_chosen_policy(for_compute, tmp_path):
     table = calibration_table(for_compute)
     assert table.row_count == len(for_compute.trade_off) + 2
     assert "fresh samples" in list(table.columns[3].cells)[-1]
+    losses = for_compute.checked.losses
+    assert list(table.columns[2].cells)[-1] == with_error(losses.mean(), sem(losses))
     draw_calibration(for_compute, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
@@ -167,9 +171,10 @@ def test_an_interrupted_calibration_goes_on_and_finds_the_same(digits, for_compu
             raise KeyboardInterrupt
         return counted(*trial)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trials, "_images", interrupted)
-        calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
     before = list(sampled)
     sampled.clear()
 

@@ -105,6 +105,11 @@ class Point:
         """The mean loss."""
         return float(self.losses.mean())
 
+    @property
+    def standard_error(self) -> float:
+        """Of the mean loss."""
+        return float(self.losses.std(ddof=1) / math.sqrt(len(self.losses)))
+
 
 @dataclass(frozen=True)
 class Calibration:

@@ -8,11 +8,15 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from adadiff.calibration.goals import Calibration, Point
+from adadiff.evaluation.metrics import with_error
 from adadiff.files import whole_file
 
 
 def calibration_table(calibration: Calibration) -> Table:
-    """Every policy that was sampled with, and the chosen one on the samples it was chosen by and on fresh ones."""
+    """Every policy that was sampled with, and the chosen one on the samples it was chosen by and on fresh ones.
+
+    Errors are given with their standard errors.
+    """
     table = Table("policy", "compute", "error", "", title="what each compute costs in error")
     for point in calibration.trade_off:
         table.add_row(*_row(point), "")
@@ -47,4 +51,4 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def _row(point: Point) -> tuple[str, str, str]:
-    return point.kind, f"{point.compute:.1%}", f"{point.error:.2g}"
+    return point.kind, f"{point.compute:.1%}", with_error(point.error, point.standard_error)

@@ -50,7 +50,7 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
         )
     axes.axhline(full.evaluation.frechet, color="grey", linestyle=":", label="full model")
     front = pareto_front([(value(cell), cell.evaluation.frechet) for cell in (full, *cells)])
-    axes.plot(*zip(*front, strict=True), color="black", linewidth=6, alpha=0.12, label="Pareto front")
+    axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=6, alpha=0.12, label="Pareto front")
     axes.set(xlabel=label, ylabel="Fréchet distance", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")

@@ -22,6 +22,7 @@ from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
+from adadiff.evaluation.metrics import with_error
 from adadiff.files import whole_file
 
 TITLES = {method.name: method.title for method in METHODS}
@@ -81,17 +82,17 @@ def winner_in_words(results: Results) -> str:
     best = min(rivals, key=lambda cell: cell.evaluation.frechet)
     sentence = (
         f"At {config.headline_compute:.0%} of the full model's compute, {TITLES[best.method]} ({best.setting}) has the "
-        f"least Fréchet distance: {_with_error(best)}; the full model's is {_with_error(results.full)}."
+        f"least Fréchet distance: {_distance(best)}; the full model's is {_distance(results.full)}."
     )
     tied = [cell for cell in rivals if cell is not best and difference_in_errors(cell, best) < 2]
     if tied:
-        names = ", ".join(f"{TITLES[cell.method]} ({_with_error(cell)})" for cell in tied)
+        names = ", ".join(f"{TITLES[cell.method]} ({_distance(cell)})" for cell in tied)
         sentence += f" Within two standard errors of it: {names}."
     for cell in rivals:
         if cell.method in OURS and cell is not best:
             more = cell.evaluation.frechet / best.evaluation.frechet - 1
             sentence += (
-                f" {TITLES[cell.method]} has {_with_error(cell)}, {more:.1%} more, "
+                f" {TITLES[cell.method]} has {_distance(cell)}, {more:.1%} more, "
                 f"{difference_in_errors(cell, best):.1f} standard errors."
             )
     return sentence
@@ -117,17 +118,14 @@ def synergy_in_words(results: Results) -> list[str]:
         sentences.append(
             f"Exits and {name}: {first.setting} takes {first.compute:.0%} of the compute, {second.setting} "
             f"{second.compute:.0%}, both together {both.compute:.0%} (their product is "
-            f"{first.compute * second.compute:.0%}), at distances of {_with_error(first)}, {_with_error(second)} and "
-            f"{_with_error(both)}."
+            f"{first.compute * second.compute:.0%}), at distances of {_distance(first)}, {_distance(second)} and "
+            f"{_distance(both)}."
         )
     return sentences
 
 
-def _with_error(cell: Cell) -> str:
-    """Distance and error, to two significant figures of the error."""
-    error = cell.evaluation.frechet_error
-    decimals = max(0, 1 - math.floor(math.log10(error))) if 0 < error < math.inf else 3
-    return f"{cell.evaluation.frechet:.{decimals}f} ± {error:.{decimals}f}"
+def _distance(cell: Cell) -> str:
+    return with_error(cell.evaluation.frechet, cell.evaluation.frechet_error)
 
 
 def _at(results: Results, compute: float) -> list[Cell]:
@@ -159,7 +157,7 @@ def _row(cell: Cell) -> tuple[str, ...]:
         f"{cell.compute:.1%}",
         f"{cell.layers:.1%}",
         f"{cell.speedup:.2f}x",
-        _with_error(cell),
+        _distance(cell),
         f"{judged.kernel:.5f}",
         f"{judged.precision:.3f}",
         f"{judged.recall:.3f}",

@@ -19,7 +19,14 @@ from transformers import CLIPModel, CLIPProcessor
 from adadiff.data import DataConfig, ImageData
 from adadiff.errors import InputError
 from adadiff.evaluation.features import BATCH, FeatureNetwork, ImageFeatures, load_feature_network, reference_features
-from adadiff.evaluation.metrics import Features, Gaussian, bootstrap, kernel_distance, precision_recall
+from adadiff.evaluation.metrics import (
+    Features,
+    Gaussian,
+    bootstrap,
+    kernel_distance,
+    precision_recall,
+    with_error,
+)
 from adadiff.files import whole_file
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.folder import REQUEST, FolderSummary, image_path, read_image
@@ -197,7 +204,7 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
 def evaluation_table(evaluation: Evaluation) -> Table:
     """The figures for people."""
     table = Table("", "", title=f"{evaluation.images} images, features: {evaluation.features}", show_header=False)
-    table.add_row("Fréchet distance", f"{evaluation.frechet:.3f} ± {evaluation.frechet_error:.3f}")
+    table.add_row("Fréchet distance", with_error(evaluation.frechet, evaluation.frechet_error))
     table.add_row("kernel distance", f"{evaluation.kernel:.5f}")
     table.add_row("precision, recall", f"{evaluation.precision:.3f}, {evaluation.recall:.3f}")
     if evaluation.class_agreement is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -108,6 +109,14 @@ def bootstrap(metric: Callable[[Features], float], features: Features, repeats: 
     rng = np.random.default_rng(seed)
     draws = [metric(features[rng.integers(len(features), size=len(features))]) for _ in range(repeats)]
     return float(np.std(draws, ddof=1))
+
+
+def with_error(value: float, error: float) -> str:
+    """A figure and its standard error, for people: to two significant figures of the error."""
+    if not 0 < error < math.inf:
+        return f"{value:.3g} ± {error:g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _share_within(points: Tensor, others: Tensor, neighbours: int) -> float:
