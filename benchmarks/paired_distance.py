@@ -1,24 +1,26 @@
-"""How far corrected schedules are from the full model in Fréchet distance, from the same noise.
+"""How far corrected schedules are from the full model in squares and in Fréchet distance, from the same noise.
 
-The schedule kept with the model, and ones that run all layers at every k-th step and one layer at those between. The
-noise is the full model's, so the error of the difference, by bootstrap over pairs of images, is far smaller than those
-of the distances; the figures are printed, never asserted.
+The schedule kept with the model, and others. The noise is the full model's, so the error of the difference, by
+bootstrap over pairs of images, is far smaller than those of the distances; the figures are printed, never asserted.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from tqdm import tqdm
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace
+from adadiff.calibration.goals import normalised_squared_error
 from adadiff.data import DataConfig
-from adadiff.evaluation.evaluate import Judge, judge_for
+from adadiff.evaluation.evaluate import judge_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap
 from adadiff.sampling import Conditions, Guidance, sample_numbered
 from adadiff.sampling.defaults import SamplingDefaults
@@ -33,50 +35,56 @@ def main() -> None:
     parser.add_argument("data", help="real images, as adadiff evaluate takes them")
     parser.add_argument("-n", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--every", type=int, nargs="+", default=[2])
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        action="append",
+        default=[],
+        help="a corrected schedule, repeated over the steps",
+    )
     options = parser.parse_args()
     own = SamplingDefaults.load(options.model)
     pipeline = AdaDiffPipeline.from_pretrained(options.model, torch_dtype=torch.bfloat16)
     pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
     judge = judge_for(options.model, DataConfig(source=options.data), "small", None, torch.device("cpu"))
     conditions = Conditions(pipeline.transformer.class_indices, guidance=Guidance(own.guidance_scale))
-    depth = pipeline.transformer.depth
     policies: dict[str, ExitPolicy] = {"all layers": NeverExit(), "its own": ExitPolicy.from_pretrained(options.model)}
-    for every in options.every:
-        layers = tuple(1 if step % every else depth for step in range(own.steps))
-        policies[f"all layers every {every} steps"] = CorrectedScheduleExit(layers)
+    for layers in options.layers:
+        schedule = tuple(itertools.islice(itertools.cycle(layers), own.steps))
+        policies[" ".join(map(str, layers))] = CorrectedScheduleExit(schedule)
 
-    table = Table("policy", "layers", "compute", "Fréchet distance", "over the full model's")
+    table = Table("policy", "layers", "compute", "error", "Fréchet distance", "over the full model's")
     full, real = None, Gaussian.fit(judge.reference.vectors)
     for name, policy in policies.items():
-        features, layers_run, compute = _features(pipeline, policy, own.steps, conditions, judge, options)
-        full = features if full is None else full
-        more, error = _excess(features, full, real)
-        distance = Gaussian.fit(features).distance(real)
-        row = (f"{layers_run:.1%}", f"{compute:.1%}", f"{distance:.3f}", f"{more:+.2%} ± {error:.2%}")
-        table.add_row(name, *row)
+        images, trace = _sample(pipeline, policy, own.steps, conditions, options)
+        features = judge.network.of(images.split(options.batch_size)).vectors
+        full = (images, features) if full is None else full
+        more, uncertainty = _excess(features, full[1], real)
+        losses = normalised_squared_error(full[0])(full[0], images)
+        table.add_row(
+            name,
+            f"{trace.layer_fraction:.1%}",
+            f"{trace.compute_fraction:.1%}",
+            f"{losses.mean():.2g}",
+            f"{Gaussian.fit(features).distance(real):.3f}",
+            f"{more:+.2%} ± {uncertainty:.2%}",
+        )
     console = Console(width=120)
     console.print(f"{options.n} images, seed {SEED}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     console.print(table)
 
 
-def _features(
-    pipeline: AdaDiffPipeline,
-    policy: ExitPolicy,
-    steps: int,
-    conditions: Conditions,
-    judge: Judge,
-    options: argparse.Namespace,
-) -> tuple[Features, float, float]:
-    """Those of the images, and the shares of the layers and of the compute that they took."""
+def _sample(
+    pipeline: AdaDiffPipeline, policy: ExitPolicy, steps: int, conditions: Conditions, options: argparse.Namespace
+) -> tuple[Tensor, Trace]:
     images, traces = [], []
     for first in tqdm(range(0, options.n, options.batch_size), leave=False):
         numbers = range(first, min(first + options.batch_size, options.n))
         output = sample_numbered(pipeline, numbers, steps, policy, SEED, conditions)
         images.append((output.images.float() * 255).round() / 255)  # as in a file
         traces.append(output.trace)
-    trace = Trace.join(traces)
-    return judge.network.of(images).vectors, trace.layer_fraction, trace.compute_fraction
+    return torch.cat(images), Trace.join(traces)
 
 
 def _excess(features: Features, full: Features, real: Gaussian) -> tuple[float, float]:
