@@ -328,7 +328,8 @@ def compare_command(config: Positional[str], out: Path, so_far: bool = False) ->
     it stopped; run several times at once, the processes share the work.
 
     Args:
-        config: The comparison: digits, cifar10, or a JSON file like theirs.
+        config: The comparison: digits, digits-policies, cifar10, cifar10-policies, cifar10-guided-policies, or a JSON
+            file like theirs.
         out: Folder for the report.
         so_far: Train and fill nothing: write the report of the cells that are there.
     """
