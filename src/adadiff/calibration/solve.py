@@ -249,12 +249,14 @@ class CorrectedSchedule(Kind):
 
     def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
         """The expected error of a schedule whose exits are never more than `LONGEST_GAP` steps after a full one."""
-        total, gaps = 0.0, (0, 0)
-        for step, layer in enumerate(policy.layers):
-            full = layer == len(problem.parts.layers)
-            total += 0 if full else problem.corrected_errors[(step, *gaps, layer - 1)]
-            gaps = _gaps_after(gaps, full)
-        return total
+        layers, steps = np.array(policy.layers), np.arange(len(policy.layers))
+        is_full = layers == len(problem.parts.layers)
+        full = np.concatenate([[-1, -1], np.flatnonzero(is_full)])  # after two steps that never were
+        passed = np.cumsum(is_full) - is_full
+        last, before = full[passed + 1], full[passed]
+        gaps, gaps_before = np.where(last >= 0, steps - last, 0), np.where(before >= 0, last - before, 0)
+        early = (steps, gaps, gaps_before, layers - 1)
+        return float(problem.corrected_errors[tuple(index[~is_full] for index in early)].sum())
 
 
 def _schedule_costs(problem: Problem) -> NDArray[np.floating]:
