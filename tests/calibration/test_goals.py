@@ -55,7 +55,7 @@ def test_what_is_said_of_the_fresh_samples_is_what_sampling_them_gives(digits, f
 def test_an_error_is_kept_with_less_compute_than_the_full_model(digits):
     """The bound's validity over many calibrations is in test_risk.py; here it is used."""
     found = calibrate(digits, Goal(error=0.2, confidence=0.8), STEPS, samples=16, kinds=(Schedule(),))
-    assert found.checked.error < found.error_bound < 0.2
+    assert found.checked.error < found.error_bound == 0.2  # not less: these samples chose the policy
     assert found.checked.compute < 0.9
 
 

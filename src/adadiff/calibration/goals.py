@@ -120,7 +120,8 @@ class Calibration:
         trade_off: Policies of every kind, on the samples that the choice was made by.
         predicted: The chosen one on these samples.
         checked: The same on fresh samples.
-        error_bound: Above its true mean loss, with the goal's confidence.
+        error_bound: Above its true mean loss, with the goal's confidence: the error that was asked for, or, the fresh
+            samples having had no part in the choice, what they show.
         speedup: Of a batch of `TIMED_IMAGES`, measured in turns with the full model.
         calibrated_for: What it belongs to.
     """
@@ -249,7 +250,7 @@ def calibrate(
         tuple(search.trade_off),
         predicted,
         checked,
-        upper_bound(checked.losses, delta),
+        goal.error or upper_bound(checked.losses, delta),
         trials.speedup(predicted.policy),
         circumstances,
     )
