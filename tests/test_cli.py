@@ -83,6 +83,10 @@ def test_a_models_own_sampling_is_the_default(model_folder, tmp_path, capsys):
     assert json.loads((tmp_path / "asked/trace.json").read_text())["layer_fraction"] == 1
 
 
+def any_difference(full, adaptive):
+    return (full != adaptive).flatten(1).any(1)
+
+
 def test_calibrate_and_what_takes_it_from_there(model_folder, tmp_path, capsys):
     run(f"calibrate {model_folder} --compute 0.6 --steps 3 --scheduler ddim --samples 8")
     printed = capsys.readouterr().out
@@ -103,8 +107,10 @@ def test_calibrate_and_what_takes_it_from_there(model_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(f"calibrate {model_folder} --compute 0.6 --steps 3 --samples 8")
     assert files(model_folder) == before
-    run(f"calibrate {model_folder} --compute 0.8 --steps 3 --samples 8 --replace")
-    assert json.loads((model_folder / "exit_policy.json").read_text())["goal"] == {"compute": 0.8}
+    run(f"calibrate {model_folder} --compute 0.8 --steps 3 --samples 8 --replace --metric {__name__}:any_difference")
+    stored = json.loads((model_folder / "exit_policy.json").read_text())
+    assert stored["goal"] == {"compute": 0.8}
+    assert (stored["found"]["metric"], stored["found"]["error"]) == (f"{__name__}:any_difference", 1)
 
 
 def test_evaluate_and_again(tmp_path, capsys, monkeypatch):
@@ -188,6 +194,8 @@ def test_version_and_help():
         ("calibrate {model} --compute 2", "between 0 and 1"),
         ("calibrate {model} --error 0.01 --samples 20", "take at least"),
         ("calibrate {text} --compute 0.5", "needs a prompt"),
+        ("calibrate {model} --compute 0.5 --metric lpips", "write package.module:name"),
+        ("calibrate {model} --compute 0.5 --metric no.such:thing", "there is no 'thing' in a module 'no.such'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

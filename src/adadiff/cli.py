@@ -26,7 +26,7 @@ from adadiff.comparison import compare as compare_methods
 from adadiff.comparison import load_config, winner_in_words, write_report
 from adadiff.conversion import convert_to_file, convert_to_folder
 from adadiff.data import DataConfig, ImageData, encode_to_folder, load_vae
-from adadiff.errors import lookup
+from adadiff.errors import imported, lookup
 from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, require_own_folder
 from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
 from adadiff.evaluation.footprint import footprint
@@ -274,6 +274,7 @@ def calibrate_command(
     scheduler: str | None = None,
     guidance_scale: float | None = None,
     prompts: Path | None = None,
+    metric: str | None = None,
     samples: int = 192,
     batch_size: int = 32,
     seed: int = SEED,
@@ -298,6 +299,8 @@ def calibrate_command(
         scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
         guidance_scale: Strength of classifier-free guidance; by default the model's own.
         prompts: File of texts, one a line, for a model that takes text; one with classes takes all of them.
+        metric: package.module:name of a function that gives the errors, from the full and the adaptive images, (batch,
+            channels, height, width) in [0, 1], to (batch,) in [0, 1].
         samples: How many to calibrate on, and as many fresh ones to check.
         batch_size: Images sampled at once.
         seed: Of the noise.
@@ -313,7 +316,15 @@ def calibrate_command(
     texts = _prompts((), prompts)
     conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(own.guidance_scale))
     calibration = calibrate(
-        pipeline, goal, own.steps, conditions, samples, seed=seed, batch_size=batch_size, keep=model / ".calibration"
+        pipeline,
+        goal,
+        own.steps,
+        conditions,
+        samples,
+        None if metric is None else imported(metric),
+        seed=seed,
+        batch_size=batch_size,
+        keep=model / ".calibration",
     )
     console.print(calibration_table(calibration))
     draw_calibration(calibration, model / "calibration.png")

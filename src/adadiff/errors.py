@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -23,3 +24,14 @@ def lookup(name: str, table: Mapping[str, Value], kind: str) -> Value:
     near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(table)}"
     raise InputError(f"there is no {kind} {name!r}: {hint}")
+
+
+def imported(name: str) -> Any:
+    """What `"package.module:name"` stands for; InputError where it cannot be imported."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise InputError(f"{name!r} cannot be imported: write package.module:name")
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"there is no {attribute!r} in a module {module!r}: {error}") from error

@@ -73,14 +73,29 @@ def test_a_speedup_takes_the_policy_with_the_most_compute_that_reaches_it(digits
         calibrate(digits, Goal(speedup=500.0), STEPS, samples=8, kinds=(Schedule(),))
 
 
-def test_another_metric_is_what_errors_are_measured_by(digits):
-    def largest(full, adaptive):
-        return (full - adaptive).abs().flatten(1).amax(1)
+def largest(full, adaptive):
+    return (full - adaptive).abs().flatten(1).amax(1)
 
+
+def test_another_metric_is_what_errors_are_measured_by(digits):
     found = calibrate(digits, Goal(compute=0.6), STEPS, samples=8, metric=largest, kinds=(SingleThreshold(),))
     full = sample_numbered(digits, range(8, 16), STEPS, NeverExit(), 2_000_000).images
     early = sample_numbered(digits, range(8, 16), STEPS, found.policy, 2_000_000).images
     assert found.checked.losses == pytest.approx(largest(full, early).numpy(), abs=1e-4)
+    assert found.stored.found["metric"] == f"{__name__}:largest"
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda full, adaptive: (full - adaptive).abs().amax(), r"gave \(\) losses for \d+ images: give one an image"),
+        (lambda full, adaptive: torch.linspace(-2, 3, len(full)), "losses from -2 to 3: bring them between 0 and 1"),
+        (lambda full, adaptive: torch.full((len(full),), torch.nan), "losses from nan to nan"),
+    ],
+)
+def test_a_metric_must_give_what_the_bound_holds_for(digits, metric, message):
+    with pytest.raises(InputError, match=message):
+        calibrate(digits, Goal(compute=0.6), 2, samples=8, metric=metric, kinds=(Schedule(),))
 
 
 def test_the_circumstances_are_noted_and_the_policy_comes_back_from_the_folder(digits, for_compute, tmp_path):

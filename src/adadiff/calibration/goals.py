@@ -7,6 +7,7 @@ said of the chosen policy comes from fresh samples.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from adadiff.sampling.schedulers import scheduler_name
 Metric = Callable[[Tensor, Tensor], Tensor]
 """From the full and the adaptive images, (batch, channels, height, width) in [0, 1], to losses, (batch,) in [0, 1]."""
 
+SQUARED_ERROR = "squared error over the variance"
 SEED = 2_000_000  # noise that sampling by default does not use
 COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # at which the trade-off is measured
 CORRECTIONS = 4
@@ -124,6 +126,7 @@ class Calibration:
             samples having had no part in the choice, what they show.
         speedup: Of a batch of `TIMED_IMAGES`, measured in turns with the full model.
         calibrated_for: What it belongs to.
+        metric: What losses are, in words, or the name of the function that gave them.
     """
 
     goal: Goal
@@ -133,6 +136,7 @@ class Calibration:
     error_bound: float
     speedup: float
     calibrated_for: Circumstances
+    metric: str
 
     @property
     def policy(self) -> ExitPolicy:
@@ -150,6 +154,7 @@ class Calibration:
             "confidence": self.goal.confidence,
             "speedup": self.speedup,
             "samples": len(self.checked.losses),
+            "metric": self.metric,
         }
         return StoredPolicy(self.policy, self.calibrated_for, self.goal.asked, found)
 
@@ -219,11 +224,12 @@ def calibrate(
             f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was "
             f"asked for: ask for more, or take fewer steps"
         )
+    judged_by = SQUARED_ERROR if metric is None else _name(metric)
     settings = {
         **sampling_request(pipeline, steps, NeverExit(), seed, conditions),
         "samples": samples,
         "batch_size": batch_size,
-        "metric": getattr(metric, "__qualname__", str(metric)),
+        "metric": judged_by,
     }
     kept = Kept(keep, settings)
     record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, kept)
@@ -253,9 +259,15 @@ def calibrate(
         goal.error or upper_bound(checked.losses, delta),
         trials.speedup(predicted.policy),
         circumstances,
+        judged_by,
     )
     kept.discard()
     return calibration
+
+
+def _name(metric: Metric) -> str:
+    """A function's, as it is imported by; another callable's as it shows itself."""
+    return f"{metric.__module__}:{metric.__qualname__}" if inspect.isfunction(metric) else repr(metric)
 
 
 def least_compute(parts: PartFlops) -> float:
@@ -302,7 +314,7 @@ class Trials:
         def measure() -> Tensors:
             full = self._full_images(numbers)
             images, compute = self._images(policy, numbers, f"{kind}, {len(numbers)} samples")
-            return {"losses": self.metric(full, images).double(), "compute": torch.tensor(compute, dtype=torch.double)}
+            return {"losses": self._losses(full, images), "compute": torch.tensor(compute, dtype=torch.double)}
 
         measured = self.kept.once(f"{policy} on {numbers}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
@@ -311,7 +323,7 @@ class Trials:
         """The mean loss of the full model against itself, in batches of another size: rounding."""
         full = self._full_images(numbers)
         again = [self._batch(NeverExit(), [k])[0] for k in numbers]
-        return self.metric(full, torch.cat(again)).mean().item()
+        return self._losses(full, torch.cat(again)).mean().item()
 
     def speedup(self, policy: ExitPolicy) -> float:
         """Time of the full model over time with the policy, in turns."""
@@ -320,6 +332,16 @@ class Trials:
             {"full": lambda: self._batch(NeverExit(), numbers), "adaptive": lambda: self._batch(policy, numbers)}, 3
         )
         return seconds["full"] / seconds["adaptive"]
+
+    def _losses(self, full: Tensor, adaptive: Tensor) -> Tensor:
+        """By the metric, (samples,) float64; InputError where they are not what the bound holds for."""
+        losses = torch.as_tensor(self.metric(full, adaptive)).double().cpu()
+        if losses.shape != (len(full),):
+            raise InputError(f"the metric gave {tuple(losses.shape)} losses for {len(full)} images: give one an image")
+        if not ((losses >= 0) & (losses <= 1)).all():
+            low, high = losses.min().item(), losses.max().item()
+            raise InputError(f"the metric gave losses from {low:.3g} to {high:.3g}: bring them between 0 and 1")
+        return losses
 
     def _full_images(self, numbers: Sequence[int]) -> Tensor:
         missing = [k for k in numbers if k not in self._full]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adadiff.data import ImageData, cache_folder
-from adadiff.errors import InputError
+from adadiff.errors import InputError, imported
 from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.files import MODELS, verify_checksums, whole_file
 from adadiff.fingerprints import fingerprint, weights_of
@@ -155,11 +154,7 @@ class _Inception(nn.Module):
 
 
 def _import_network(name: str) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"there is no {attribute!r} in a module {module_name!r}: {error}") from error
+    found = imported(name)
     try:
         network = found if isinstance(found, nn.Module) else found()
     except TypeError as error:
