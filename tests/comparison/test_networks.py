@@ -1,9 +1,12 @@
 """The networks of a comparison."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
+from adadiff.files import MODELS
 
 
 @pytest.fixture
@@ -17,6 +20,12 @@ def test_a_network_is_trained_once_and_found_again(config, networks, tmp_path, m
     assert networks.pipeline(FULL) is networks.pipeline(FULL)
     again = Networks(config, tmp_path / "networks").pipeline(FULL).transformer.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_folder_without_a_model_does_not_hide_the_packages_model(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()  # as `adadiff compare digits --out digits` makes it
+    assert Networks(replace(config, backbone="digits"), tmp_path / "networks").backbone == MODELS / "digits"
 
 
 def test_a_training_killed_before_its_first_checkpoint_starts_anew(networks, monkeypatch):

@@ -71,6 +71,16 @@ def test_only_the_named_methods_are_compared(config, tmp_path):
         compare(replace(config, methods=("fixd",)), tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [({"backbone": "nowhere"}, "there is no model nowhere"), ({"reference": "./nowhere"}, "no file or folder")],
+)
+def test_without_what_it_needs_a_comparison_leaves_nothing(config, tmp_path, missing, message):
+    with pytest.raises(InputError, match=message):
+        compare(replace(config, **missing), tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
 def test_another_comparison_is_refused_in_the_same_folder(config, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report/notes.txt").write_text("mine")

@@ -81,9 +81,15 @@ class Networks:
 
     @property
     def backbone(self) -> Path:
-        """The folder of the model that all start from."""
-        path = Path(self.config.backbone)
-        return path if path.is_dir() else MODELS / self.config.backbone
+        """The folder of the model that all start from: the named one, or the package's of that name.
+
+        Raises:
+            InputError: If neither holds a model.
+        """
+        for path in (Path(self.config.backbone), MODELS / self.config.backbone):
+            if (path / "model_index.json").is_file():
+                return path
+        raise InputError(f"there is no model {self.config.backbone}: give a model folder, or train one first")
 
     def pipeline(self, recipe: Recipe) -> AdaDiffPipeline:
         """The trained network in a pipeline with the comparison's scheduler."""
@@ -122,8 +128,6 @@ class Networks:
 
     def _start(self, recipe: Recipe) -> Path:
         """The folder of what the training starts from: the backbone, or what is cut out of it."""
-        if not (self.backbone / "model_index.json").is_file():
-            raise InputError(f"there is no model {self.config.backbone}: give a model folder, or train one first")
         if recipe.depth is None and recipe.compute == 1:
             return self.backbone
         out = self.folder / f"{recipe.name}-start"

@@ -67,7 +67,6 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
     compared = [lookup(name, known, "method") for name in config.methods or known]
     if so_far and not (out / "cells" / "full" / CELL).is_file():
         raise InputError(f"{out} holds no comparison with a cell of the full model yet: leave --so-far out")
-    claim_folder(out, CONFIG, asdict(config), "a comparison")
     networks = Networks(config, out / "networks")
     bench = Bench(config, networks)
     reference = DataConfig(
@@ -75,6 +74,7 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
     )
     judge = judge_for(networks.backbone, reference, config.features, None, torch.device("cpu"))
     judge.require_enough(min(config.images, config.headline_images))
+    claim_folder(out, CONFIG, asdict(config), "a comparison")
     cells = Cells(bench, judge, out / "cells")
 
     full = Task("full", "full", 1.0, config.headline_images, partial(_full, bench))
