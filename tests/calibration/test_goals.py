@@ -10,6 +10,7 @@ from scipy.stats import sem
 from adadiff import AdaDiffPipeline, ExitPolicy, InputError, NeverExit
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
 from adadiff.calibration.goals import Curve, Point, Trials, normalised_squared_error
+from adadiff.calibration.risk import upper_bound
 from adadiff.calibration.solve import Schedule, SingleThreshold
 from adadiff.evaluation.metrics import with_error
 from adadiff.files import MODELS
@@ -56,6 +57,14 @@ def test_an_error_is_kept_with_less_compute_than_the_full_model(digits):
     """The bound's validity over many calibrations is in test_risk.py; here it is used."""
     found = calibrate(digits, Goal(error=0.2, confidence=0.8), STEPS, samples=16, kinds=(Schedule(),))
     assert found.checked.error < found.error_bound == 0.2  # not less: these samples chose the policy
+    assert found.checked.compute < 0.9
+
+
+def test_an_error_that_so_few_samples_hardly_show_is_kept_by_a_careful_policy(digits):
+    shown_by_no_loss_at_all = upper_bound(np.zeros(16), 0.2)
+    goal = Goal(error=1.1 * shown_by_no_loss_at_all, confidence=0.8)
+    found = calibrate(digits, goal, STEPS, samples=16, kinds=(Schedule(),))
+    assert found.checked.error < 0.1 * goal.error
     assert found.checked.compute < 0.9
 
 
