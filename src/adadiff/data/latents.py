@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from adadiff.data.images import DataConfig, ImageData, LabelledData
 from adadiff.errors import InputError
-from adadiff.files import require_empty_folder, verify_checksums, whole_file, whole_folder, write_checksums
+from adadiff.files import claim_folder, verify_checksums, whole_file, whole_folder, write_checksums
 from adadiff.fingerprints import fingerprint, weights_of
 
 DESCRIPTION = "latents.json"
@@ -142,19 +142,10 @@ def _open_folder(images: ImageData, vae: AutoencoderKL, out: Path, shards: int) 
         **{"source": config.source, "split": config.split, "size": config.size, "flip": config.flip},
         **{"images": len(images), "shards": shards, "shape": list(shape), "vae": key},
     }
-    path = out / DESCRIPTION
-    if path.is_file():
-        for name, value in json.loads(path.read_text()).items():
-            if description[name] != value:
-                raise InputError(
-                    f"{out} holds latents made with {name} = {value}, not {description[name]}: choose another folder"
-                )
-    else:
-        require_empty_folder(out)
+    claim_folder(out, DESCRIPTION, description, "latents made")
+    if not (out / "vae").is_dir():
         with whole_folder(out / "vae") as part:
             vae.save_pretrained(part)
             write_checksums(part)
-        with whole_file(path) as part:
-            part.write_text(json.dumps(description, indent=2) + "\n")
     array = datasets.Array3D(shape=tuple(shape), dtype="float32")
     return datasets.Features({"mean": array, "logvar": array, **images.condition_features})
