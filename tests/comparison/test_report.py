@@ -14,7 +14,13 @@ from PIL import Image
 from adadiff.comparison.cells import Cell
 from adadiff.comparison.figures import pareto_front
 from adadiff.comparison.methods import METHODS
-from adadiff.comparison.report import difference_in_errors, synergy_in_words, winner_in_words, write_report
+from adadiff.comparison.report import (
+    conditions_in_words,
+    difference_in_errors,
+    synergy_in_words,
+    winner_in_words,
+    write_report,
+)
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.evaluation.evaluate import Evaluation
@@ -63,6 +69,12 @@ def test_the_winner_is_named_with_what_is_as_good(results):
 def test_differences_are_in_errors_of_both():
     one, other = make_cell("a", "adadiff", 0.5, 0.5, 5.0, 0.3), make_cell("b", "adadiff", 0.5, 0.5, 4.0, 0.4)
     assert difference_in_errors(one, other) == pytest.approx(2.0)
+
+
+def test_that_numbers_of_samples_differ_is_said_where_they_do(config):
+    words = conditions_in_words(replace(config, images=6, headline_images=8))
+    assert "6 samples a cell, 8 at 55% and for the full model (distances over different numbers" in words
+    assert "8 samples a cell, the same noise" in conditions_in_words(replace(config, images=8, headline_images=8))
 
 
 def test_synergy_tells_the_corners_of_the_grid(results):

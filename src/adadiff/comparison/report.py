@@ -124,24 +124,30 @@ def synergy_in_words(results: Results) -> list[str]:
     return sentences
 
 
+def conditions_in_words(config: CompareConfig) -> str:
+    """What was done, to read the figures by."""
+    samples = f"{config.images} samples a cell"
+    if config.headline_images != config.images:
+        samples += (
+            f", {config.headline_images} at {config.headline_compute:.0%} and for the full model (distances over "
+            f"different numbers of samples are not to be compared)"
+        )
+    return (
+        f"Backbone {config.backbone}; every network trained on from it for {config.fine_tuning.steps} steps of "
+        f"{config.fine_tuning.batch_size} images. {config.steps} {config.scheduler} steps in {config.dtype}, "
+        f"{samples}, the same noise for all. Features: {config.features}; real images: {config.reference}. ± is one "
+        f"standard error by bootstrap. Speedup: the full model and the method in turns in one process, batches of "
+        f"{TIMED_IMAGES} images, medians of 5. Compute: FLOPs over the full model's at {config.steps} steps, heads and "
+        f"estimators included."
+    )
+
+
 def _distance(cell: Cell) -> str:
     return with_error(cell.evaluation.frechet, cell.evaluation.frechet_error)
 
 
 def _at(results: Results, compute: float) -> list[Cell]:
     return [cell for cell in results.cells if cell.target == compute]
-
-
-def _conditions_in_words(config: CompareConfig) -> str:
-    return (
-        f"Backbone {config.backbone}; every network trained on from it for {config.fine_tuning.steps} steps of "
-        f"{config.fine_tuning.batch_size} images. {config.steps} {config.scheduler} steps in {config.dtype}, "
-        f"{config.images} samples a cell, {config.headline_images} at {config.headline_compute:.0%} and for the full "
-        f"model, the same noise for all. Features: {config.features}; real images: {config.reference}. ± is one "
-        f"standard error by bootstrap. Speedup: the full model and the method in turns in one process, batches of "
-        f"{TIMED_IMAGES} images, medians of 5. Compute: FLOPs over the full model's at {config.steps} steps, heads and "
-        f"estimators included."
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,7 +210,7 @@ def _contents(results: Results) -> dict[str, Any]:
     return {
         "title": f"Early exits and their rivals: {config.preset}",
         "verdict": winner_in_words(results),
-        "conditions": _conditions_in_words(config),
+        "conditions": conditions_in_words(config),
         "unfilled": results.unfilled,
         "heads": list(compress(HEADS, filled)),
         "groups": [(name, _table_rows(cells, filled)) for name, cells in groups],
