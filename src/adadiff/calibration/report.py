@@ -37,7 +37,8 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
         axes.plot([p.compute for p in points], [p.error for p in points], marker="o", markersize=4, label=kind)
     checked = calibration.checked
     axes.plot(checked.compute, checked.error, marker="*", markersize=16, color="black", linestyle="", label="chosen")
-    axes.plot([checked.compute] * 2, [checked.error, calibration.error_bound], color="black", linewidth=1)
+    bound, sure = calibration.error_bound, f"{calibration.goal.confidence:.0%} sure"
+    axes.plot([checked.compute] * 2, [checked.error, bound], color="black", linewidth=1, label=f"its bound, {sure}")
     axes.set(
         xlabel="compute over the full model's",
         ylabel="mean difference from its images",
