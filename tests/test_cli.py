@@ -195,6 +195,8 @@ def test_version_and_help():
         ("calibrate {model} --error 0.01 --samples 20", "take at least"),
         ("calibrate {text} --compute 0.5", "needs a prompt"),
         ("calibrate {model} --compute 0.5 --metric lpips", "write package.module:name"),
+        ("calibrate {model} --compute 0.5 --metric math:pi", "the metric is 3.14"),
+        ("calibrate {model} --compute 0.5 --metric torch:dist", "gave () losses for 2 images"),
         ("calibrate {model} --compute 0.5 --metric no.such:thing", "there is no 'thing' in a module 'no.such'"),
     ],
 )

@@ -102,9 +102,18 @@ def test_another_metric_is_what_errors_are_measured_by(digits):
         (lambda full, adaptive: torch.full((len(full),), torch.nan), "losses from nan to nan"),
     ],
 )
-def test_a_metric_must_give_what_the_bound_holds_for(digits, metric, message):
+def test_a_metric_must_give_what_the_bound_holds_for(digits, monkeypatch, metric, message):
+    monkeypatch.setattr("adadiff.calibration.goals.record_exits", None)  # it is refused before
     with pytest.raises(InputError, match=message):
         calibrate(digits, Goal(compute=0.6), 2, samples=8, metric=metric, kinds=(Schedule(),))
+
+
+def test_a_metric_that_goes_out_of_range_on_the_way_is_refused_too(digits):
+    def unbounded(full, adaptive):
+        return 1e6 * (full - adaptive).abs().flatten(1).mean(1)
+
+    with pytest.raises(InputError, match=r"losses from .* bring them between 0 and 1"):
+        calibrate(digits, Goal(compute=0.6), 2, samples=8, metric=unbounded, kinds=(Schedule(),))
 
 
 def test_the_circumstances_are_noted_and_the_policy_comes_back_from_the_folder(digits, for_compute, tmp_path):

@@ -177,6 +177,23 @@ def normalised_squared_error(images: Tensor) -> Metric:
     return metric
 
 
+def losses_by(metric: Metric, full: Tensor, adaptive: Tensor) -> Tensor:
+    """What a metric says of pairs of images, (samples,) float64.
+
+    Raises:
+        InputError: If that is not one loss an image in [0, 1], which the bound holds for.
+    """
+    if not callable(metric):
+        raise InputError(f"the metric is {metric!r}: give a function of two batches of images")
+    losses = torch.as_tensor(metric(full, adaptive)).double().cpu()
+    if losses.shape != (len(full),):
+        raise InputError(f"the metric gave {tuple(losses.shape)} losses for {len(full)} images: give one an image")
+    if not ((losses >= 0) & (losses <= 1)).all():
+        low, high = losses.min().item(), losses.max().item()
+        raise InputError(f"the metric gave losses from {low:.3g} to {high:.3g}: bring them between 0 and 1")
+    return losses
+
+
 def calibrate(
     pipeline: AdaDiffPipeline,
     goal: Goal,
@@ -208,7 +225,7 @@ def calibrate(
             could not be met, goes on. What another one left there is deleted.
 
     Raises:
-        InputError: If the goal cannot be met, or not be shown to be met with so few samples.
+        InputError: If the goal cannot be met, or not be shown to be met with so few samples, or the metric is none.
     """
     pipeline.check_inputs(1, steps, NeverExit())
     if samples < 8:
@@ -224,6 +241,9 @@ def calibrate(
             f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was "
             f"asked for: ask for more, or take fewer steps"
         )
+    if metric is not None:
+        images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))
+        losses_by(metric, images, images)  # what is no metric is refused before anything is sampled
     judged_by = SQUARED_ERROR if metric is None else _name(metric)
     settings = {
         **sampling_request(pipeline, steps, NeverExit(), seed, conditions),
@@ -314,7 +334,8 @@ class Trials:
         def measure() -> Tensors:
             full = self._full_images(numbers)
             images, compute = self._images(policy, numbers, f"{kind}, {len(numbers)} samples")
-            return {"losses": self._losses(full, images), "compute": torch.tensor(compute, dtype=torch.double)}
+            losses = losses_by(self.metric, full, images)
+            return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
 
         measured = self.kept.once(f"{policy} on {numbers}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
@@ -323,7 +344,7 @@ class Trials:
         """The mean loss of the full model against itself, in batches of another size: rounding."""
         full = self._full_images(numbers)
         again = [self._batch(NeverExit(), [k])[0] for k in numbers]
-        return self._losses(full, torch.cat(again)).mean().item()
+        return losses_by(self.metric, full, torch.cat(again)).mean().item()
 
     def speedup(self, policy: ExitPolicy) -> float:
         """Time of the full model over time with the policy, in turns."""
@@ -332,16 +353,6 @@ class Trials:
             {"full": lambda: self._batch(NeverExit(), numbers), "adaptive": lambda: self._batch(policy, numbers)}, 3
         )
         return seconds["full"] / seconds["adaptive"]
-
-    def _losses(self, full: Tensor, adaptive: Tensor) -> Tensor:
-        """By the metric, (samples,) float64; InputError where they are not what the bound holds for."""
-        losses = torch.as_tensor(self.metric(full, adaptive)).double().cpu()
-        if losses.shape != (len(full),):
-            raise InputError(f"the metric gave {tuple(losses.shape)} losses for {len(full)} images: give one an image")
-        if not ((losses >= 0) & (losses <= 1)).all():
-            low, high = losses.min().item(), losses.max().item()
-            raise InputError(f"the metric gave losses from {low:.3g} to {high:.3g}: bring them between 0 and 1")
-        return losses
 
     def _full_images(self, numbers: Sequence[int]) -> Tensor:
         missing = [k for k in numbers if k not in self._full]
