@@ -215,6 +215,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     weights = tmp_path / "truncated/transformer/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     config = tmp_path / "deeper/transformer/config.json"
+    config.with_name("SHA256SUMS").unlink()
     config.write_text(config.read_text().replace('"depth": 5', '"depth": 7'))
     class_pipeline.save_pretrained(tmp_path / "classes")
     text_pipeline.save_pretrained(tmp_path / "text")

@@ -1,24 +1,33 @@
-"""Files written whole or not at all, and checked when read."""
+"""Files that are written atomically, and checked when they are read."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from adadiff.errors import InputError
 
 CHECKSUMS = "SHA256SUMS"
+LOCK = ".lock"
 MODELS = Path(__file__).parent / "models"
 """Where the models are that come with the package."""
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Written atomically
+
 
 def part_path(path: Path) -> Path:
-    """Where `path` is written before it is whole."""
+    """Where `path` is written before it is complete."""
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
@@ -47,10 +56,40 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_json(path: Path, values: Any) -> None:
+    """Write values as indented JSON, atomically."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(values, indent=2) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output folders
+
+
 def require_empty_folder(path: Path) -> None:
-    """Raise InputError unless `path` is an empty folder or nothing yet."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Raise InputError unless `path` is an empty folder or does not exist yet."""
+    if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
         raise InputError(f"{path} already holds other files: choose another output folder, or empty it")
+
+
+@contextmanager
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of an output folder for the length of the block; the folder is made if it is missing.
+
+    The lock ends with the process, even one that is killed.
+
+    Raises:
+        InputError: If another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, blocking=False):
+            yield
+    except Timeout as error:
+        raise InputError(
+            f"another process is writing into {folder}: wait for it, or choose another folder; to share one task "
+            f"among processes, start them together with torchrun or accelerate launch"
+        ) from error
 
 
 def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: str) -> None:
@@ -60,57 +99,133 @@ def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: st
         folder: New, empty, or claimed before.
         note: Name of the JSON file.
         description: What the folder's contents depend on, as plain values.
-        holds: What it holds, for people: "images sampled".
+        holds: What it holds, in words: "images sampled".
 
     Raises:
-        InputError: If it was begun for something else.
+        InputError: If it was begun for something else, or the note is damaged.
     """
     described = json.loads(json.dumps(description))
     path = folder / note
     if path.is_file():
-        earlier = json.loads(path.read_text())
+        earlier = read_json(path)
         for name, value in described.items():
             if earlier.get(name) != value:
-                raise InputError(
-                    f"{folder} holds {holds} with {name} = {earlier.get(name)}, not {value}: choose another folder"
-                )
+                raise InputError(f"{folder} holds {holds} with {difference(name, earlier.get(name), value)}")
         return
     require_empty_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(json.dumps(described, indent=2) + "\n")
+    write_json(path, described)
+
+
+def difference(name: str, earlier: Any, now: Any) -> str:
+    """Say in a few words how a setting differs from an earlier one; of nested settings, the first that differs.
+
+    Example:
+        >>> difference("scheduler", {"steps": 4, "eta": 0}, {"steps": 4, "eta": 1})
+        'scheduler.eta = 0, not 1: choose another folder'
+    """
+    while isinstance(earlier, dict) and isinstance(now, dict):
+        key = next(key for key in {**earlier, **now} if earlier.get(key) != now.get(key))
+        name, earlier, now = f"{name}.{key}", earlier.get(key), now.get(key)
+    return f"{name} = {earlier}, not {now}: choose another folder"
+
+
+def model_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model: `name` itself if it holds one, else the packaged model of that name, else `name`.
+
+    Example:
+        >>> model_folder("digits").name
+        'digits'
+    """
+    packaged = MODELS / name
+    if not (Path(name) / "model_index.json").is_file() and (packaged / "model_index.json").is_file():
+        return packaged
+    return Path(name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checked when read
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: If the file is empty, half-written, or holds something else than an object.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged (it is not JSON): copy it again, or make it anew") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged (it holds no JSON object): copy it again, or make it anew")
+    return values
+
+
+def read_text(path: Path) -> str:
+    """Read text in UTF-8, or in UTF-16 with a byte order mark; the mark is left out.
+
+    Raises:
+        InputError: If the file is missing, or in another encoding.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    content = path.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not text in UTF-8 (byte {error.start} is {content[error.start]:#04x}): save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise InputError(f"{path} is not text: it holds null characters; save it as UTF-8")
+    return text
 
 
 def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of the folder's safetensors files, in the format of `sha256sum --check`."""
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.glob("*.safetensors"))]
+    """Note the SHA-256 of every file in the folder, in the format of `sha256sum --check`."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != CHECKSUMS)
     with whole_file(folder / CHECKSUMS) as part:
-        part.write_text("".join(lines))
+        part.write_text("".join(f"{sha256(file)}  {file.name}\n" for file in files))
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The noted SHA-256 of each file, by name; empty for a folder without notes.
+
+    Raises:
+        InputError: If the notes are damaged.
+    """
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return {}
+    lines = [re.fullmatch(r"([0-9a-f]{64})  ([^/\\]+)", line) for line in read_text(path).splitlines()]
+    noted = {line[2]: line[1] for line in lines if line}
+    if not lines or len(noted) != len(lines):
+        raise InputError(f"{path} is damaged: copy the folder again, or delete the file to go without checksums")
+    return noted
 
 
 def weights_checksum(folder: Path) -> str | None:
-    """SHA-256 of a folder's first safetensors file as it was noted, or None."""
-    path = folder / CHECKSUMS
-    return path.read_text().split()[0] if path.is_file() else None
+    """The noted SHA-256 of a folder's first safetensors file, or None."""
+    return next((noted for name, noted in read_checksums(folder).items() if name.endswith(".safetensors")), None)
 
 
 def verify_checksums(folder: Path) -> None:
     """Raise InputError where a noted file is missing or differs; a folder without notes passes."""
-    if not (folder / CHECKSUMS).is_file():
-        return
-    for line in (folder / CHECKSUMS).read_text().splitlines():
-        checksum, _, name = line.partition("  ")
+    for name, noted in read_checksums(folder).items():
         file = folder / name
         if not file.is_file():
-            raise InputError(f"{file} is missing: copy the model folder again")
-        if _sha256(file) != checksum:
+            raise InputError(f"{file} is missing: copy the folder again")
+        if sha256(file) != noted:
             raise InputError(
                 f"{file} is truncated or altered (its SHA-256 is not the one in {CHECKSUMS}): copy it again, "
                 f"or delete {CHECKSUMS} if the change is yours"
             )
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()  # hashlib.file_digest comes with Python 3.11
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):

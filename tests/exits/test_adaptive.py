@@ -247,6 +247,8 @@ def test_bfloat16_exits_too(model):
 def test_damaged_folders_are_named(model, tmp_path, damage, message):
     model.save_pretrained(tmp_path)
     damage(tmp_path)
+    if "edit" in damage.__code__.co_names:  # a change of the user's own
+        (tmp_path / "SHA256SUMS").unlink()
     with pytest.raises(InputError, match=message) as caught:
         AdaptiveModel.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from adadiff import (
     ThresholdExit,
 )
 from adadiff.exits.stored import Circumstances, StoredPolicy
+from adadiff.files import weights_checksum
 
 TABLE = TableExit(((0.1, 0.2, 1.0, 0.0), (0.3, 0.4, 0.5, 0.6)))
 CIRCUMSTANCES = Circumstances(None, 5, "ddim", 2, 1.0)
@@ -91,7 +92,7 @@ def test_one_for_other_weights_is_refused(model, tmp_path):
     store(tmp_path, circumstances=Circumstances("0" * 64, 5, "ddim", 2, 1.0))
     with pytest.raises(InputError, match="calibrated for other weights"):
         ExitPolicy.from_pretrained(tmp_path)
-    own = (tmp_path / "transformer" / "SHA256SUMS").read_text().split()[0]
+    own = weights_checksum(tmp_path / "transformer")
     store(tmp_path, circumstances=Circumstances(own, 5, "ddim", 2, 1.0))
     assert ExitPolicy.from_pretrained(tmp_path) == TABLE
 

@@ -13,18 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 - diffusers looks for the base class here when it loads a pipeline
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel, PreTrainedModel
 from typing_extensions import Self
 
 from adadiff.errors import InputError
+from adadiff.verified import VerifiedModel
 
 MOST_GRAMS = 40  # of a word: all of one of 13 bytes
 
 
-class TextEncoder(ModelMixin, ConfigMixin):
+class TextEncoder(VerifiedModel):
     """The contract of a text encoder.
 
     Attributes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from adadiff.verified import VerifiedModel
 
-class SmallNetwork(ModelMixin, ConfigMixin):
+
+class SmallNetwork(VerifiedModel):
     """Seven 3x3 convolutions, each with batch normalisation and a ReLU, and a linear classifier on their average.
 
     The plan is that of a narrow ResNet-9: resolution halves where the width doubles, and a residual block follows at

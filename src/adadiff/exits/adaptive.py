@@ -6,18 +6,15 @@ All layers for training (`all_exits`); for sampling, every sample leaves on its 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 - diffusers looks for the base class here when it loads a pipeline
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
-from safetensors import SafetensorError
 from torch import Tensor
 
 from adadiff.backbones import BACKBONES, Backbone, LayerState
@@ -27,7 +24,8 @@ from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
 from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
-from adadiff.files import verify_checksums, weights_checksum, write_checksums
+from adadiff.fingerprints import fingerprint, weights_of
+from adadiff.verified import VerifiedModel
 
 
 @dataclass
@@ -48,7 +46,7 @@ class AdaptiveOutput(BaseOutput):
     flops: Tensor
 
 
-class AdaptiveModel(ModelMixin, ConfigMixin):
+class AdaptiveModel(VerifiedModel):
     """A denoiser with an exit after every layer; called like any diffusers denoiser, it runs in full.
 
     Args:
@@ -113,9 +111,8 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         return partial(self.__call__, corrections=Corrections())
 
     def identity(self) -> dict[str, Any]:
-        """What the predictions depend on, as plain values: the weights' checksum where they were loaded with one."""
-        folder = Path(self.config.get("_name_or_path", ""))
-        return {"weights": weights_checksum(folder) or str(folder)}
+        """What the predictions depend on, as plain values."""
+        return {"weights": fingerprint(weights_of(self))}
 
     def start_from(self, backbone: Backbone[Any]) -> None:
         """Take over a trained backbone's weights; per-layer heads start anew as copies of its head.
@@ -240,40 +237,6 @@ class AdaptiveModel(ModelMixin, ConfigMixin):
         flops = self.part_flops.until_exit(exit_layers, estimated, corrected)
         output = AdaptiveOutput(prediction, exit_layers, uncertainties, flops)
         return output if return_dict else output.to_tuple()
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as diffusers models are, with the weights' checksums beside them."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        write_checksums(Path(save_directory))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """Load a model folder or a hub model, safetensors only.
-
-        Raises:
-            InputError: If there is no model, its weights are truncated or altered, or do not fit its config.
-        """
-        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise InputError(f"{folder} is not a model folder: it has no config.json")
-            verify_checksums(folder)
-        info_wanted = kwargs.get("output_loading_info", False)
-        kwargs.update(use_safetensors=True, output_loading_info=True)
-        try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = " ".join(str(error).split())
-            raise InputError(f"{pretrained_model_name_or_path} cannot be loaded as a model: {reason}") from error
-        misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-        if misfits:
-            raise InputError(
-                f"the weights in {pretrained_model_name_or_path} do not fit its config.json: "
-                f"{len(misfits)} tensors are missing, left over or of another size, {misfits[0]} among them"
-            )
-        return (model, info) if info_wanted else model
 
 
 def _positions(mask: Tensor, device: torch.device) -> Tensor:

@@ -20,7 +20,9 @@ from adadiff.conditioning import TextEncoder, class_indices
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy, NeverExit, ThresholdExit
 from adadiff.exits.trace import Trace
+from adadiff.files import model_folder, read_json, verify_checksums, write_checksums
 from adadiff.sampling.guidance import Guidance
+from adadiff.verified import require_finite
 
 if TYPE_CHECKING:
     from adadiff.calibration import Calibration
@@ -66,25 +68,37 @@ class AdaDiffPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Load a model folder, as `save_pretrained` and the training make it, or a hub model.
+        """Load a model folder, as `save_pretrained` and the training make it, a packaged model by name, or a hub model.
 
         Raises:
             InputError: If there is no such model, or its files are damaged or do not fit together.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.exists() and not (folder / "model_index.json").is_file():
-            raise InputError(f"{folder} is not a model folder: it has no model_index.json")
+        folder = model_folder(pretrained_model_name_or_path)
+        if folder.exists():
+            _verify_folder(folder)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            pipeline = super().from_pretrained(folder, **kwargs)
         except InputError:
             raise
-        except (OSError, ValueError, AttributeError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             if folder.exists():
                 reason = " ".join(str(error).split())
                 raise InputError(f"{folder} cannot be loaded as a model: {reason}") from error
             raise InputError(
-                f"there is no model folder {folder}, nor a model of that name that can be fetched from the hub"
+                f"there is no model folder {folder}, nor a model of that name in the package or that can be fetched "
+                f"from the hub"
             ) from error
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                require_finite(part, f"{folder / name}")
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers pipelines are, with the checksums of each part's files beside them."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, part in self.components.items():
+            if part is not None:
+                write_checksums(Path(save_directory, name))
 
     @torch.no_grad()
     def __call__(
@@ -283,6 +297,15 @@ class AdaDiffPipeline(DiffusionPipeline):
             return sample
         latents = (sample / self.vae.config.scaling_factor).to(self.vae.dtype)
         return torch.cat([self.vae.decode(few).sample for few in latents.split(DECODE_BATCH)])
+
+
+def _verify_folder(folder: Path) -> None:
+    """Raise InputError where a model folder's index or a part's files are missing or damaged."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"{folder} is not a model folder: it has no model_index.json")
+    for part in read_json(index):
+        verify_checksums(folder / part)
 
 
 def _trace_of_step(output: AdaptiveOutput, guided: bool) -> dict[str, Tensor]:

@@ -1,0 +1,30 @@
+"""The processes that share a task: one, or as many as torchrun or accelerate launched."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import PartialState
+
+from adadiff.errors import InputError
+
+
+def process_state() -> PartialState:
+    """Accelerate's state of this process, among those that were launched together, on GPUs or a CPU.
+
+    Raises:
+        InputError: If several were launched and each takes itself for the only one.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    state = PartialState(cpu=True) if launched > 1 and not _has_accelerator() else PartialState()
+    if state.num_processes < launched:
+        raise InputError(
+            f"{launched} processes were launched, and this one sees {state.num_processes}: each would take itself for "
+            f"the first; start them with torchrun, and make no accelerate state of your own before"
+        )
+    return state
+
+
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available() and torch.accelerator.current_accelerator() != torch.device("mps")

@@ -1,0 +1,70 @@
+"""Models whose files are checked when they are loaded: checksums, missing tensors, weights that are not numbers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from safetensors import SafetensorError
+from torch import nn
+
+from adadiff.errors import InputError
+from adadiff.files import read_json, verify_checksums, write_checksums
+
+
+class VerifiedModel(ModelMixin, ConfigMixin):
+    """A diffusers model, saved with checksums and refused when it comes back damaged."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers models are, with the checksums of the files beside them."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_checksums(Path(save_directory))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
+        """Load a model folder or a hub model, safetensors only.
+
+        Raises:
+            InputError: If there is no model, its files are truncated or altered, its weights do not fit its config, or
+                some of them are NaN or infinite.
+        """
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise InputError(f"{folder} is not a model folder: it has no config.json")
+            verify_checksums(folder)
+            read_json(folder / "config.json")
+        info_wanted = kwargs.get("output_loading_info", False)
+        kwargs.update(use_safetensors=True, output_loading_info=True)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except InputError:
+            raise
+        except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{pretrained_model_name_or_path} cannot be loaded as a model: {reason}") from error
+        misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if misfits:
+            raise InputError(
+                f"the weights in {pretrained_model_name_or_path} do not fit its config.json: "
+                f"{len(misfits)} tensors are missing, left over or of another size, {misfits[0]} among them"
+            )
+        require_finite(model, str(pretrained_model_name_or_path))
+        return (model, info) if info_wanted else model
+
+
+def require_finite(module: nn.Module, name: str) -> None:
+    """Raise InputError where a weight or buffer of the module was not loaded, or holds NaN or infinity.
+
+    Args:
+        module: What was loaded.
+        name: Where from, for the message.
+    """
+    for key, tensor in module.state_dict().items():
+        if tensor.is_meta:
+            raise InputError(f"{name} lacks the tensor {key}: copy the model again")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{name} holds weights that are NaN or infinite, in {key}: the model is damaged")
