@@ -7,6 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,26 @@ def make_model(
         if "norm" not in name:
             nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def run_launched(*words: str, processes: int = 2) -> str:
+    """Run a command of adadiff in processes that torchrun starts on the CPU; returns what they print.
+
+    torchrun, since `accelerate launch --cpu` starts one process, whatever --num_processes says.
+    """
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*launch, str(REPOSITORY / "tests/launched.py"), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout
+    assert all(f"process {k} of {processes}" in done.stdout for k in range(processes))
+    return done.stdout
 
 
 @pytest.fixture

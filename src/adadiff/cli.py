@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from accelerate import PartialState
 from diffusers import ConfigMixin
 from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
@@ -34,11 +33,12 @@ from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, Thresh
 from adadiff.exits.stored import EXIT_POLICY, StoredPolicy
 from adadiff.files import MODELS, require_empty_folder
 from adadiff.presets import PRESETS
+from adadiff.processes import process_state
 from adadiff.sampling import Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
 from adadiff.sampling.schedulers import scheduler_like
-from adadiff.training import Interrupted, TrainConfig, train
+from adadiff.training import Diverged, Interrupted, TrainConfig, train
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingPreset = tyro.extras.subcommand_type_from_defaults(
@@ -68,7 +68,8 @@ def train_command(config: Annotated[TrainingPreset, arg(name="")]) -> None:  # t
     except Interrupted as interruption:
         console.print(f"{interruption}; to go on, run the same command with --resume")
         sys.exit(130)
-    console.print(f"the model is in {chosen.out}; to sample: adadiff sample {chosen.out} --out samples")
+    if process_state().is_main_process:
+        console.print(f"the model is in {chosen.out}; to sample: adadiff sample {chosen.out} --out samples")
 
 
 @app.command(name="info")
@@ -222,7 +223,7 @@ def sample_command(model: Positional[Path], out: Path, options: Annotated[Sample
         options: What images to sample, and how.
     """
     summary = options.into(model, out)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         trace = summary.trace
         console.print(
             f"{options.n} images in {out} ({summary.images_per_second:.2f} images/s); layers run "
@@ -253,11 +254,11 @@ def evaluate_command(
         features: small, inception, a folder or TorchScript file of a network, or package.module:name.
         clip: A CLIP model of transformers, by its name on the hub or its folder, for models that take text.
     """
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         judge = judge_for(model, data, features, clip, _device(options.device))
     judge.require_enough(options.n)
     summary = options.into(model, out)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         evaluation = evaluate_folder(out, summary, judge)
         console.print(evaluation_table(evaluation))
         console.print(f"the figures are in {out / METRICS}")
@@ -542,7 +543,7 @@ def _bytes(number: int) -> str:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device(PartialState().device)
+        return torch.device(process_state().device)
     try:
         place = torch.device(name)
         torch.empty(0, device=place)
@@ -586,6 +587,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"adadiff: {error}", file=sys.stderr)
         sys.exit(2)
+    except Diverged as error:
+        print(f"adadiff: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("adadiff: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

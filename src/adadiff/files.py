@@ -76,7 +76,7 @@ def require_empty_folder(path: Path) -> None:
 def exclusive_folder(folder: Path) -> Iterator[None]:
     """Keep other processes out of an output folder for the length of the block; the folder is made if it is missing.
 
-    The lock ends with the process, even one that is killed.
+    The lock ends with the process, even with one that is killed.
 
     Raises:
         InputError: If another process holds the folder.
@@ -84,7 +84,10 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, blocking=False):
-            yield
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
     except Timeout as error:
         raise InputError(
             f"another process is writing into {folder}: wait for it, or choose another folder; to share one task "
@@ -110,7 +113,8 @@ def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: st
         earlier = read_json(path)
         for name, value in described.items():
             if earlier.get(name) != value:
-                raise InputError(f"{folder} holds {holds} with {difference(name, earlier.get(name), value)}")
+                differing = difference(name, earlier.get(name), value)
+                raise InputError(f"{folder} holds {holds} with {differing}: choose another folder")
         return
     require_empty_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,12 +126,12 @@ def difference(name: str, earlier: Any, now: Any) -> str:
 
     Example:
         >>> difference("scheduler", {"steps": 4, "eta": 0}, {"steps": 4, "eta": 1})
-        'scheduler.eta = 0, not 1: choose another folder'
+        'scheduler.eta = 0, not 1'
     """
     while isinstance(earlier, dict) and isinstance(now, dict):
         key = next(key for key in {**earlier, **now} if earlier.get(key) != now.get(key))
         name, earlier, now = f"{name}.{key}", earlier.get(key), now.get(key)
-    return f"{name} = {earlier}, not {now}: choose another folder"
+    return f"{name} = {earlier}, not {now}"
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from adadiff.errors import InputError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+Config = TypeVar("Config")
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -19,12 +18,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveOrInfinite = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-FractionBelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 GuidanceScale = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
-def check_ranges(config: DataclassInstance) -> None:
-    """Raise InputError at the first field, of nested configurations too, that is outside its declared range.
+def check_ranges(config: Config) -> Config:
+    """Check every field of a configuration dataclass, and of those nested in it, against its declared type and range.
+
+    Returns:
+        The configuration, with values of its declared types.
+
+    Raises:
+        InputError: At the first field that is out of range, by name.
 
     Example:
         >>> from dataclasses import dataclass
@@ -36,7 +41,7 @@ def check_ranges(config: DataclassInstance) -> None:
         adadiff.errors.InputError: size is 0: it must be greater than or equal to 1
     """
     try:
-        TypeAdapter(type(config)).validate_python(asdict(config))
+        return TypeAdapter(type(config)).validate_python(asdict(config))  # type: ignore[call-overload]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(part for part in first["loc"] if isinstance(part, str))

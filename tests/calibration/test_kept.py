@@ -42,3 +42,22 @@ def test_what_was_kept_under_other_settings_is_deleted_and_other_files_are_not(t
     with pytest.raises(InputError, match="already holds other files"):
         Kept(tmp_path / "photos", {"steps": 5})
     assert (tmp_path / "photos" / "cat.png").read_text() == "a cat"
+
+
+def test_damaged_tensors_are_made_again_and_a_damaged_note_stands_for_other_settings(tmp_path):
+    Kept(tmp_path, {"steps": 5}).once("a", made(1.0))
+    (path,) = tmp_path.glob("*.safetensors")
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-2], whole[:-4] + bytes(4)):
+        path.write_bytes(damaged)
+        assert Kept(tmp_path, {"steps": 5}).once("a", made(2.0))["value"] == 2
+    (tmp_path / "calibration.json").write_text("{")
+    assert Kept(tmp_path, {"steps": 5}).once("a", made(3.0))["value"] == 3
+
+
+def test_files_of_somebody_else_stay(tmp_path):
+    kept = Kept(tmp_path / "kept", {"steps": 5})
+    kept.once("a", made(1.0))
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    kept.discard()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["notes.txt"]

@@ -47,10 +47,10 @@ def test_every_policy_comes_back_as_it_was(policy, tmp_path):
     assert ExitPolicy.from_pretrained(tmp_path) == policy
 
 
-def test_the_file_is_for_people_too(tmp_path):
+def test_the_file_is_readable(tmp_path):
     text = store(tmp_path).read_text()
     assert "[ 0.3, 0.4, 0.5, 0.6 ]" in text
-    assert list(json.loads(text)) == ["version", "goal", "found", "calibrated_for", "policy"]
+    assert list(json.loads(text)) == ["version", "goal", "found", "calibrated_for", "policy", "sha256"]
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,24 @@ def test_the_file_is_for_people_too(tmp_path):
 )
 def test_one_edited_into_nonsense_is_refused_in_one_line(change, message, tmp_path):
     path = store(tmp_path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    written = json.loads(path.read_text())
+    del written["sha256"]
+    path.write_text(json.dumps({**written, **change}))
     with pytest.raises(InputError, match=message) as caught:
         ExitPolicy.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
     assert "exit_policy.json" in str(caught.value)
+
+
+def test_an_altered_file_is_refused_unless_its_checksum_is_gone_too(tmp_path):
+    path = store(tmp_path)
+    path.write_text(path.read_text().replace("0.3, 0.4", "0.3, 0.9"))
+    with pytest.raises(InputError, match="was altered"):
+        ExitPolicy.from_pretrained(tmp_path)
+    written = json.loads(path.read_text())
+    del written["sha256"]
+    path.write_text(json.dumps(written))
+    assert ExitPolicy.from_pretrained(tmp_path).thresholds[1][1] == 0.9
 
 
 def test_what_is_no_json_and_what_is_not_there(tmp_path):

@@ -3,21 +3,28 @@
 import dataclasses
 import errno
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adadiff import AdaDiffPipeline, InputError
-from adadiff.training import checkpoints, train
+from adadiff.data import DataConfig
+from adadiff.training import Diverged, checkpoints, train
 from adadiff.training.config import ModelConfig, OptimizerConfig
+from adadiff.training.objective import JointObjective
+from tests.conftest import run_launched
 from tests.training.conftest import tiny_config
 
 TINY_MODEL = ("--model.patch-size", "4", "--model.width", "16", "--model.depth", "3", "--model.num-heads", "2")
@@ -41,8 +48,8 @@ def scalars(run: Path, name: str) -> list[float]:
     return [event.value for event in log.Scalars(name)]
 
 
-def start(out: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [sys.executable, "-m", *(launcher or ("adadiff",)), *TINY, "--out", str(out), *options]
+def start(out: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "adadiff", *TINY, "--out", str(out), *options]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -91,15 +98,106 @@ def test_interrupted_it_saves_says_how_to_go_on_and_goes_on(tmp_path):
 
 def test_two_processes_follow_one(tmp_path):
     options = ("--steps", "12")
-    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "adadiff")
-    two = start(tmp_path / "two", *options, launcher=launcher)
+    output = run_launched(*TINY, "--out", str(tmp_path / "two"), *options)
+    assert output.count("the model is in") == 1
+    assert (tmp_path / "two/checkpoints/step-00000012/random_states_1.pkl").is_file()
     one = start(tmp_path / "one", *options)
     assert one.wait(300) == 0, one.stdout.read()
-    assert two.wait(300) == 0, two.stdout.read()
     for name in ("loss/total", "loss/simple", "loss/uncertainty", "loss/layerwise", "error/layer 1"):
         assert len(scalars(tmp_path / "one", name)) == 12
         assert scalars(tmp_path / "two", name) == pytest.approx(scalars(tmp_path / "one", name), abs=1e-4)
+
+
+def test_resumed_before_its_first_checkpoint_it_starts_from_the_beginning(tmp_path, capsys):
+    train(tiny_config(tmp_path / "whole"))
+    train(tiny_config(tmp_path / "run"))
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "train.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(tiny_config(tmp_path / "run", resume=True))
+    assert "from the beginning: there is no checkpoint yet" in capsys.readouterr().out
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_second_process_is_kept_out_of_the_folder(tmp_path):
+    options = ("--steps", "100000", "--checkpoint-every", "100000")
+    process = start(tmp_path / "run", *options)
+    wait_for(lambda: (tmp_path / "run/train.json").is_file(), process)
+    second = start(tmp_path / "run", *options, "--resume")
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert "another process is writing into" in output
+    process.kill()
+    process.wait()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(tmp_path):
+    optimizer = OptimizerConfig(lr=1e4, warmup_steps=0, max_grad_norm=math.inf)
+    with pytest.raises(Diverged, match=r"not finite at step \d+ of 300.*the last checkpoint is .*step-") as caught:
+        train(tiny_config(tmp_path, optimizer=optimizer, steps=300, checkpoint_every=1))
+    last = checkpoints.list_checkpoints(tmp_path)[-1]
+    assert all(tensor.isfinite().all() for tensor in load_file(last / "model.safetensors").values())
+    assert str(last) in str(caught.value)
+    assert not (tmp_path / "model_index.json").exists()
+
+
+def test_single_steps_that_are_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys):
+    forward = JointObjective.forward
+
+    def break_the_third(self, image, **batch):
+        return forward(self, image * (torch.nan if batch["step"] == 2 else 1), **batch)
+
+    monkeypatch.setattr(JointObjective, "forward", break_the_third)
+    with pytest.raises(Diverged, match="not finite at step 3 of 6"):
+        train(tiny_config(tmp_path / "strict"))
+    train(tiny_config(tmp_path / "patient", max_bad_steps=2))
+    assert "step 3: the loss or the gradients are not finite" in capsys.readouterr().out
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "patient").values())
+
+
+def test_terminated_with_its_workers_it_saves_a_checkpoint(tmp_path):
+    options = ("--steps", "1000000", "--checkpoint-every", "500000", "--workers", "2")
+    command = [sys.executable, "-m", "adadiff", *TINY, "--out", str(tmp_path / "run"), *options]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    events = tmp_path / "run/logs/tensorboard"
+    wait_for(lambda: sum(file.stat().st_size for file in events.rglob("events*")) > 5000, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert checkpoints.last_sound_checkpoint(tmp_path / "run")[0] is not None
+
+
+def test_an_unreadable_image_in_a_worker_process_is_one_line(tmp_path):
+    for k in range(8):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (12, 12), (30 * k, 90, 90)).save(tmp_path / f"photos/{k}.png")
+    broken = tmp_path / "photos/5.png"
+    broken.write_bytes(broken.read_bytes()[:-30])  # the header is sound
+    data = DataConfig(source=str(tmp_path / "photos"), size=8)
+    with pytest.raises(InputError, match=r"5\.png") as caught:
+        train(tiny_config(tmp_path / "run", data=data, workers=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_resuming_on_other_classes_or_images_is_refused(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (12, 12), "red").save(tmp_path / f"photos/{name}/0.png")
+    data = DataConfig(source=str(tmp_path / "photos"), size=8)
+    changes = {"data": data, "model": replace(tiny_config(tmp_path).model, condition="class")}
+    train(tiny_config(tmp_path / "run", steps=2, **changes))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    (tmp_path / "photos/dog").rename(tmp_path / "photos/ant")
+    with pytest.raises(InputError, match=r"trained_on\.data\.class_names = \['cat', 'dog'\], not \['ant', 'cat'\]"):
+        train(tiny_config(tmp_path / "run", steps=4, resume=True, **changes))
+    (tmp_path / "photos/ant").rename(tmp_path / "photos/dog")
+    Image.new("RGB", (12, 12), "blue").save(tmp_path / "photos/dog/0.png")
+    with pytest.raises(InputError, match=r"trained_on\.data"):
+        train(tiny_config(tmp_path / "run", steps=4, resume=True, **changes))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_accumulated_batches_follow_whole_ones(tmp_path):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from adadiff.files import claim_folder, require_empty_folder, whole_file
+from adadiff.errors import InputError
+from adadiff.files import claim_folder, read_json, require_empty_folder, whole_file
+from adadiff.fingerprints import fingerprint
 
 SETTINGS = "calibration.json"
+OWN_FILE = re.compile(r"\.?[0-9a-f]{16}(\.part)?\.safetensors|\.calibration\.part\.json")
 Tensors = dict[str, Tensor]
 
 
@@ -37,8 +41,8 @@ class Kept:
         note = folder / SETTINGS
         if not note.is_file():
             require_empty_folder(folder)
-        elif json.loads(note.read_text()) != self.settings:
-            shutil.rmtree(folder)
+        elif _settings_in(note) != self.settings:
+            self.discard()
 
     def once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
         """What is kept under this name, made now if nothing is."""
@@ -49,15 +53,47 @@ class Kept:
         return self._known[what]
 
     def discard(self) -> None:
-        """Delete the folder."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder)
+        """Delete what was kept, and the folder unless it holds files of somebody else's."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            if path.name == SETTINGS or OWN_FILE.fullmatch(path.name):
+                path.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _from_file(self, folder: Path, what: str, make: Callable[[], Tensors]) -> Tensors:
         path = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
-        if not path.is_file():
-            tensors = make()  # before anything is written: where this fails, nothing is
-            claim_folder(folder, SETTINGS, self.settings, "a calibration")
-            with whole_file(path) as part:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-        return load_file(path)
+        if (found := _sound_tensors(path)) is not None:
+            return found
+        tensors = {name: tensor.contiguous() for name, tensor in make().items()}
+        claim_folder(folder, SETTINGS, self.settings, "a calibration")  # now, so that a failure writes nothing
+        with whole_file(path) as part:
+            save_file(tensors, part, metadata={"sha256": fingerprint(_parts(tensors))})
+        return tensors
+
+
+def _settings_in(note: Path) -> dict[str, Any] | None:
+    """The settings in a note; None where it is damaged, which stands for other settings."""
+    try:
+        return read_json(note)
+    except InputError:
+        return None
+
+
+def _sound_tensors(path: Path) -> Tensors | None:
+    """The tensors in a file, or None where there is none or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            noted = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError):
+        return None
+    return tensors if noted == fingerprint(_parts(tensors)) else None
+
+
+def _parts(tensors: Tensors) -> Iterable[object]:
+    for name, tensor in sorted(tensors.items()):
+        yield from (name, tensor.numpy().tobytes())

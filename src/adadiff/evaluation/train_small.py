@@ -16,7 +16,7 @@ from adadiff.data import DataConfig, ImageData
 from adadiff.errors import InputError
 from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.files import require_empty_folder
-from adadiff.training.loop import native_precision
+from adadiff.training.build import native_precision
 
 SHIFT = 4  # pixels an image is moved by, at most
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from adadiff.exits.policies import (
     TableExit,
     ThresholdExit,
 )
-from adadiff.files import weights_checksum, whole_file
+from adadiff.files import read_json, weights_checksum, whole_file
 
 EXIT_POLICY = "exit_policy.json"
 VERSION = 1
@@ -89,7 +90,7 @@ class StoredPolicy:
             "policy": self.policy.describe(),
         }
         with whole_file(path) as part:
-            part.write_text(_readable(described) + "\n")
+            part.write_text(_readable({**described, "sha256": _digest(described)}) + "\n")
         return path
 
     @classmethod
@@ -105,11 +106,11 @@ class StoredPolicy:
                 f"{folder} holds no {EXIT_POLICY}: make one with adadiff calibrate {folder} --compute 0.55"
             )
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path)
+            if values.pop("sha256", None) not in (None, _digest(values)):
+                raise InputError('it was altered; delete its line "sha256" if the change is yours')
             if values["version"] != VERSION:
-                raise InputError(
-                    f"{path} is of version {values['version']}, and this adadiff reads {VERSION}: calibrate again"
-                )
+                raise InputError(f"it is of version {values['version']}, and this adadiff reads {VERSION}")
             stored = cls(
                 policy_from(values["policy"]),
                 TypeAdapter(Circumstances).validate_python(values["calibrated_for"]),
@@ -161,6 +162,11 @@ def _reason(error: Exception) -> str:
         place = ".".join(str(part) for part in first["loc"])
         return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    """SHA-256 of the values, whatever their order and layout in the file."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _readable(values: Mapping[str, Any]) -> str:

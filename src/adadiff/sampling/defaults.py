@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from typing_extensions import Self
 
 from adadiff.errors import InputError
-from adadiff.files import whole_file
+from adadiff.files import read_json, write_json
+from adadiff.ranges import Count, Fraction, GuidanceScale, check_ranges
 
 SAMPLING = "sampling.json"
 
@@ -21,13 +21,13 @@ class SamplingDefaults:
 
     scheduler: str = "ddim"
     """ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral."""
-    steps: int = 50
+    steps: Count = 50
     """Sampling steps."""
-    tau: float = 0.0
+    tau: Fraction = 0.0
     """Exit threshold in [0, 1]; 0 runs the full model."""
-    min_layer: int = 1
+    min_layer: Count = 1
     """No sample leaves before this layer."""
-    guidance_scale: float = 1.0
+    guidance_scale: GuidanceScale = 1.0
     """Strength of classifier-free guidance; 1 means none."""
 
     def changed(self, **choices: Any) -> Self:
@@ -36,8 +36,7 @@ class SamplingDefaults:
 
     def save(self, folder: Path) -> None:
         """Write them into a model folder."""
-        with whole_file(folder / SAMPLING) as part:
-            part.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_json(folder / SAMPLING, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -49,11 +48,7 @@ class SamplingDefaults:
         path = folder / SAMPLING
         if not path.is_file():
             return cls()
-        usual = asdict(cls())
         try:
-            values = json.loads(path.read_text())
-            return cls(**{name: type(usual[name])(value) for name, value in values.items()})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{path} does not hold sampling defaults ({', '.join(usual)}): mend it, or delete it"
-            ) from error
+            return check_ranges(cls(**read_json(path)))
+        except (TypeError, InputError) as error:
+            raise InputError(f"{path} does not hold sampling defaults: {error}; correct it, or delete it") from error

@@ -1,7 +1,8 @@
-"""Checkpoints of a run: written whole or not at all, the last few kept."""
+"""Checkpoints of a run: written atomically with checksums, the last few kept, a damaged one passed over."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,14 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adadiff.errors import InputError
-from adadiff.files import part_path, whole_folder
+from adadiff.files import CHECKSUMS, part_path, verify_checksums, whole_folder, write_checksums
 
 EMA_WEIGHTS = "ema.safetensors"
+NAME = re.compile(r"step-(\d{8,})")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    """The run's checkpoints, oldest first; files and folders of any other name are not ours."""
+    folder = run / "checkpoints"
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted((path for path in found if path.is_dir()), key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -39,10 +43,11 @@ def save_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path, step: in
         with part_of_main as part:
             accelerator.wait_for_everyone()
             accelerator.save_state(str(part))
+            accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 names = (str(number) for number in range(len(ema.shadow_params)))
                 save_file(dict(zip(names, ema.shadow_params, strict=True)), part / EMA_WEIGHTS)
-            accelerator.wait_for_everyone()
+                write_checksums(part)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -55,31 +60,58 @@ def save_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path, step: in
     accelerator.wait_for_everyone()
 
 
-def load_last_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path) -> int:
-    """Restore weights, optimizer, learning-rate schedule and moving average; returns the steps done.
+def last_sound_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint whose files are as they were written.
+
+    Returns:
+        Its folder, None where the run has no checkpoint yet; and what is wrong with each newer one.
 
     Raises:
-        InputError: If the run has no checkpoint, or it cannot be read.
+        InputError: If all of them are damaged.
     """
-    checkpoints = list_checkpoints(run)
-    if not checkpoints:
-        raise InputError(f"{run} has no checkpoint to resume from: start without --resume")
-    last = checkpoints[-1]
+    checkpoints, damaged = list_checkpoints(run), []
+    for checkpoint in reversed(checkpoints):
+        try:
+            if not (checkpoint / CHECKSUMS).is_file():
+                raise InputError(f"{checkpoint / CHECKSUMS} is missing")
+            verify_checksums(checkpoint)
+        except (InputError, OSError) as error:
+            damaged.append(f"the checkpoint {checkpoint} is damaged: {error}")
+        else:
+            return checkpoint, damaged
+    if checkpoints:
+        raise InputError(f"{damaged[0]}; no sound one is left: start anew with another --out")
+    return None, []
+
+
+def set_aside(damaged: Path) -> Path:
+    """Rename a damaged checkpoint, so that it no longer counts as one and nothing is lost."""
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return damaged.rename(aside)
+
+
+def load_checkpoint(accelerator: Accelerator, ema: EMAModel, checkpoint: Path) -> int:
+    """Restore weights, optimizer, learning-rate schedule, random state and moving average; returns the steps done.
+
+    Raises:
+        InputError: If the checkpoint is not of this training.
+    """
     try:
-        accelerator.load_state(str(last))
-        shadow = load_file(last / EMA_WEIGHTS)
+        accelerator.load_state(str(checkpoint))
+        shadow = load_file(checkpoint / EMA_WEIGHTS)
+        step = checkpoint_step(checkpoint)
+        ema.load_state_dict(
+            {
+                **ema.state_dict(),
+                "shadow_params": [shadow[str(number)] for number in range(len(shadow))],
+                "optimization_step": step,
+            }
+        )
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"the checkpoint {last} cannot be read ({reason}): delete it to go on from the one before"
+            f"the checkpoint {checkpoint} cannot be read ({reason}): delete it to go on from the one before"
         ) from error
-    step = checkpoint_step(last)
-    ema.load_state_dict(
-        {
-            **ema.state_dict(),
-            "shadow_params": [shadow[str(number)] for number in range(len(shadow))],
-            "optimization_step": step,
-        }
-    )
     ema.to(accelerator.device)
     return step

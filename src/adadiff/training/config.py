@@ -14,6 +14,17 @@ from adadiff.data import DataConfig
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import UalWeighting
+from adadiff.ranges import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveOrInfinite,
+    Seed,
+    check_ranges,
+)
 from adadiff.sampling.defaults import SamplingDefaults
 
 
@@ -23,17 +34,17 @@ class ModelConfig:
 
     backbone: str = "uvit"
     """Kind of backbone."""
-    patch_size: int = 4
+    patch_size: Count = 4
     """Side of a patch, in pixels."""
-    width: int = 192
+    width: Count = 192
     """Size of a token."""
-    depth: int = 9
+    depth: Count = 9
     """Number of layers, odd."""
-    num_heads: int = 3
+    num_heads: Count = 3
     """Attention heads."""
-    head_dim: int | None = None
+    head_dim: Count | None = None
     """Size of an attention head; by default the width over their number. Pruned models have fewer heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Positive = 4.0
     """Hidden size of the MLP over the width."""
     time_mlp: bool = False
     """Put the time embedding through an MLP."""
@@ -41,7 +52,7 @@ class ModelConfig:
     """End the output head in a 3x3 convolution."""
     condition: Literal["none", "class", "text"] = "none"
     """What the model is told of an image: nothing, its class, or its caption."""
-    num_classes: int | None = None
+    num_classes: Count | None = None
     """Size of the class table, the null class counted; by default the data's classes and the null class."""
     text_encoder: str = "bytes"
     """"bytes" (small, trained with the model), or a text model of transformers, by hub name or folder, frozen."""
@@ -121,13 +132,13 @@ class ModelConfig:
 class DiffusionConfig:
     """The forward process, and what the model predicts."""
 
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Count = 1000
     """Number of time steps."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "vp_sde"] = "linear"
     """How beta grows, as in diffusers; vp_sde: the continuous linear-beta SDE, in as many steps."""
-    beta_start: float = 0.0001
+    beta_start: BelowOne = 0.0001
     """The first beta."""
-    beta_end: float = 0.02
+    beta_end: BelowOne = 0.02
     """The last beta. (The SDE's are 0.1 and 20, whatever is set here.)"""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the model predicts: the noise, or the velocity."""
@@ -172,9 +183,9 @@ def vp_sde_betas(steps: int, first: float = 0.1, last: float = 20.0) -> list[flo
 class LossConfig:
     """The joint loss L = L_simple + lambda * L_u + beta * L_UAL."""
 
-    uncertainty_weight: float = 1.0
+    uncertainty_weight: NonNegative = 1.0
     """lambda."""
-    layerwise_weight: float = 1.0
+    layerwise_weight: NonNegative = 1.0
     """beta."""
     ual_weighting: UalWeighting = "detached"
     """Layer weights in L_UAL: the paper's, as the released code normalises them, or as BERxiT or CALM have them."""
@@ -186,19 +197,19 @@ class LossConfig:
 class OptimizerConfig:
     """AdamW, its schedule, and the moving average of the weights."""
 
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Learning rate after the warm-up."""
-    weight_decay: float = 0.03
+    weight_decay: NonNegative = 0.03
     """Weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """AdamW's betas."""
-    warmup_steps: int = 500
+    warmup_steps: CountOrZero = 500
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant_with_warmup", "cosine"] = "cosine"
     """The learning rate after the warm-up: constant, or falling to 0 along a cosine."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients are clipped to this norm; inf for none."""
-    ema_decay: float = 0.9995
+    ema_decay: BelowOne = 0.9995
     """Decay of the moving average of the weights, which is the model that is saved."""
 
 
@@ -214,43 +225,46 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
-    steps: int = 10_000
+    steps: Count = 10_000
     """Optimizer steps."""
-    condition_dropout: float = 0.1
+    condition_dropout: Fraction = 0.1
     """How often a class or caption is left out, which classifier-free guidance needs."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Images per optimizer step, over all processes and accumulated batches."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each step's images into this many batches."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Arithmetic of the layers; weights stay in float32. auto: bf16 where the device computes with it, else no."""
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass, to save memory."""
-    workers: int = 0
+    workers: CountOrZero = 0
     """Processes that load images."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random."""
     init_from: Path | None = None
     """Fine-tune: start from the backbone of this model folder; exits start anew."""
     freeze_backbone: bool = False
     """Train only estimators and per-layer heads; the full model stays as it is."""
     resume: bool = False
-    """Go on from the run's last checkpoint."""
-    checkpoint_every: int = 1000
+    """Go on from the run's last checkpoint, or from the beginning where it has none yet."""
+    max_bad_steps: Count = 1
+    """Stop after this many steps in a row whose loss or gradients are not finite; each is skipped."""
+    checkpoint_every: Count = 1000
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """How many of the last checkpoints to keep."""
-    sample_every: int = 2000
+    sample_every: CountOrZero = 2000
     """Steps between sample pictures; 0 for none."""
-    log_every: int = 50
+    log_every: Count = 50
     """Steps between TensorBoard entries."""
 
     def check(self) -> None:
-        """Raise InputError where a count is out of range."""
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.condition_dropout <= 1:
-            raise InputError(f"condition_dropout is {self.condition_dropout}: it must be between 0 and 1")
+        """Raise InputError where a number is out of range, or two do not fit together."""
+        check_ranges(self)
+        if self.diffusion.beta_start > self.diffusion.beta_end:
+            raise InputError(
+                f"diffusion.beta_start {self.diffusion.beta_start} is above beta_end {self.diffusion.beta_end}: betas "
+                f"must rise"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal batches")

@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
-from diffusers.optimization import get_scheduler
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broadcast_object_list
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from adadiff.conditioning import ClassCondition, Condition, FeatureCondition, TextEncoder, TokenCondition, Unconditional
-from adadiff.data import LabelledData, cache_folder, open_data
-from adadiff.errors import InputError
-from adadiff.exits import AdaptiveModel
-from adadiff.files import require_empty_folder, whole_file, whole_folder
+from adadiff.conditioning import Condition
+from adadiff.data import LabelledData, open_data
+from adadiff.files import exclusive_folder, whole_file, write_json
+from adadiff.processes import process_state
 from adadiff.sampling import AdaDiffPipeline, Conditions
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.seeding import generator_for
-from adadiff.training.checkpoints import load_last_checkpoint, save_checkpoint
-from adadiff.training.config import TrainConfig
-from adadiff.training.objective import JointObjective, Objective
-from adadiff.training.stream import TrainingStream
-
-TRAIN_CONFIG = "train.json"
-MAY_CHANGE_ON_RESUME = (
-    *("out", "resume", "steps", "workers", "sampling"),
-    *("checkpoint_every", "keep_checkpoints", "sample_every", "log_every"),
+from adadiff.training.build import (
+    build_condition,
+    build_model,
+    build_optimizer,
+    example_conditions,
+    native_precision,
 )
+from adadiff.training.checkpoints import last_sound_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from adadiff.training.config import TrainConfig
+from adadiff.training.interruption import batches_of, ignore_stop_signals, stop_signals
+from adadiff.training.objective import JointObjective, Objective
+from adadiff.training.run_folder import TRAIN_CONFIG, check_run, describe_run, report_start, save_model
+from adadiff.training.stream import TrainingStream
 
 
 class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, not an error
     """The training was asked to stop, and has saved all it needs to go on."""
+
+
+class Diverged(RuntimeError):  # noqa: N818 - what happened, as Interrupted
+    """The loss, the gradients or the weights are no longer finite; the last checkpoint is from before."""
 
 
 def train(config: TrainConfig) -> None:
@@ -58,197 +60,181 @@ def train(config: TrainConfig) -> None:
     Raises:
         InputError: If the data, the sizes, the output folder or the checkpoint do not fit.
         Interrupted: If stopped by SIGINT or SIGTERM, after a checkpoint.
+        Diverged: If the loss or the gradients are not finite at `config.max_bad_steps` steps in a row.
     """
     config.check()
+    state = process_state()
     if config.mixed_precision == "auto":
-        config = dataclasses.replace(config, mixed_precision=native_precision(PartialState().device))
+        config = dataclasses.replace(config, mixed_precision=native_precision(state.device))
     images = open_data(config.data, smallest_side=config.model.patch_size)
     model, text_encoder = build_model(config, images)
     condition = build_condition(config, images, text_encoder)
-    trained_encoder = text_encoder if text_encoder is not None and not text_encoder.frozen else None
-    trained = nn.ModuleList([model] if trained_encoder is None else [model, trained_encoder])
-    if config.data.on_error == "stop" and not config.resume:
+    pipeline = AdaDiffPipeline(model, config.diffusion.build(images.vae is not None), text_encoder, images.vae)
+    with _open_folder(config, images, pipeline) if state.is_main_process else nullcontext() as checkpoint:
+        checkpoint = broadcast_object_list([checkpoint])[0]  # the main process's, whose folder it is
+        run = Run(config, images, condition, pipeline, checkpoint)
+        run.train()
+        run.finish()
+
+
+@contextmanager
+def _open_folder(config: TrainConfig, images: LabelledData, pipeline: AdaDiffPipeline) -> Iterator[Path | None]:
+    """Check all that can be checked, then hold the run's folder; gives the checkpoint to go on from, or None."""
+    description = describe_run(config, images, pipeline)
+    check_run(config, description)
+    checkpoint, damaged = last_sound_checkpoint(config.out) if config.resume else (None, [])
+    if config.data.on_error == "stop" and checkpoint is None:
         images.check()
-    scheduler = config.diffusion.build(in_latents=images.vae is not None)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulate,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
-    )
-    if accelerator.is_main_process:
-        open_run(config)
-        if images.skipped:
-            tqdm.write(f"left out {len(images.skipped)} unreadable images: {', '.join(images.skipped[:5])}, ...")
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("tensorboard")
+    with exclusive_folder(config.out):
+        check_run(config, description)
+        write_json(config.out / TRAIN_CONFIG, description)
+        report_start(config, images, checkpoint, damaged)
+        yield checkpoint
 
-    trainable = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-    settings = config.optimizer
-    optimizer = torch.optim.AdamW(
-        trainable, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
-    schedule = get_scheduler(
-        settings.schedule, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=config.steps
-    )
-    objective, optimizer, schedule = accelerator.prepare(
-        JointObjective(model, scheduler, config.loss, trained_encoder), optimizer, schedule
-    )
-    ema = EMAModel(trained.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
-    step = load_last_checkpoint(accelerator, ema, config.out) if config.resume else 0
 
-    loader = accelerator.prepare(
-        DataLoader(
-            TrainingStream(images, config.seed, config.data.flip, condition, config.condition_dropout),
-            batch_size=config.batch_size // config.accumulate,
-            sampler=range(step * config.batch_size, config.steps * config.batch_size),
-            num_workers=config.workers,
+class Run:
+    """One process's part of a training, from a checkpoint or the beginning to the saved model.
+
+    Args:
+        config: The whole training.
+        images: What to train on.
+        condition: What the model is conditioned on.
+        pipeline: The model to train, with its scheduler, text encoder and autoencoder.
+        checkpoint: Where to go on from; None for the beginning.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        images: LabelledData,
+        condition: Condition,
+        pipeline: AdaDiffPipeline,
+        checkpoint: Path | None,
+    ) -> None:
+        self.config, self.pipeline = config, pipeline
+        self.examples = example_conditions(config, pipeline.transformer, images)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.accumulate,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            log_with="tensorboard",
+            project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
         )
-    )
-    pipeline = AdaDiffPipeline(model, scheduler, text_encoder, images.vae)
-    examples = example_conditions(config, model, images)
-    progress = tqdm(total=config.steps, initial=step, desc="training", disable=not accelerator.is_main_process)
-    with progress, stop_signals() as stop_asked:
-        for batch in loader:
-            with accelerator.accumulate(objective):
-                with attention_backend(accelerator):
-                    result: Objective = objective(**batch, step=step)
-                accelerator.backward(result.loss.total)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-            if not accelerator.sync_gradients:
-                continue
-            step += 1
-            ema.step(trained.parameters())
-            progress.update()
-            if step % config.log_every == 0 or step == config.steps:
-                log(accelerator, result, schedule.get_last_lr()[0], step, progress)
-            if stop_asked():
-                accelerator.set_trigger()
-            stopping = accelerator.check_trigger()
-            if step % config.checkpoint_every == 0 or step == config.steps or stopping:
-                save_checkpoint(accelerator, ema, config.out, step, config.keep_checkpoints)
-            if config.sample_every and step % config.sample_every == 0 and accelerator.is_main_process:
-                with averaged_weights(ema, trained):
-                    draw_samples(pipeline, examples, config.out / "samples" / f"step-{step:08d}.png")
-            if stopping and step < config.steps:
-                break
-    accelerator.end_training()
-    if accelerator.is_main_process:
-        with averaged_weights(ema, trained):
-            save_model(pipeline, config.out)
-            config.sampling.save(config.out)
-    if step < config.steps:
-        raise Interrupted(f"stopped and saved after step {step} of {config.steps}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Before: arithmetic, the run's folder, the model
-
-
-def native_precision(device: torch.device) -> Literal["no", "bf16"]:
-    """bf16 where the device has instructions for it; a CPU without emulates it, tens of times slower than float32."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if device.type == "cpu":
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-        return "bf16" if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")) else "no"
-    return "no"
-
-
-def open_run(config: TrainConfig) -> None:
-    """Make the run's folder and write the configuration there; when resuming, check that it is the same.
-
-    Raises:
-        InputError: If the folder holds something else, or the run to resume was another.
-    """
-    resolved = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    path = config.out / TRAIN_CONFIG
-    if config.resume:
-        if not path.is_file():
-            raise InputError(f"{config.out} holds no run to resume: start without --resume, or choose another --out")
-        earlier = json.loads(path.read_text())
-        for name, value in resolved.items():
-            if name not in MAY_CHANGE_ON_RESUME and earlier.get(name) != value:
-                raise InputError(
-                    f"{config.out} was trained with {name} = {earlier.get(name)}, not {value}: resume with the same, "
-                    f"or choose another --out"
-                )
-    else:
-        try:
-            require_empty_folder(config.out)
-        except InputError as error:
-            raise InputError(f"{error}; --resume goes on with the run in it") from None
-    config.out.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(json.dumps(resolved, indent=2) + "\n")
-
-
-def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveModel, TextEncoder | None]:
-    """The model to train, new or with a trained backbone, frozen where asked; and the text encoder, if it takes text.
-
-    Raises:
-        InputError: If the trained backbone is missing, of another size, or for latents of another autoencoder.
-    """
-    torch.manual_seed(config.seed)
-    text_encoder = config.model.build_text_encoder()
-    context_shape = None if text_encoder is None else text_encoder.shape
-    model = config.model.build(images.shape, config.diffusion.network_time(), images.class_names, context_shape)
-    if config.init_from is not None:
-        source = AdaDiffPipeline.from_pretrained(config.init_from)
-        try:
-            model.start_from(source.transformer.backbone)
-            if text_encoder is not None and not text_encoder.frozen:
-                text_encoder.load_state_dict(source.text_encoder.state_dict())
-        except (RuntimeError, AttributeError) as error:
-            raise InputError(
-                f"the backbone in {config.init_from} has other sizes than this model: make --model and --data fit it"
-            ) from error
-    if config.freeze_backbone:
-        model.backbone.requires_grad_(False)
-        if text_encoder is not None:
-            text_encoder.requires_grad_(False)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    return model, text_encoder
-
-
-def build_condition(config: TrainConfig, images: LabelledData, text_encoder: TextEncoder | None) -> Condition:
-    """What the model is told of each image.
-
-    Raises:
-        InputError: If the data lack it, or have labels outside the class table.
-    """
-    if config.model.condition == "class":
-        size, null_class = config.model.class_table(images.class_names)
-        if null_class is None and config.condition_dropout > 0:
-            raise InputError(
-                f"a table of {size} classes has no room for a null class: set --condition-dropout 0, or "
-                f"--model.num-classes {size + 1}"
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("tensorboard")
+        encoder = pipeline.text_encoder
+        trained_encoder = encoder if encoder is not None and not encoder.frozen else None
+        self.trained = nn.ModuleList(filter(None, [pipeline.transformer, trained_encoder]))
+        self.trainable = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
+        optimizer, schedule = build_optimizer(config, self.trainable)
+        self.objective, self.optimizer, self.schedule = self.accelerator.prepare(
+            JointObjective(pipeline.transformer, pipeline.scheduler, config.loss, trained_encoder), optimizer, schedule
+        )
+        self.ema = EMAModel(
+            self.trained.parameters(),
+            decay=config.optimizer.ema_decay,
+            use_ema_warmup=True,
+            power=3 / 4,
+            foreach=True,
+        )
+        self.step = 0 if checkpoint is None else load_checkpoint(self.accelerator, self.ema, checkpoint)
+        self.bad_steps = 0  # in a row
+        self.loader = self.accelerator.prepare(
+            DataLoader(
+                TrainingStream(images, config.seed, config.data.flip, condition, config.condition_dropout),
+                batch_size=config.batch_size // config.accumulate,
+                sampler=range(self.step * config.batch_size, config.steps * config.batch_size),
+                num_workers=config.workers,
+                worker_init_fn=ignore_stop_signals,
             )
-        return ClassCondition(images.labels(), size, null_class)
-    if text_encoder is None:
-        return Unconditional()
-    captions = images.captions()
-    if not text_encoder.frozen:
-        return TokenCondition(text_encoder)
-    state = PartialState()
-    with state.main_process_first():
-        return FeatureCondition(text_encoder.to(state.device), captions, cache_folder())
+        )
 
+    def train(self) -> None:
+        """Take the steps that are left, or those until a stop is asked for."""
+        config, accelerator = self.config, self.accelerator
+        progress = tqdm(total=config.steps, initial=self.step, desc="training", disable=not accelerator.is_main_process)
+        with progress, stop_signals() as stop_asked:
+            for batch in batches_of(self.loader):
+                result = self._learn_from(batch)
+                if result is None:
+                    continue
+                progress.update()
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    log(accelerator, result, self.schedule.get_last_lr()[0], self.step, progress)
+                if stop_asked():
+                    accelerator.set_trigger()
+                stopping = accelerator.check_trigger()
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopping:
+                    self._save_checkpoint()
+                if config.sample_every and self.step % config.sample_every == 0 and accelerator.is_main_process:
+                    with averaged_weights(self.ema, self.trained):
+                        picture = config.out / "samples" / f"step-{self.step:08d}.png"
+                        draw_samples(self.pipeline, self.examples, picture)
+                if stopping and self.step < config.steps:
+                    break
 
-def example_conditions(config: TrainConfig, model: AdaptiveModel, images: LabelledData) -> Conditions:
-    """What the sample pictures show: all classes, or the first captions."""
-    captions = tuple(dict.fromkeys(images.captions()))[:16] if config.model.condition == "text" else ()
-    return Conditions(model.class_indices, captions)
+    def finish(self) -> None:
+        """Save the model; raise Interrupted where steps are left."""
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            with averaged_weights(self.ema, self.trained):
+                save_model(self.pipeline, self.config.out)
+                self.config.sampling.save(self.config.out)
+        if self.step < self.config.steps:
+            raise Interrupted(f"stopped and saved after step {self.step} of {self.config.steps}")
+
+    def _learn_from(self, batch: dict[str, Tensor]) -> Objective | None:
+        """Learn from one batch; None where it is not the last of its step."""
+        accelerator = self.accelerator
+        with accelerator.accumulate(self.objective):
+            with attention_backend(accelerator):
+                result: Objective = self.objective(**batch, step=self.step)
+            accelerator.backward(result.loss.total)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self.trainable, self.config.optimizer.max_grad_norm)
+                self._skip_if_not_finite(result.loss.total, norm)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+        if not accelerator.sync_gradients:
+            return None
+        self.step += 1
+        self.ema.step(self.trained.parameters())
+        return result
+
+    def _skip_if_not_finite(self, loss: Tensor, norm: Tensor) -> None:
+        """Drop the gradients of a step whose loss or gradients are not finite; raise Diverged after too many in a row.
+
+        With float16 the gradient scaler meets overflowing gradients itself, and the loss alone is looked at.
+        """
+        scaled = self.accelerator.scaler is not None
+        finite = torch.isfinite(loss.detach()) & (scaled or torch.isfinite(norm))
+        if self.accelerator.reduce(finite.float(), reduction="mean") == 1:
+            self.bad_steps = 0
+            return
+        self.bad_steps += 1
+        if self.bad_steps >= self.config.max_bad_steps:
+            raise self._diverged("the loss or the gradients are", self.step + 1)
+        tqdm.write(f"step {self.step + 1}: the loss or the gradients are not finite; the step is skipped")
+        if not scaled:
+            self.optimizer.zero_grad()
+
+    def _save_checkpoint(self) -> None:
+        if not all(torch.isfinite(parameter).all() for parameter in self.trained.parameters()):
+            raise self._diverged("the weights are", self.step)
+        save_checkpoint(self.accelerator, self.ema, self.config.out, self.step, self.config.keep_checkpoints)
+
+    def _diverged(self, what: str, step: int) -> Diverged:
+        checkpoints = list_checkpoints(self.config.out)
+        last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+        return Diverged(
+            f"{what} not finite at step {step} of {self.config.steps}: the training stopped, {last}; start anew with a "
+            f"smaller --optimizer.lr, or skip such steps: --resume --max-bad-steps 10"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# During: attention, signals, logs, pictures
+# Attention, logs, pictures
 
 
 def attention_backend(accelerator: Accelerator) -> AbstractContextManager[Any]:
@@ -256,24 +242,6 @@ def attention_backend(accelerator: Accelerator) -> AbstractContextManager[Any]:
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
-
-
-@contextmanager
-def stop_signals() -> Iterator[Any]:
-    """Turn SIGINT and SIGTERM into a question: was the training asked to stop? A second one stops at once."""
-    asked: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def log(accelerator: Accelerator, result: Objective, lr: float, step: int, progress: tqdm[Any]) -> None:
@@ -313,19 +281,3 @@ def draw_samples(pipeline: AdaDiffPipeline, examples: Conditions, path: Path) ->
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as part:
         image_grid(images).save(part)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# After
-
-
-def save_model(pipeline: AdaDiffPipeline, run: Path) -> None:
-    """Write the pipeline's parts into the run's folder, each whole."""
-    staging = run / ".model"
-    with whole_folder(staging) as part:
-        pipeline.save_pretrained(part)
-    for entry in staging.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(run / entry.name, ignore_errors=True)
-        entry.replace(run / entry.name)
-    staging.rmdir()

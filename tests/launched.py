@@ -1,0 +1,11 @@
+"""Runs the command line in one of several processes, and says which: torchrun tests/launched.py train ..."""
+
+import sys
+
+from adadiff.cli import main
+from adadiff.processes import process_state
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    state = process_state()
+    print(f"process {state.process_index} of {state.num_processes}")

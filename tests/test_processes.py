@@ -1,0 +1,25 @@
+"""Processes that share a task: they see each other, or are refused."""
+
+import pytest
+from accelerate import PartialState
+
+from adadiff import InputError
+from adadiff.processes import process_state
+from tests.conftest import run_launched
+
+
+def test_one_process_is_the_first_and_only_one():
+    assert (process_state().num_processes, process_state().is_main_process) == (1, True)
+
+
+def test_launched_processes_see_each_other():
+    output = run_launched("info", "digits")
+    assert "process 0 of 2" in output
+    assert "process 1 of 2" in output
+
+
+def test_launched_processes_that_each_take_themselves_for_the_first_are_refused(monkeypatch):
+    PartialState()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were launched, and this one sees 1"):
+        process_state()
