@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> None:
     config.check()
     if config.mixed_precision == "auto":
         config = dataclasses.replace(config, mixed_precision=native_precision(PartialState().device))
-    images = open_data(config.data, smallest_side=config.model.patch_size)
+    images = open_data(config.data, config.model.patch_size, config.model.condition)
     model, text_encoder = build_model(config, images)
     condition = build_condition(config, images, text_encoder)
     trained_encoder = text_encoder if text_encoder is not None and not text_encoder.frozen else None
@@ -79,8 +79,8 @@ def train(config: TrainConfig) -> None:
     )
     if accelerator.is_main_process:
         open_run(config)
-        if images.skipped:
-            tqdm.write(f"left out {len(images.skipped)} unreadable images: {', '.join(images.skipped[:5])}, ...")
+        for line in images.describe():
+            tqdm.write(line)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("tensorboard")
 
