@@ -105,7 +105,7 @@ class LabelledData(Dataset[dict[str, Any]]):
             assert self._columns["label"] is not None
             counts = columns.count_labels(self._table, self._columns["label"])
             counted = [f"{name} {counts.get(k, 0)}" for k, name in enumerate(self.class_names)]
-            lines.append(f"{len(counted)} classes: {_listed(counted, SHOWN_CLASSES)}")
+            lines.append(f"classes ({len(counted)}): {_listed(counted, SHOWN_CLASSES)}")
         for reason, names in self.left_out.items():
             lines.append(f"left out {len(names)} {reason}: {_listed(names, SHOWN_NAMES)}")
         return lines
@@ -121,7 +121,7 @@ class LabelledData(Dataset[dict[str, Any]]):
 
     def _name(self, index: int) -> str:
         """An item's name, for messages."""
-        return f"row {self._rows[index]} of {self._source.name}"
+        return f"{self._source.name}, row {self._rows[index]}"
 
     def _label_and_caption(self, row: dict[str, Any]) -> dict[str, Any]:
         return {kind: row[name] for kind, name in self._columns.items() if name}
@@ -215,8 +215,7 @@ class ImageData(LabelledData):
         """Read every image's header; raise InputError at the first that is unreadable or too small."""
         for index in tqdm(range(len(self)), desc="checking images", leave=False):
             with self._open(self._table[index], index) as image:
-                if "exif" in image.info:
-                    image.getexif()
+                pixels.check_header(image)
 
     def is_grey(self) -> bool:
         """Whether the first image has no colours."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Modes that Pillow would cut off at 255, not scale, when it converts them to 8 bits."""
@@ -17,6 +17,14 @@ TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 def is_grey(image: Image.Image) -> bool:
     """Whether the image's mode has no colours."""
     return image.mode in ("1", "L", "LA", "La", *DEEP_GREY)
+
+
+def check_header(image: Image.Image) -> None:
+    """Let Pillow raise what turning the image upright would raise, without decoding it."""
+    if "exif" in image.info:
+        exif = image.getexif()
+        if exif.get(ExifTags.Base.Orientation, 1) != 1:
+            exif.tobytes()  # `exif_transpose` writes it anew
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:

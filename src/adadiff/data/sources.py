@@ -110,7 +110,7 @@ def open_source(config: DataConfig, captions: bool = True) -> Source:
         split = listing.choose_split(
             config.split, [listing.parquet_split(path, path.parent) or listing.TRAIN], str(path)
         )
-        return Source(load_parquet([path], path), str(path), split, path, [path])
+        return Source(load_parquet([path], path, split), str(path), split, path, [path])
     if path.suffix == ".parquet" or path.is_absolute() or config.source.startswith("."):
         raise InputError(
             f"there is no file or folder {path}: set --data.source to the folder or parquet file of images"
@@ -127,16 +127,16 @@ def _open_parquet_folder(found: listing.Found, config: DataConfig) -> Source:
     split = listing.choose_split(config.split, splits, config.source)
     for path in (*found.images, *found.metadata, *found.texts.values()):
         found.leave_out("files beside parquet files", path)
-    table = load_parquet(splits[split], found.root)
+    table = load_parquet(splits[split], found.root, split)
     return Source(table, config.source, split, found.root, splits[split], left_out=found.left_out)
 
 
-def load_parquet(files: Sequence[Path], source: Path) -> datasets.Dataset:
-    """Load parquet files by their exact names; `source` is what an InputError names."""
+def load_parquet(files: Sequence[Path], source: Path, split: str = listing.TRAIN) -> datasets.Dataset:
+    """Load parquet files by their exact names; an InputError names `source`."""
     try:
         # Names are patterns to `datasets`, which would match other files too.
         escaped = [glob.escape(str(file)) for file in files]
-        return datasets.load_dataset("parquet", data_files=escaped, split="train")
+        return datasets.load_dataset("parquet", data_files={split: escaped}, split=split)
     except Exception as error:  # what is damaged makes many kinds
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -192,8 +192,9 @@ def _image_table(
         )
     values: dict[str, Any] = {config.image_column: [str(path) for path in images]}
     features = datasets.Features({config.image_column: datasets.Image(decode=False)})
-    if isinstance(labels, listing.Labels) and config.label_column not in (None, *columns):
-        values[config.label_column], features[config.label_column] = labels.of, datasets.ClassLabel(names=labels.names)
+    label = config.label_column
+    if isinstance(labels, listing.Labels) and label is not None and label not in columns:
+        values[label], features[label] = labels.of, datasets.ClassLabel(names=labels.names)
     for name in own_columns:
         values[name] = columns[name]
         try:
