@@ -31,7 +31,7 @@ from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_tab
 from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.exits.stored import EXIT_POLICY, StoredPolicy
-from adadiff.files import MODELS, require_empty_folder
+from adadiff.files import MODELS, read_text, require_empty_folder
 from adadiff.presets import PRESETS
 from adadiff.processes import process_state
 from adadiff.sampling import Conditions, Guidance
@@ -127,6 +127,7 @@ def encode_command(
         raise InputError(f"the batch size is {batch_size}: it must be at least 1")
     place = _device(device)
     images = ImageData(data)
+    _print_description(images)
     autoencoder = load_vae(vae).to(place, getattr(torch, dtype))
     if scaling_factor is not None:
         autoencoder.register_to_config(scaling_factor=scaling_factor)
@@ -256,6 +257,8 @@ def evaluate_command(
     """
     with process_state().main_process_first():
         judge = judge_for(model, data, features, clip, _device(options.device))
+    if PartialState().is_main_process:
+        _print_description(judge.real)
     judge.require_enough(options.n)
     summary = options.into(model, out)
     if process_state().is_main_process:
@@ -517,10 +520,15 @@ def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
         return given
     if given:
         raise InputError("give either --prompt or --prompts, not both")
-    lines = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    lines = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
     if not lines:
         raise InputError(f"{file} holds no prompts: write one a line")
     return lines
+
+
+def _print_description(images: ImageData) -> None:
+    for line in images.describe():
+        console.print(line, markup=False, highlight=False)
 
 
 def _load(folder: Path, dtype: Dtype, device: str, scheduler: str | None = None) -> AdaDiffPipeline:

@@ -177,21 +177,30 @@ def read_text(path: Path) -> str:
     content = path.read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        text = content.decode("utf-16" if is_utf16 else "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not text in UTF-8 (byte {error.start} is {content[error.start]:#04x}): save it as UTF-8"
         ) from error
     if "\0" in text:
         raise InputError(f"{path} is not text: it holds null characters; save it as UTF-8")
-    return text
+    return text.replace("\ufeff", "")  # marks in the middle come from files that were joined
 
 
 def write_checksums(folder: Path) -> None:
     """Note the SHA-256 of every file in the folder, in the format of `sha256sum --check`."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != CHECKSUMS)
+    _write_notes(folder, {file.name: sha256(file) for file in files})
+
+
+def add_checksum(file: Path) -> None:
+    """Note the SHA-256 of one file beside those noted before, for folders that fill slowly."""
+    _write_notes(file.parent, {**read_checksums(file.parent), file.name: sha256(file)})
+
+
+def _write_notes(folder: Path, noted: dict[str, str]) -> None:
     with whole_file(folder / CHECKSUMS) as part:
-        part.write_text("".join(f"{sha256(file)}  {file.name}\n" for file in files))
+        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(noted.items())))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

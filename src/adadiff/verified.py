@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,24 @@ class VerifiedModel(ModelMixin, ConfigMixin):
         except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{pretrained_model_name_or_path} cannot be loaded as a model: {reason}") from error
-        misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-        if misfits:
-            raise InputError(
-                f"the weights in {pretrained_model_name_or_path} do not fit its config.json: "
-                f"{len(misfits)} tensors are missing, left over or of another size, {misfits[0]} among them"
-            )
+        require_fitting(info, str(pretrained_model_name_or_path))
         require_finite(model, str(pretrained_model_name_or_path))
         return (model, info) if info_wanted else model
+
+
+def require_fitting(info: Mapping[str, Any], name: str) -> None:
+    """Raise InputError where weights did not fit the model.
+
+    Args:
+        info: What diffusers' `from_pretrained` returns with `output_loading_info`.
+        name: Where from, for the message.
+    """
+    misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if misfits:
+        raise InputError(
+            f"the weights in {name} do not fit its config.json: {len(misfits)} tensors are missing, left over or of "
+            f"another size, {misfits[0]} among them"
+        )
 
 
 def require_finite(module: nn.Module, name: str) -> None:

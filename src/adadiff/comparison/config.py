@@ -41,7 +41,7 @@ class CompareConfig:
         data: In place of the preset's data, where images to train on are.
         image_column: In place of the preset's, their column.
         reference: Real images that no network was trained on, to compare the samples with.
-        reference_split: Which split of them.
+        reference_split: Which split of them; by default train, or the only one there is.
         features: Network to judge by, as `adadiff evaluate` takes it.
         fine_tuning: Of every network.
         images: Samples a cell.
@@ -67,7 +67,7 @@ class CompareConfig:
     backbone: str
     preset: str
     reference: str
-    reference_split: str = "train"
+    reference_split: str | None = None
     data: str | None = None
     image_column: str | None = None
     features: str = "small"

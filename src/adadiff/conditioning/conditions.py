@@ -1,4 +1,4 @@
-"""What a model is told of its training images; a new conditioning is one class here."""
+"""Conditions of a training: class labels or captions of images as tensors; a new conditioning is one class here."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Condition(ABC):
 
     @abstractmethod
     def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What the model is told of this item."""
+        """Tensors for this item's label or caption."""
 
     @abstractmethod
     def nothing(self) -> dict[str, Tensor]:
-        """What it is told where the condition is dropped, for classifier-free guidance."""
+        """Tensors for a dropped condition, as classifier-free guidance needs them."""
 
 
 class Unconditional(Condition):
-    """Nothing."""
+    """Adds no tensors."""
 
     def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
         return {}
@@ -39,7 +39,7 @@ class Unconditional(Condition):
 
 
 class ClassCondition(Condition):
-    """The class label: `class_labels`, () int64.
+    """Turns the class label into `class_labels`, () int64.
 
     Args:
         labels: All labels of the data.
@@ -66,7 +66,7 @@ class ClassCondition(Condition):
 
 
 class TokenCondition(Condition):
-    """The caption for a text encoder that is trained with the model: `tokens`, (any,) int64."""
+    """Turns the caption into `tokens`, (any,) int64, for a text encoder that is trained with the model."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
@@ -79,7 +79,7 @@ class TokenCondition(Condition):
 
 
 class FeatureCondition(Condition):
-    """The features of the caption, by a frozen text encoder: `encoder_hidden_states`, (length, width).
+    """Turns the caption into features of a frozen text encoder: `encoder_hidden_states`, (length, width).
 
     They are computed once for each different caption and kept on disk, in half precision; a second training with the
     same encoder and captions finds them there.
@@ -88,6 +88,9 @@ class FeatureCondition(Condition):
         encoder: The text encoder.
         captions: All captions of the data.
         cache: Folder for the features.
+
+    Raises:
+        InputError: If features come out as NaN, or too large for half precision.
     """
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str], cache: Path) -> None:
@@ -98,7 +101,13 @@ class FeatureCondition(Condition):
         length, width = encoder.shape
 
         def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-            return {"features": encoder.encode(rows["caption"]).half().cpu().numpy()}
+            features = encoder.encode(rows["caption"]).half().cpu()
+            if not features.isfinite().all():
+                raise InputError(
+                    "the text encoder's features come out as NaN, or too large for float16: choose another "
+                    "--model.text-encoder"
+                )
+            return {"features": features.numpy()}
 
         self._features = (
             datasets.Dataset.from_dict({"caption": different})

@@ -7,6 +7,7 @@ the null condition.
 from __future__ import annotations
 
 import os
+import unicodedata
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -77,16 +78,24 @@ class ByteTextEncoder(TextEncoder):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """The table's rows for the n-grams of each word, (batch, length, MOST_GRAMS) int64, 0 where there are none."""
+        """The table's rows for the n-grams of each word, (batch, length, MOST_GRAMS) int64, 0 where there are none.
+
+        Captions are compared in lower case and in Unicode's composed form (NFC), so that an accent is the same whether
+        it was typed as one character or as two.
+        """
         tokens = torch.zeros(len(captions), self.shape[0], MOST_GRAMS, dtype=torch.int64)
         for rows, caption in zip(tokens, captions, strict=True):
-            for row, word in zip(rows, caption.lower().split(), strict=False):
+            for row, word in zip(rows, _words(caption), strict=False):
                 hashes = [zlib.crc32(gram) % self.buckets + 1 for gram in byte_ngrams(word)[:MOST_GRAMS]]
                 row[: len(hashes)] = torch.tensor(hashes)
         return tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.norm(self.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]))
+
+
+def _words(caption: str) -> list[str]:
+    return unicodedata.normalize("NFC", caption.lower()).split()
 
 
 def byte_ngrams(word: str) -> list[bytes]:

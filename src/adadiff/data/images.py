@@ -1,53 +1,33 @@
-"""Images from scikit-learn's digits, parquet files, folders and the hub, all through `datasets`."""
+"""Images with their labels and captions, from every kind of source."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from tyro.conf import arg
 
+from adadiff.data import columns, pixels
+from adadiff.data.listing import openable_formats, printable
+from adadiff.data.sources import DataConfig, Source, open_source
 from adadiff.errors import InputError
+from adadiff.fingerprints import fingerprint
 
-DIGITS = "digits"
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where images come from and how they are prepared."""
-
-    source: Annotated[str, arg(aliases=["--data"])] = DIGITS
-    """"digits" (built in), a parquet file, a folder of images (flat, or one folder a class), or a hub name."""
-    split: str = "train"
-    """Which split of the source."""
-    size: int = 32
-    """Side of the square images, in pixels: resized to cover it, then cropped at the centre."""
-    channels: Literal[1, 3] = 3
-    """1 for grey, 3 for RGB."""
-    flip: bool = True
-    """Mirror every other training image, at random."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """An unreadable image stops with its name, or all are looked at first and the unreadable ones left out."""
-    image_column: str = "image"
-    """Column of the images."""
-    label_column: str | None = "label"
-    """Column of the class labels, if there is one."""
-    caption_column: str | None = "text"
-    """Column of the captions, if there is one."""
+ConditionName = Literal["none", "class", "text"]
+CONDITION_KIND: dict[ConditionName, columns.Kind] = {"class": "label", "text": "caption"}
+UNREADABLE = "unreadable images"
+SHOWN_NAMES, SHOWN_CLASSES = 5, 20
 
 
 class LabelledData(Dataset[dict[str, Any]]):
@@ -55,58 +35,146 @@ class LabelledData(Dataset[dict[str, Any]]):
 
     Args:
         config: Where the table is from, and its columns.
-        table: One row an item.
+        source: The table, one row an item.
 
     Attributes:
         class_names: Names of the classes, or None.
         shape: Channels, height and width of what the model denoises.
         vae: What latents were made with, or None where the items are images.
-        skipped: Names of the unreadable images left out.
+        left_out: Names of files and rows that are not used, by reason.
     """
 
     shape: tuple[int, int, int]
     vae: AutoencoderKL | None = None
 
-    def __init__(self, config: DataConfig, table: datasets.Dataset) -> None:
-        self.config, self._table = config, table
-        self._labels = config.label_column if config.label_column in table.column_names else None
-        self._captions = config.caption_column if config.caption_column in table.column_names else None
-        label_feature = table.features[self._labels] if self._labels else None
-        self.class_names: list[str] | None = getattr(label_feature, "names", None)
-        self.skipped: list[str] = []
+    def __init__(self, config: DataConfig, source: Source) -> None:
+        self.config, self._source, self._table = config, source, source.table
+        names = self._table.column_names
+        self._columns: dict[columns.Kind, str | None] = {
+            "label": config.label_column if config.label_column in names else None,
+            "caption": config.caption_column if config.caption_column in names else None,
+        }
+        if (label := self._columns["label"]) is not None:
+            self._table = columns.encode_string_labels(self._table, label)
+        self.class_names: list[str] | None = getattr(self._table.features.get(label), "names", None)
+        self._rows: NDArray[np.int64] = np.arange(len(self._table))  # of the source that are left
+        self.left_out = {reason: list(names) for reason, names in source.left_out.items() if names}
 
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the unreadable images left out."""
+        return self.left_out.get(UNREADABLE, [])
+
     def check(self) -> None:
-        """Raise InputError at the first item that is no good, as far as can be told quickly."""
+        """Raise InputError at the first item that is unusable, as far as can be found quickly."""
 
     def labels(self) -> list[int]:
-        """All items' labels; InputError where there is no such column."""
-        return self._column(self._labels, "label")
+        """All items' labels.
+
+        Raises:
+            InputError: If there is no such column, its type is another, or a row has none.
+        """
+        return self._complete_column("label")
 
     def captions(self) -> list[str]:
-        """All items' captions; InputError where there is no such column."""
-        return self._column(self._captions, "caption")
+        """All items' captions.
 
-    def _column(self, column: str | None, kind: str) -> list[Any]:
-        if column is None:
-            wanted = getattr(self.config, f"{kind}_column")
-            raise InputError(
-                f"{self.config.source} has no {kind} column {wanted!r}: set --data.{kind}-column to one of "
-                f"{', '.join(self._table.column_names)}"
-            )
-        return self._table[column][:]
+        Raises:
+            InputError: If there is no such column, its type is another, or a row has none.
+        """
+        return self._complete_column("caption")
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these data from others, as plain values: the number of items, class names and a fingerprint.
+
+        The fingerprint covers each file's path under the source, its size and samples of its content (as
+        `Source.identity` takes them), captions and labels of metadata files, and which rows were left out. File times
+        are no part of it, since copying data changes them.
+        """
+        key = fingerprint([*self._source.identity(), self._rows.tobytes()])
+        return {"items": len(self), "classes": self.class_names, "fingerprint": key}
+
+    def describe(self) -> list[str]:
+        """Lines that say what is used and what is left out: number of items and split, classes with counts, files."""
+        split = "" if self._source.split is None else f", split {self._source.split}"
+        lines = [f"{len(self)} {self._noun} of {self._source.name}{split}"]
+        if self.class_names is not None:
+            assert self._columns["label"] is not None
+            counts = columns.count_labels(self._table, self._columns["label"])
+            counted = [f"{name} {counts.get(k, 0)}" for k, name in enumerate(self.class_names)]
+            lines.append(f"classes ({len(counted)}): {_listed(counted, SHOWN_CLASSES)}")
+        for reason, names in self.left_out.items():
+            lines.append(f"left out {len(names)} {reason}: {_listed(names, SHOWN_NAMES)}")
+        return lines
 
     @property
     def condition_features(self) -> datasets.Features:
         """The types of `label` and `caption`, where there are such columns."""
-        columns = {"label": self._labels, "caption": self._captions}
-        return datasets.Features({name: self._table.features[column] for name, column in columns.items() if column})
+        return datasets.Features({kind: self._table.features[name] for kind, name in self._columns.items() if name})
+
+    @property
+    def _noun(self) -> str:
+        return "images"
+
+    def _name(self, index: int) -> str:
+        """An item's name, for messages."""
+        return f"{self._source.name}, row {self._rows[index]}"
 
     def _label_and_caption(self, row: dict[str, Any]) -> dict[str, Any]:
-        columns = {"label": self._labels, "caption": self._captions}
-        return {name: row[column] for name, column in columns.items() if column}
+        return {kind: row[name] for kind, name in self._columns.items() if name}
+
+    def _complete_column(self, kind: columns.Kind) -> list[Any]:
+        rows = self._rows_without(kind)
+        if len(rows):
+            raise self._missing(rows, kind)
+        return self._table[self._columns[kind]][:]
+
+    def _require_condition(self, condition: ConditionName | None) -> None:
+        """Check the labels or captions that a model needs; rows without one are an error, or left out."""
+        kind = CONDITION_KIND.get(condition) if condition is not None else None
+        if kind is not None:
+            self._require(self._rows_without(kind), kind)
+
+    def _rows_without(self, kind: columns.Kind) -> NDArray[np.int64]:
+        """Rows with no label or caption; InputError where there is no such column, or its type is another."""
+        column, source = self._columns[kind], self._source
+        if column is None:
+            if kind == "label" and source.no_labels is not None:
+                raise InputError(source.no_labels)
+            wanted = getattr(self.config, f"{kind}_column")
+            raise InputError(
+                f"{source.name} has no {kind} column {wanted!r}: set --data.{kind}-column to one of "
+                f"{', '.join(self._table.column_names)}"
+            )
+        columns.require_condition_type(self._table.features[column], kind, column, source.name)
+        return columns.rows_without_condition(self._table, column)
+
+    def _require(self, missing: NDArray[np.int64], kind: str) -> None:
+        """Raise InputError for rows that lack something, or leave them out where the config says so."""
+        if len(missing) and self.config.on_error == "stop":
+            raise self._missing(missing, kind)
+        self._leave_out(missing.tolist(), f"rows without {kind}")
+        if not len(self):
+            raise InputError(f"every row of {self._source.name} lacks its {kind}")
+
+    def _missing(self, rows: NDArray[np.int64], kind: str) -> InputError:
+        return InputError(
+            f"{len(rows)} of {len(self)} rows have no {kind}, the first is {self._name(int(rows[0]))}: fill them, or "
+            f"leave them out with --data.on-error skip"
+        )
+
+    def _leave_out(self, rows: Sequence[int], reason: str) -> None:
+        if rows:
+            self.left_out.setdefault(reason, []).extend(self._name(row) for row in rows)
+            kept = np.delete(np.arange(len(self)), rows)
+            self._table, self._rows = self._table.select(kept), self._rows[kept]
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    return ", ".join(printable(name) for name in names[:most]) + (", ..." if len(names) > most else "")
 
 
 class ImageData(LabelledData):
@@ -117,23 +185,24 @@ class ImageData(LabelledData):
     Args:
         config: What to load.
         smallest_side: Images with a shorter side than this, in pixels, are an error.
+        condition: What a model needs beside the images: rows without their class or text are an error, or left out.
+            None for what the source has, unchecked until `labels` or `captions` is called.
 
     Raises:
         InputError: If the source is missing, empty or has no such column; when read, if an image is unreadable.
     """
 
-    def __init__(self, config: DataConfig, smallest_side: int = 1) -> None:
-        table = _load_table(config)
-        if config.image_column not in table.column_names:
-            raise InputError(
-                f"{config.source} has no column {config.image_column!r}: set --data.image-column to one of "
-                f"{', '.join(table.column_names)}"
-            )
-        if len(table) == 0:
-            raise InputError(f"{config.source} holds no images")
-        super().__init__(config, table.cast_column(config.image_column, datasets.Image(decode=False)))
+    def __init__(self, config: DataConfig, smallest_side: int = 1, condition: ConditionName | None = None) -> None:
+        source = open_source(config, captions=condition in (None, "text"))
+        columns.require_image_column(source.table, config.image_column, source.name)
+        if len(source.table) == 0:
+            raise InputError(f"{source.name} holds no images")
+        super().__init__(config, source)
+        self._table = self._table.cast_column(config.image_column, datasets.Image(decode=False))
         self.smallest_side = smallest_side
         self.shape = (config.channels, config.size, config.size)
+        self._require(columns.rows_without_image(self._table, config.image_column), "image")
+        self._require_condition(condition)
         if config.on_error == "skip":
             self._leave_out_unreadable()
 
@@ -143,15 +212,15 @@ class ImageData(LabelledData):
             return {"image": self._prepare(image), **self._label_and_caption(row)}
 
     def check(self) -> None:
-        """Look at every image's header; raise InputError at the first that is unreadable or too small."""
+        """Read every image's header; raise InputError at the first that is unreadable or too small."""
         for index in tqdm(range(len(self)), desc="checking images", leave=False):
-            with self._open(self._table[index], index):
-                pass
+            with self._open(self._table[index], index) as image:
+                pixels.check_header(image)
 
     def is_grey(self) -> bool:
         """Whether the first image has no colours."""
         with self._open(self._table[0], 0) as image:
-            return image.mode in ("1", "L", "LA", "I", "F", "I;16")
+            return pixels.is_grey(image)
 
     def contents(self) -> Iterator[bytes]:
         """Every image's file, as it is stored."""
@@ -159,101 +228,47 @@ class ImageData(LabelledData):
             encoded = row[self.config.image_column]
             yield encoded["bytes"] or Path(encoded["path"]).read_bytes()
 
-    def _name(self, row: dict[str, Any], index: int) -> str:
-        return row[self.config.image_column]["path"] or f"{self.config.source}, image {index}"
+    def _name(self, index: int) -> str:
+        encoded = self._table[index][self.config.image_column] or {"bytes": None, "path": None}
+        if encoded["bytes"] is None and encoded["path"]:
+            return encoded["path"]
+        return super()._name(index) + (f" ({encoded['path']})" if encoded["path"] else "")
 
     @contextmanager
     def _open(self, row: dict[str, Any], index: int) -> Iterator[Image.Image]:
         encoded = row[self.config.image_column]
         try:
-            with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
+            content = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
+            with Image.open(content, formats=openable_formats()) as image:
                 if min(image.size) < self.smallest_side:
                     raise InputError(
-                        f"the image {self._name(row, index)} is {image.width}x{image.height}, smaller than a patch of "
+                        f"the image {self._name(index)} is {image.width}x{image.height}, smaller than a patch of "
                         f"{self.smallest_side}: leave it out, or choose a smaller --model.patch-size"
                     )
                 yield image
         except InputError:
             raise
-        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise many kinds, struct.error and RuntimeError among them
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"cannot read the image {self._name(row, index)}: mend it, or leave it out with --data.on-error skip"
+                f"cannot read the image {self._name(index)} ({reason}): repair it, or leave it out with "
+                f"--data.on-error skip"
             ) from error
 
     def _prepare(self, image: Image.Image) -> Tensor:
         side, channels = self.config.size, self.config.channels
-        picture = _flatten(ImageOps.exif_transpose(image), channels)
+        picture = pixels.flatten(image, channels)
         fitted = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(side, side, channels)
-        return pixels.permute(2, 0, 1) / 127.5 - 1
+        values = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(side, side, channels)
+        return values.permute(2, 0, 1) / 127.5 - 1
 
     def _leave_out_unreadable(self) -> None:
-        readable = []
+        unreadable = []
         for index in tqdm(range(len(self)), desc="checking images", leave=False):
             try:
                 self[index]
-                readable.append(index)
             except InputError:
-                self.skipped.append(self._name(self._table[index], index))
-        if not readable:
-            raise InputError(f"{self.config.source} holds no readable image")
-        self._table = self._table.select(readable)
-
-
-def _flatten(image: Image.Image, channels: int) -> Image.Image:
-    """The image in grey or RGB, transparent parts on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _load_table(config: DataConfig) -> datasets.Dataset:
-    path = Path(config.source)
-    if config.source == DIGITS:
-        return _load_digits(config.split)
-    if path.suffix == ".parquet" or path.exists():
-        return _load_local(path, config)
-    if path.is_absolute() or config.source.startswith("."):
-        raise InputError(
-            f"there is no file or folder {path}: set --data.source to the folder or parquet file of images"
-        )
-    try:
-        return datasets.load_dataset(config.source, split=config.split)
-    except Exception as error:  # the hub's client raises many kinds
-        raise InputError(
-            f"{config.source!r} is neither digits, nor a folder or parquet file here, nor a data set that can be "
-            f"fetched from the hub ({type(error).__name__})"
-        ) from error
-
-
-def _load_local(path: Path, config: DataConfig) -> datasets.Dataset:
-    if not path.exists():
-        raise InputError(f"there is no file {path}: set --data.source to the folder or parquet file of images")
-    parquet = [path] if path.is_file() else sorted(path.glob("*.parquet"))
-    try:
-        if parquet:
-            return datasets.load_dataset("parquet", data_files=[str(file) for file in parquet], split="train")
-        if not any(file.is_file() for file in path.rglob("*")):
-            raise InputError(f"the folder {path} is empty: put the images there, flat or one folder a class")
-        return datasets.load_dataset("imagefolder", data_dir=str(path), split=config.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be loaded as a data set of images: {reason}") from error
-
-
-def _load_digits(split: str) -> datasets.Dataset:
-    """scikit-learn's 1,797 digits, 8x8 grey: four fifths of each class to train, the rest to test."""
-    digits = load_digits()
-    train, test = train_test_split(np.arange(len(digits.images)), test_size=0.2, stratify=digits.target, random_state=0)
-    chosen = {"train": train, "test": test}.get(split)
-    if chosen is None:
-        raise InputError(f"digits have no split {split!r}: choose train or test")
-    pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-    images = [Image.fromarray(image) for image in pixels]
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in digits.target_names])}
-    )
-    return datasets.Dataset.from_dict({"image": images, "label": digits.target[chosen]}, features=features)
+                unreadable.append(index)
+        if len(unreadable) == len(self):
+            raise InputError(f"{self._source.name} holds no readable image")
+        self._leave_out(unreadable, UNREADABLE)

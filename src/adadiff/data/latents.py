@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,31 +10,59 @@ from typing import Any
 import datasets
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from torch import Tensor
 from tqdm import tqdm
 
-from adadiff.data.images import DataConfig, ImageData, LabelledData
+from adadiff.data.images import ConditionName, ImageData, LabelledData
+from adadiff.data.listing import TRAIN, choose_split
+from adadiff.data.sources import DataConfig, Source, load_parquet
 from adadiff.errors import InputError
-from adadiff.files import claim_folder, verify_checksums, whole_file, whole_folder, write_checksums
+from adadiff.files import (
+    add_checksum,
+    claim_folder,
+    exclusive_folder,
+    read_checksums,
+    read_json,
+    require_empty_folder,
+    verify_checksums,
+    whole_file,
+    whole_folder,
+    write_checksums,
+)
 from adadiff.fingerprints import fingerprint, weights_of
+from adadiff.verified import require_finite, require_fitting
 
 DESCRIPTION = "latents.json"
 SHARD_IMAGES = 1024
 
 
 def load_vae(name: str) -> AutoencoderKL:
-    """An autoencoder by its name on the hub or its folder, safetensors only.
+    """Load an autoencoder by its name on the hub or its folder, safetensors only.
 
     Raises:
-        InputError: If there is no such autoencoder, it cannot be fetched, or its weights are damaged.
+        InputError: If there is no such autoencoder, it cannot be fetched, or its files are damaged.
     """
-    if Path(name).is_dir():
-        verify_checksums(Path(name))
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        verify_checksums(folder)
+        read_json(folder / "config.json")
     try:
-        return AutoencoderKL.from_pretrained(name, use_safetensors=True).eval().requires_grad_(False)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        vae, info = AutoencoderKL.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{name} is neither a folder with an AutoencoderKL, nor one of that name that can be fetched from the hub"
+            f"{name} is neither a folder with an AutoencoderKL, nor one of that name that can be fetched from the hub "
+            f"({type(error).__name__}: {reason})"
         ) from error
+    require_fitting(info, name)
+    require_finite(vae, name)
+    return vae.eval().requires_grad_(False)
+
+
+def shard_name(number: int) -> str:
+    """File of 1,024 images' latents."""
+    return f"latents-{number:05d}.parquet"
 
 
 class LatentData(LabelledData):
@@ -46,29 +73,37 @@ class LatentData(LabelledData):
 
     Args:
         config: Where the folder is; `config.size` is the side of the images that were encoded.
+        condition: What a model needs beside the latents, as `ImageData` takes it.
 
     Raises:
-        InputError: If latents are missing, or of images of another size.
+        InputError: If latents are missing, damaged, or of images of another size.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, condition: ConditionName | None = None) -> None:
         folder = Path(config.source)
-        description = json.loads((folder / DESCRIPTION).read_text())
+        description = _read_description(folder)
         if description["size"] != config.size:
             raise InputError(
                 f"{folder} holds latents of images of {description['size']} pixels, not {config.size}: set "
                 f"--data.size {description['size']}, or encode the images again"
             )
-        shards = sorted(str(path) for path in folder.glob("latents-*.parquet"))
-        if len(shards) != description["shards"]:
+        choose_split(config.split, [TRAIN], config.source)
+        shards = [folder / shard_name(number) for number in range(description["shards"])]
+        noted = read_checksums(folder)
+        complete = [path for path in shards if path.is_file() and (not noted or path.name in noted)]
+        if len(complete) != len(shards):
             raise InputError(
-                f"{folder} holds {len(shards)} of {description['shards']} files of latents: run adadiff encode again"
+                f"{folder} holds {len(complete)} of {len(shards)} files of latents: run adadiff encode again"
             )
-        table = datasets.load_dataset("parquet", data_files=shards, split="train")
+        verify_checksums(folder)
+        table = load_parquet(shards, folder)
+        _require_columns(table, description["shape"], folder)
         columns = replace(config, label_column="label", caption_column="caption")
-        super().__init__(columns, table.with_format("numpy", columns=["mean", "logvar"], output_all_columns=True))
+        super().__init__(columns, Source(table, str(folder), root=folder, files=shards))
+        self._table = self._table.with_format("numpy", columns=["mean", "logvar"], output_all_columns=True)
         self.shape = tuple(description["shape"])
         self.vae = load_vae(str(folder / "vae"))
+        self._require_condition(condition)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._table[index]
@@ -76,6 +111,28 @@ class LatentData(LabelledData):
         scale = self.vae.config.scaling_factor
         mean, logvar = (torch.from_numpy(row[name]) for name in ("mean", "logvar"))
         return {"mean": scale * mean, "std": scale * (logvar / 2).exp(), **self._label_and_caption(row)}
+
+    @property
+    def _noun(self) -> str:
+        return "latents"
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """What the folder's latents.json says; InputError where it lacks something."""
+    description = read_json(folder / DESCRIPTION)
+    for name, kind in (("size", int), ("shards", int), ("shape", list)):
+        if not isinstance(description.get(name), kind):
+            raise InputError(f"{folder / DESCRIPTION} is damaged (it has no {name}): run adadiff encode again")
+    return description
+
+
+def _require_columns(table: datasets.Dataset, shape: Sequence[int], folder: Path) -> None:
+    wanted = datasets.Array3D(shape=tuple(shape), dtype="float32")
+    for name in ("mean", "logvar"):
+        if table.features.get(name) != wanted:
+            raise InputError(
+                f"{folder} is damaged (its latents are not of the shape {shape}): run adadiff encode again"
+            )
 
 
 @torch.no_grad()
@@ -96,18 +153,30 @@ def encode_to_folder(images: ImageData, vae: AutoencoderKL, out: Path, batch_siz
         The number of latents in the folder.
 
     Raises:
-        InputError: If the folder holds something else, or latents of another autoencoder, other images or sizes.
+        InputError: If the folder holds something else, latents of another autoencoder or other images, is being written
+            by another process, or a latent comes out as NaN.
     """
     starts = range(0, len(images), SHARD_IMAGES)
-    features = _open_folder(images, vae, out, len(starts))
-    with tqdm(total=len(images), desc="encoding", unit="image") as progress:
+    shape = _latent_shape(images, vae)
+    description = _describe(images, vae, shape, len(starts))
+    if not (out / DESCRIPTION).is_file():
+        require_empty_folder(out)
+    with exclusive_folder(out), tqdm(total=len(images), desc="encoding", unit="image") as progress:
+        claim_folder(out, DESCRIPTION, description, "latents made")
+        _save_vae(vae, out / "vae")
+        noted = read_checksums(out)
+        if DESCRIPTION not in noted:
+            add_checksum(out / DESCRIPTION)
+        array = datasets.Array3D(shape=tuple(shape), dtype="float32")
+        features = datasets.Features({"mean": array, "logvar": array, **images.condition_features})
         for shard, start in enumerate(starts):
             numbers = range(start, min(start + SHARD_IMAGES, len(images)))
-            path = out / f"latents-{shard:05d}.parquet"
-            if not path.exists():
+            path = out / shard_name(shard)
+            if path.name not in noted or not path.is_file():
                 rows = [row for few in _batches(numbers, batch_size) for row in _encode(images, few, vae)]
                 with whole_file(path) as part:
                     datasets.Dataset.from_list(rows, features=features).to_parquet(part)
+                add_checksum(path)
             progress.update(len(numbers))
     return len(images) * (2 if images.config.flip else 1)
 
@@ -117,17 +186,29 @@ def _encode(images: ImageData, numbers: Sequence[int], vae: AutoencoderKL) -> It
     items = [images[k] for k in numbers]
     pixels = torch.stack([item.pop("image") for item in items]).to(vae.device, vae.dtype)
     for flipped in (False, True) if images.config.flip else (False,):
-        latents = vae.encode(pixels.flip(3) if flipped else pixels).latent_dist
-        for item, mean, logvar in zip(items, latents.mean.float().cpu(), latents.logvar.float().cpu(), strict=True):
+        means, logvars = _distribution(vae, pixels.flip(3) if flipped else pixels)
+        for item, mean, logvar in zip(items, means, logvars, strict=True):
             yield {"mean": mean.numpy(), "logvar": logvar.numpy(), **item}
+
+
+def _distribution(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of the latents of images, both (batch, channels, height, width) float32 on the CPU."""
+    latents = vae.encode(pixels).latent_dist
+    mean, logvar = latents.mean.float().cpu(), latents.logvar.float().cpu()
+    if not (mean.isfinite().all() and logvar.isfinite().all()):
+        raise InputError(
+            f"the autoencoder's latents in {str(vae.dtype).removeprefix('torch.')} come out as NaN or infinite: set "
+            f"--dtype float32, with a new output folder, or choose another autoencoder"
+        )
+    return mean, logvar
 
 
 def _batches(numbers: range, batch_size: int) -> list[range]:
     return [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
 
 
-def _open_folder(images: ImageData, vae: AutoencoderKL, out: Path, shards: int) -> datasets.Features:
-    """Make the folder with its description and the autoencoder, or check that it was begun with the same ones."""
+def _latent_shape(images: ImageData, vae: AutoencoderKL) -> list[int]:
+    """Channels, height and width of a latent; InputError where the autoencoder does not take such images."""
     channels, height, width = images.shape
     if channels != vae.config.in_channels:
         raise InputError(
@@ -135,17 +216,21 @@ def _open_folder(images: ImageData, vae: AutoencoderKL, out: Path, shards: int) 
             f"set --data.channels {vae.config.in_channels}"
         )
     blank = torch.zeros(1, channels, height, width, dtype=vae.dtype, device=vae.device)
-    shape = vae.encode(blank).latent_dist.mean[0].shape
+    return list(_distribution(vae, blank)[0].shape[1:])
+
+
+def _describe(images: ImageData, vae: AutoencoderKL, shape: Sequence[int], shards: int) -> dict[str, Any]:
+    """All that the latents depend on."""
     config = images.config
     key = fingerprint([vae.config.scaling_factor, *weights_of(vae)])
-    description = {
-        **{"source": config.source, "split": config.split, "size": config.size, "flip": config.flip},
-        **{"images": len(images), "shards": shards, "shape": list(shape), "vae": key},
+    return {
+        **{"data": images.identity(), "size": config.size, "flip": config.flip},
+        **{"shards": shards, "shape": list(shape), "vae": key},
     }
-    claim_folder(out, DESCRIPTION, description, "latents made")
-    if not (out / "vae").is_dir():
-        with whole_folder(out / "vae") as part:
+
+
+def _save_vae(vae: AutoencoderKL, folder: Path) -> None:
+    if not folder.is_dir():
+        with whole_folder(folder) as part:
             vae.save_pretrained(part)
             write_checksums(part)
-    array = datasets.Array3D(shape=tuple(shape), dtype="float32")
-    return datasets.Features({"mean": array, "logvar": array, **images.condition_features})

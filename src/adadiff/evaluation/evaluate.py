@@ -149,7 +149,9 @@ def judge_for(model: Path, data: DataConfig, features: str, clip: str | None, de
         raise InputError(f"the model's images are {channels}x{height}x{width}: judged are square grey or RGB ones")
     if clip is not None and pipeline.text_encoder is None:
         raise InputError("a CLIP score needs prompts, and the model takes none: leave --clip out")
-    real = ImageData(replace(data, size=height, channels=1 if channels == 1 else 3), smallest_side=height)
+    real = ImageData(
+        replace(data, size=height, channels=1 if channels == 1 else 3), smallest_side=height, condition="none"
+    )
     if channels == 3 and real.is_grey():
         raise InputError(f"the images of {data.source} are grey, the model's have colours: set another --data.source")
     network = load_feature_network(features, device)

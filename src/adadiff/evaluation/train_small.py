@@ -87,7 +87,7 @@ def train_small(config: SmallTraining) -> float:
 
 def load_labelled(config: DataConfig) -> tuple[Tensor, Tensor, list[str]]:
     """All images as (n, channels, size, size) uint8, their labels, and the names of the classes."""
-    data = ImageData(config)
+    data = ImageData(config, condition="class")
     if data.class_names is None:
         raise InputError(f"{config.source} has no named classes: choose labelled images")
     pixels = [((data[k]["image"] + 1) * 127.5).round().byte() for k in tqdm(range(len(data)), desc="images")]

@@ -1,0 +1,112 @@
+"""Checks of a table's columns, on Arrow's buffers: no image is decoded."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from adadiff.errors import InputError
+
+Kind = Literal["label", "caption"]
+WANTED = {"label": "class labels, integers or strings", "caption": "strings"}
+
+
+def require_image_column(table: datasets.Dataset, column: str, source: str) -> None:
+    """Raise InputError unless the column is there and of a type that holds one image a row."""
+    if column not in table.column_names:
+        raise InputError(
+            f"{source} has no column {column!r}: set --data.image-column to one of {', '.join(table.column_names)}"
+        )
+    feature = table.features[column]
+    parts = feature if isinstance(feature, dict) else {"bytes": feature, "path": feature}
+    is_image = isinstance(feature, datasets.Image) or (
+        0 < len(parts) <= 2
+        and set(parts) <= {"bytes", "path"}
+        and all(_is_string(part) or _is_binary(part) for part in parts.values())
+    )
+    if not is_image:
+        raise InputError(
+            f"the column {column!r} of {source} holds {_type_name(feature)}: it must hold one image a row, as a file's "
+            f"bytes or path; set --data.image-column to another"
+        )
+
+
+def require_condition_type(feature: Any, kind: Kind, column: str, source: str) -> None:
+    """Raise InputError unless the column is of a type that labels, or captions, have."""
+    is_label = isinstance(feature, datasets.ClassLabel) or (
+        isinstance(feature, datasets.Value) and pa.types.is_integer(feature.pa_type)
+    )
+    if not (_is_string(feature) if kind == "caption" else is_label):
+        raise InputError(
+            f"the {kind}s in the column {column!r} of {source} are {_type_name(feature)}: they must be {WANTED[kind]}; "
+            f"set --data.{kind}-column to another"
+        )
+
+
+def rows_without_image(table: datasets.Dataset, column: str) -> NDArray[np.int64]:
+    """Rows whose cell is null, or has neither bytes nor a path.
+
+    Args:
+        table: Without a selection of rows.
+        column: Cast to `datasets.Image(decode=False)`.
+    """
+    cells = table.data[column]
+    content, path = (pc.struct_field(cells, name) for name in ("bytes", "path"))
+    no_path = pc.equal(pc.fill_null(pc.binary_length(path), 0), 0)
+    no_content = pc.if_else(pc.is_null(content), no_path, pc.equal(pc.binary_length(content), 0))
+    return np.flatnonzero(pc.or_(pc.is_null(cells), no_content).to_numpy())
+
+
+def rows_without_condition(table: datasets.Dataset, column: str) -> NDArray[np.int64]:
+    """Rows whose label is null or negative (as data sets mark hidden labels), or whose caption is null or blank."""
+    cells = _cells(table, column)
+    if pa.types.is_integer(cells.type):
+        missing = pc.less(pc.fill_null(cells, -1), 0)
+    else:
+        missing = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(pc.fill_null(cells, ""))), 0)
+    return np.flatnonzero(missing.to_numpy())
+
+
+def encode_string_labels(table: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Turn labels that are strings into class labels, names sorted and blank ones null; other labels stay.
+
+    As `Dataset.class_encode_column` does, without writing the other columns anew.
+    """
+    if not _is_string(table.features[column]):
+        return table
+    cells = pc.utf8_trim_whitespace(_cells(table, column))
+    names = sorted(name for name in pc.unique(cells).to_pylist() if name)
+    codes = pc.index_in(cells, value_set=pa.array(names, cells.type)).cast(pa.int64())
+    features = datasets.Features({column: datasets.ClassLabel(names=names)})
+    encoded = datasets.Dataset(pa.table({column: codes}), info=datasets.DatasetInfo(features=features))
+    return datasets.concatenate_datasets([table.remove_columns(column), encoded], axis=1)
+
+
+def count_labels(table: datasets.Dataset, column: str) -> dict[int, int]:
+    """How many rows have each label, null ones aside."""
+    counts = pc.value_counts(_cells(table, column).combine_chunks())
+    return {entry["values"]: entry["counts"] for entry in counts.to_pylist() if entry["values"] is not None}
+
+
+def _cells(table: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    return table.select_columns(column).with_format("arrow")[:][column]
+
+
+def _is_string(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+
+def _is_binary(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _type_name(feature: Any) -> str:
+    """The type in a word, for messages."""
+    if isinstance(feature, datasets.Value):
+        return feature.dtype
+    return "structs" if isinstance(feature, dict) else "lists" if "List" in type(feature).__name__ else repr(feature)

@@ -1,0 +1,74 @@
+"""From an image in any of Pillow's modes to 8 bits of grey or RGB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Modes that Pillow would cut off at 255, not scale, when it converts them to 8 bits."""
+
+TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether the image's mode has no colours."""
+    return image.mode in ("1", "L", "LA", "La", *DEEP_GREY)
+
+
+def check_header(image: Image.Image) -> None:
+    """Let Pillow raise what turning the image upright would raise, without decoding it."""
+    if "exif" in image.info:
+        exif = image.getexif()
+        if exif.get(ExifTags.Base.Orientation, 1) != 1:
+            exif.tobytes()  # `exif_transpose` writes it anew
+
+
+def flatten(image: Image.Image, channels: int) -> Image.Image:
+    """Turn an image upright, into 8 bits of grey or RGB, with transparent parts white.
+
+    Args:
+        image: As Pillow opens it.
+        channels: 1 for grey, 3 for RGB.
+
+    Raises:
+        ValueError: If its values do not say what white is.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in DEEP_GREY:
+        upright = _eight_bits(upright, getattr(image, "tag_v2", {}))
+    colour = upright.info.get("transparency")
+    if isinstance(colour, tuple) and max(colour) > 255:  # of 16-bit RGB, which Pillow reads as 8 bits
+        upright.info["transparency"] = tuple(value >> 8 for value in colour)
+    if upright.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return upright.convert("L" if channels == 1 else "RGB")
+
+
+def _eight_bits(image: Image.Image, tags: Any) -> Image.Image:
+    """Scale deep grey to 8 bits.
+
+    Integers run to 65535, in 32-bit files too, which hold 16-bit values where Pillow or a program made them from such;
+    12-bit TIFF files, which Pillow does not scale, to 4095; floats to 1.
+    """
+    values = np.asarray(image)
+    white = 1.0 if image.mode == "F" else 4095.0 if tags.get(TIFF_BITS) == (12,) else 65535.0
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):  # NaN compares as false
+        raise ValueError(f"its values are from {low:g} to {high:g}, not within 0 and {white:g}")
+    transparency = image.info.get("transparency")
+    alpha = None if transparency is None else values != transparency
+    if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts these in 8 bits alone
+        values = white - values
+    grey = Image.fromarray(_scaled(values, 255 / white))
+    if alpha is not None:
+        grey.putalpha(Image.fromarray(_scaled(alpha, 255)))
+    return grey
+
+
+def _scaled(values: NDArray[Any], factor: float) -> NDArray[np.uint8]:
+    return np.rint(values.astype(np.float64) * factor).astype(np.uint8)
