@@ -16,6 +16,7 @@ from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 import adadiff
 from adadiff import AdaDiffPipeline, InputError
@@ -31,16 +32,28 @@ from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_tab
 from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.exits.stored import EXIT_POLICY, StoredPolicy
-from adadiff.files import MODELS, read_text, require_empty_folder
+from adadiff.files import MODELS, model_folder, read_text, require_empty_folder
 from adadiff.presets import PRESETS
 from adadiff.processes import process_state
+from adadiff.ranges import Count, CountOrZero, Fraction, GuidanceScale, Positive, Seed, checked
 from adadiff.sampling import Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
-from adadiff.sampling.schedulers import scheduler_like
+from adadiff.sampling.schedulers import scheduler_like, times_of
 from adadiff.training import Diverged, Interrupted, TrainConfig, train
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+ModelFolder = Annotated[
+    Path,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="MODEL",
+        instance_from_str=lambda words: model_folder(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+"""A model folder as an option: its path, or the name of a packaged model."""
 TrainingPreset = tyro.extras.subcommand_type_from_defaults(
     {name: preset.train for name, preset in PRESETS.items()},
     {name: preset.description for name, preset in PRESETS.items()},
@@ -100,12 +113,13 @@ def info_command(preset: Positional[str]) -> None:
 
 
 @app.command(name="encode")
+@checked
 def encode_command(
     out: Positional[Path],
     vae: str,
     data: DataConfig,
-    scaling_factor: float | None = None,
-    batch_size: int = 16,
+    scaling_factor: Positive | None = None,
+    batch_size: Count = 16,
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> None:
@@ -123,8 +137,6 @@ def encode_command(
         dtype: Arithmetic of the autoencoder.
         device: cpu, cuda, ..., or auto: cuda where there is one.
     """
-    if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}: it must be at least 1")
     place = _device(device)
     images = ImageData(data)
     _print_description(images)
@@ -139,41 +151,43 @@ def encode_command(
 class SampleOptions:
     """What images to sample, and how."""
 
-    n: Annotated[int, arg(aliases=["-n"])] = 16
+    n: Annotated[Count, arg(aliases=["-n"])] = 16
     """Number of images."""
-    steps: int | None = None
+    steps: Count | None = None
     """Sampling steps."""
     scheduler: str | None = None
     """ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral."""
-    tau: tuple[float, ...] = ()
+    tau: tuple[Fraction, ...] = ()
     """Exit threshold in [0, 1], larger is faster and rougher; or one per step (see --tau-per)."""
     tau_per: Literal["step", "layer"] = "step"
     """What several thresholds run over."""
-    min_layer: int | None = None
+    min_layer: Count | None = None
     """No sample leaves before this layer."""
-    patience: int = 1
+    patience: Count = 1
     """Leave when this many layers have passed the threshold."""
-    last_patient_layer: int | None = None
+    last_patient_layer: Count | None = None
     """After this layer, one that passes is enough."""
-    exit_layer: int | None = None
+    exit_layer: Count | None = None
     """Leave after this layer, always, in place of a threshold."""
     classes: Annotated[tuple[str, ...], arg(name="class")] = ()
-    """Classes by name or number, image k taking the k-th, in turns; without it, all of the model's."""
+    """Classes by name, image k taking the k-th, in turns; without it, all of the model's."""
+    class_index: tuple[CountOrZero, ...] = ()
+    """Classes by index, counted from 0, in place of --class."""
     prompt: tuple[str, ...] = ()
     """Texts, image k taking the k-th, in turns."""
     prompts: Path | None = None
     """File of texts, one a line, in place of --prompt."""
     negative_prompt: str = ""
     """Text that guidance leads away from."""
-    guidance_scale: float | None = None
+    guidance_scale: GuidanceScale | None = None
     """Strength of classifier-free guidance; 1 means none."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Which steps are guided, as two fractions of all the steps."""
     tied_exits: bool = True
     """Whether the guided and the unguided prediction of an image leave at the same layer."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images sampled at once."""
     dtype: Dtype = "float32"
     """Arithmetic of the model."""
@@ -182,15 +196,19 @@ class SampleOptions:
 
     def into(self, model: Path, out: Path) -> FolderSummary:
         """Sample into a folder; what is not chosen here is the model's own."""
+        if self.classes and self.class_index:
+            raise InputError("give either --class or --class-index, not both")
         own, stored = _own_settings(model, self.scheduler, self.steps, self.guidance_scale)
         if self.tau or self.exit_layer is not None or self.min_layer is not None or self.patience != 1:
             stored = None
         own = own.changed(min_layer=self.min_layer)
-        policy = self._policy(own) if stored is None else _calibrated_policy(stored, own)
-        pipeline = _load(model, self.dtype, self.device, own.scheduler)
+        policy = self._policy(own)
         guidance = Guidance(own.guidance_scale, self.guidance_interval, self.tied_exits)
         prompts = _prompts(self.prompt, self.prompts)
-        classes = self.classes or pipeline.transformer.class_indices
+        pipeline = _load(model, self.dtype, self.device, own.scheduler)
+        if stored is not None:
+            policy = _calibrated_policy(stored, own, pipeline)
+        classes = self.classes or self.class_index or pipeline.transformer.class_indices
         conditions = Conditions(classes, prompts, self.negative_prompt, guidance)
         return sample_to_folder(pipeline, out, self.n, own.steps, policy, self.seed, conditions, self.batch_size)
 
@@ -210,7 +228,8 @@ class SampleOptions:
 
 
 @app.command(name="sample")
-def sample_command(model: Positional[Path], out: Path, options: Annotated[SampleOptions, arg(name="")]) -> None:
+@checked
+def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated[SampleOptions, arg(name="")]) -> None:
     """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
 
     Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
@@ -219,22 +238,23 @@ def sample_command(model: Positional[Path], out: Path, options: Annotated[Sample
     Several processes: `accelerate launch -m adadiff sample ...`.
 
     Args:
-        model: Model folder, as `adadiff train` makes it.
+        model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
         out: Folder for the images.
         options: What images to sample, and how.
     """
     summary = options.into(model, out)
     if process_state().is_main_process:
-        trace = summary.trace
+        totals = summary.totals
         console.print(
             f"{options.n} images in {out} ({summary.images_per_second:.2f} images/s); layers run "
-            f"{trace.layer_fraction:.1%}, compute {trace.compute_fraction:.1%} of the full model's"
+            f"{totals.layer_fraction:.1%}, compute {totals.compute_fraction:.1%} of the full model's"
         )
 
 
 @app.command(name="evaluate")
+@checked
 def evaluate_command(
-    model: Positional[Path],
+    model: Positional[ModelFolder],
     out: Path,
     data: DataConfig,
     options: Annotated[SampleOptions, arg(name="")] = SampleOptions(n=10_000),
@@ -248,7 +268,7 @@ def evaluate_command(
     `accelerate launch -m adadiff evaluate ...`.
 
     Args:
-        model: Model folder, as `adadiff train` makes it.
+        model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
         out: Folder for the images and metrics.json.
         data: Real images, brought to the size and channels of the model's.
         options: What images to sample, and how.
@@ -257,7 +277,7 @@ def evaluate_command(
     """
     with process_state().main_process_first():
         judge = judge_for(model, data, features, clip, _device(options.device))
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         _print_description(judge.real)
     judge.require_enough(options.n)
     summary = options.into(model, out)
@@ -268,20 +288,21 @@ def evaluate_command(
 
 
 @app.command(name="calibrate")
+@checked
 def calibrate_command(
     model: Positional[Path],
     compute: float | None = None,
     error: float | None = None,
     speedup: float | None = None,
     confidence: float = 0.95,
-    steps: int | None = None,
+    steps: Count | None = None,
     scheduler: str | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: GuidanceScale | None = None,
     prompts: Path | None = None,
     metric: str | None = None,
-    samples: int = 192,
-    batch_size: int = 32,
-    seed: int = SEED,
+    samples: Count = 192,
+    batch_size: Count = 32,
+    seed: Seed = SEED,
     dtype: Dtype = "float32",
     device: str = "auto",
     replace: bool = False,
@@ -294,7 +315,7 @@ def calibrate_command(
     model's images over their variance.
 
     Args:
-        model: Model folder, as `adadiff train` makes it.
+        model: Model folder, as `adadiff train` makes it; to calibrate a packaged model, copy it by `adadiff export`.
         compute: Spend this fraction of the full model's FLOPs, at the best quality.
         error: Spend as little as possible with the error below this, with the given confidence.
         speedup: Be so many times as fast as the full model on this machine, at the best quality.
@@ -313,6 +334,11 @@ def calibrate_command(
         replace: Take the place of an earlier exit_policy.json.
     """
     goal = Goal(compute, error, speedup, confidence)
+    if model_folder(model) != model:
+        raise InputError(
+            f"{model} comes with the package, where nothing is written: make a copy of your own with adadiff export "
+            f"{model} FOLDER, and calibrate that"
+        )
     if (model / EXIT_POLICY).exists() and not replace:
         raise InputError(f"{model} holds an {EXIT_POLICY} already: add --replace, or move it away")
     own = SamplingDefaults.load(model).changed(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
@@ -376,18 +402,19 @@ DEMO_TASKS = {
 
 
 @app.command(name="demo")
+@checked
 def demo_command(
     out: Path = Path("demo"),
     task: str = "digits",
-    model: Path | None = None,
-    n: Annotated[int | None, arg(aliases=["-n"])] = None,
-    steps: int | None = None,
+    model: ModelFolder | None = None,
+    n: Annotated[Count | None, arg(aliases=["-n"])] = None,
+    steps: Count | None = None,
     scheduler: str | None = None,
-    tau: float | None = None,
-    min_layer: int | None = None,
-    guidance_scale: float | None = None,
+    tau: Fraction | None = None,
+    min_layer: Count | None = None,
+    guidance_scale: GuidanceScale | None = None,
     prompt: tuple[str, ...] = (),
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Sample the same noise with the full model and adaptively: one table, one picture.
 
@@ -396,7 +423,7 @@ def demo_command(
     Args:
         out: Folder for the picture, demo.png.
         task: Which of the models that come with the package: digits, class for CIFAR-10, or text for emoji.
-        model: Another model folder.
+        model: Another model folder, or the name of a packaged model.
         n: Number of images; by default as many as suit the task.
         steps: Sampling steps.
         scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
@@ -410,13 +437,11 @@ def demo_command(
     shown = lookup(task, DEMO_TASKS, "task")
     folder, n = model or MODELS / shown.model, shown.n if n is None else n
     chosen, stored = _own_settings(folder, scheduler, steps, guidance_scale)
-    policy: ExitPolicy
-    if stored is not None and tau is None and min_layer is None:
-        policy = _calibrated_policy(stored, chosen)
-    else:
-        chosen = chosen.changed(tau=tau, min_layer=min_layer)
-        policy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
+    chosen = chosen.changed(tau=tau, min_layer=min_layer)
     pipeline = _load(folder, "float32", "cpu", chosen.scheduler)
+    policy: ExitPolicy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
+    if stored is not None and tau is None and min_layer is None:
+        policy = _calibrated_policy(stored, chosen, pipeline)
     texts = prompt or (shown.prompts if model is None else ())
     conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
     comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
@@ -433,11 +458,11 @@ def demo_command(
 
 
 @app.command(name="export")
-def export_command(run: Positional[Path], out: Positional[Path], dtype: Dtype = "float16") -> None:
+def export_command(run: Positional[ModelFolder], out: Positional[Path], dtype: Dtype = "float16") -> None:
     """Copy a model without its checkpoints, its weights stored in the given precision, to share it.
 
     Args:
-        run: Model folder, as `adadiff train` makes it.
+        run: Model folder, as `adadiff train` makes it, or the name of a packaged model.
         out: New folder.
         dtype: Precision of the stored weights; they are float32 again when loaded.
     """
@@ -452,22 +477,24 @@ def export_command(run: Positional[Path], out: Positional[Path], dtype: Dtype = 
 
 
 @app.command(name="convert")
+@checked
 def convert_command(
     source: Positional[Path],
     out: Positional[Path],
     to: Literal["adadiff", "uvit"] = "adadiff",
     preset: str | None = None,
-    num_heads: int | None = None,
+    num_heads: Count | None = None,
     vae: str | None = None,
-    scaling_factor: float | None = None,
+    scaling_factor: Positive | None = None,
     text_encoder: str | None = None,
+    context_length: Count | None = None,
 ) -> None:
     """Turn a .pth file of the U-ViT or AdaDiff release into a model folder; with --to uvit a folder into such a file.
 
-    Nothing in the file is executed. AdaDiff's estimators foretell certainty; here tau is one minus their threshold.
+    Nothing in the file is executed. AdaDiff's estimators predict certainty; here tau is one minus their threshold.
 
     Args:
-        source: The .pth file; with --to uvit the model folder.
+        source: The .pth file; with --to uvit the model folder, or the name of a packaged model.
         out: The new model folder; with --to uvit the new file.
         to: Direction.
         preset: The preset that the file belongs to, for its heads, time and sampling.
@@ -475,13 +502,14 @@ def convert_command(
         vae: For a model of latents: the AutoencoderKL that decodes them, by its name on the hub or its folder.
         scaling_factor: What latents are multiplied with before the diffusion; by default what the autoencoder says.
         text_encoder: For a model that takes text: a text model of transformers, by its name on the hub or its folder.
+        context_length: For a model that takes text: how many text features it takes, where it is not CLIP's 77.
     """
     if to == "uvit":
         complete = convert_to_file(source, out)
         left_out = "" if complete else ", without its estimators: the format has no place for their kind"
         console.print(f"the weights are in {out}{left_out}")
         return
-    sizes = convert_to_folder(source, out, preset, num_heads, vae, scaling_factor, text_encoder)
+    sizes = convert_to_folder(source, out, preset, num_heads, vae, scaling_factor, text_encoder, context_length)
     console.print(f"the model is in {out}: {sizes.depth} layers of width {sizes.width}")
     if not sizes.estimators:
         console.print(f"it has no exits yet; to train them: adadiff train PRESET --init-from {out}")
@@ -503,7 +531,7 @@ def _own_settings(
     return own.changed(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale), stored
 
 
-def _calibrated_policy(stored: StoredPolicy, chosen: SamplingDefaults) -> ExitPolicy:
+def _calibrated_policy(stored: StoredPolicy, chosen: SamplingDefaults, pipeline: AdaDiffPipeline) -> ExitPolicy:
     differences = stored.differences(chosen.scheduler, chosen.steps, chosen.guidance_scale)
     if differences:
         print(
@@ -511,7 +539,7 @@ def _calibrated_policy(stored: StoredPolicy, chosen: SamplingDefaults) -> ExitPo
             f"known there; to know them, calibrate again",
             file=sys.stderr,
         )
-    return stored.for_steps(chosen.steps)
+    return stored.for_steps(len(times_of(pipeline.scheduler, chosen.steps)))
 
 
 def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -21,9 +21,13 @@ def lookup(name: str, table: Mapping[str, Value], kind: str) -> Value:
     """The table's entry of that name; InputError, with the nearest names, where there is none."""
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(table)}"
-    raise InputError(f"there is no {kind} {name!r}: {hint}")
+    raise InputError(f"there is no {kind} {name!r}: {suggestion(name, table)}")
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Which of the names could have been meant: the nearest ones, or else all."""
+    near = difflib.get_close_matches(name, known := list(names), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 
 def imported(name: str) -> Any:

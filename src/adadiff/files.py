@@ -107,6 +107,14 @@ def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: st
     Raises:
         InputError: If it was begun for something else, or the note is damaged.
     """
+    check_claim(folder, note, description, holds)
+    if not (folder / note).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / note, description)
+
+
+def check_claim(folder: Path, note: str, description: dict[str, Any], holds: str) -> None:
+    """Raise InputError where `claim_folder` would; nothing is written."""
     described = json.loads(json.dumps(description))
     path = folder / note
     if path.is_file():
@@ -115,10 +123,8 @@ def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: st
             if earlier.get(name) != value:
                 differing = difference(name, earlier.get(name), value)
                 raise InputError(f"{folder} holds {holds} with {differing}: choose another folder")
-        return
-    require_empty_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, described)
+    else:
+        require_empty_folder(folder)
 
 
 def difference(name: str, earlier: Any, now: Any) -> str:
@@ -145,6 +151,11 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
     if not (Path(name) / "model_index.json").is_file() and (packaged / "model_index.json").is_file():
         return packaged
     return Path(name)
+
+
+def packaged_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(path.parent.name for path in MODELS.glob("*/model_index.json"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

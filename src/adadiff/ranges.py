@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, TypeVar
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from adadiff.errors import InputError
 
 Config = TypeVar("Config")
+
+Returned = TypeVar("Returned")
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -43,7 +48,69 @@ def check_ranges(config: Config) -> Config:
     try:
         return TypeAdapter(type(config)).validate_python(asdict(config))  # type: ignore[call-overload]
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(part for part in first["loc"] if isinstance(part, str))
-        wanted = first["msg"].replace("Input should be", "it must be")
-        raise InputError(f"{name} is {first['input']}: {wanted}") from error
+        raise _out_of_range(error) from error
+
+
+def checked(function: Callable[..., Returned]) -> Callable[..., Returned]:
+    """Make a function raise InputError, before it starts, where an argument is outside its parameter's declared range.
+
+    Configurations among the arguments are checked field by field.
+
+    Example:
+        >>> @checked
+        ... def sample(steps: Count) -> None: ...
+        >>> sample(steps=0)
+        Traceback (most recent call last):
+        adadiff.errors.InputError: steps is 0: it must be greater than or equal to 1
+    """
+
+    @functools.wraps(function)
+    def checking(*args: Any, **kwargs: Any) -> Returned:
+        hints = get_type_hints(function, include_extras=True)
+        for name, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
+            if is_dataclass(value) and not isinstance(value, type):
+                check_ranges(value)
+                continue
+            try:
+                TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                raise _out_of_range(error, name) from error
+        return function(*args, **kwargs)
+
+    return checking
+
+
+def _out_of_range(error: ValidationError, *outer: str) -> InputError:
+    first = error.errors(include_url=False)[0]
+    name = ".".join([*outer, *(part for part in first["loc"] if isinstance(part, str))])
+    wanted = first["msg"].replace("Input should be", "it must be")
+    return InputError(f"{name} is {first['input']}: {wanted}")
+
+
+def as_int(value: Any, name: str) -> int:
+    """A whole number of Python, numpy or torch as an int.
+
+    Raises:
+        InputError: If it is something else, a bool included.
+    """
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InputError(f"{name} is {value!r}: it must be a whole number")
+    return number
+
+
+def as_float(value: Any, name: str) -> float:
+    """A number of Python, numpy or torch as a float.
+
+    Raises:
+        InputError: If it is something else, a bool or text included.
+    """
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise InputError(f"{name} is {value!r}: it must be a number")
+    return float(number)
+
+
+def _plain(value: Any) -> Any:
+    """The Python number of a numpy or torch scalar; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value

@@ -79,3 +79,12 @@ def require_finite(module: nn.Module, name: str) -> None:
             raise InputError(f"{name} lacks the tensor {key}: copy the model again")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{name} holds weights that are NaN or infinite, in {key}: the model is damaged")
+
+
+def verify_parts(folder: Path) -> None:
+    """Raise InputError where a model folder's index or a part's files are missing or damaged."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"{folder} is not a model folder: it has no model_index.json")
+    for part in read_json(index):
+        verify_checksums(folder / part)

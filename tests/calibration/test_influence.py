@@ -73,7 +73,7 @@ def test_measured_it_is_how_far_the_image_moves_when_one_step_leaves_early(pipel
     monkeypatch.setattr("adadiff.calibration.influence.PROBED_STEPS", 3)
     pipeline.scheduler = scheduler_like("ddim", DiffusionConfig(beta_schedule="squaredcos_cap_v2").build())
     record = record_exits(pipeline, 4, 5, UNCONDITIONAL, seed=1)
-    influence = measured_influence(pipeline, record, UNCONDITIONAL, seed=1)
+    influence = measured_influence(pipeline, record, 5, UNCONDITIONAL, seed=1)
     model, scheduler = pipeline.transformer, pipeline.scheduler
     start = torch.cat([torch.randn(1, 1, 8, 8, generator=generator_for(1, k)) for k in range(4)])
 

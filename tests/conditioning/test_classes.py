@@ -1,16 +1,25 @@
-"""Classes by name or number."""
+"""Classes by name or by index."""
 
+import numpy as np
 import pytest
 
 from adadiff import InputError
 from adadiff.conditioning import class_indices
 
 NAMES = ["cat", "dog", "owl"]
+NUMERIC = ["1", "10", "2", "3"]  # in the order of their folders
 
 
-def test_names_and_numbers():
-    assert class_indices(["dog", 0, "2", 3], 4, NAMES) == [1, 0, 2, 3]
+def test_names_and_indices():
+    assert class_indices(["dog", 0, np.int64(2)], 4, NAMES, 3) == [1, 0, 2]
     assert class_indices([1], 2, None) == [1]
+
+
+def test_a_name_is_not_an_index():
+    assert class_indices(["1", "10", "2", "3"], 5, NUMERIC, 4) == [0, 1, 2, 3]
+    assert class_indices([1, 2, 3], 5, NUMERIC, 4) == [1, 2, 3]
+    with pytest.raises(InputError, match=r"no class named '0': .* an int, or --class-index 0"):
+        class_indices(["0"], 5, NUMERIC, 4)
 
 
 @pytest.mark.parametrize(
@@ -19,11 +28,16 @@ def test_names_and_numbers():
         ("dgo", NAMES, "did you mean dog"),
         ("xyz", NAMES, "choose one of cat, dog, owl"),
         ("dog", None, "have no names"),
-        (4, NAMES, "0 to 3"),
-        (-1, NAMES, "0 to 3"),
-        ("17", NAMES, "0 to 3"),
+        ("1", None, "--class-index"),
+        (3, NAMES, "class 3 stands for no class and cannot be asked for: choose from 0 to 2"),
+        (4, NAMES, "0 to 2"),
+        (-1, NAMES, "0 to 2"),
+        (True, NAMES, "True is no class"),
+        (np.bool_(True), NAMES, "is no class"),
+        (1.0, NAMES, "1.0 is no class"),
+        ([1], NAMES, r"\[1\] is no class"),
     ],
 )
-def test_unknown_classes_are_named(entry, names, message):
+def test_other_classes_are_refused(entry, names, message):
     with pytest.raises(InputError, match=message):
-        class_indices([entry], 4, names)
+        class_indices([entry], 4, names, 3)

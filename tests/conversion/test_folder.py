@@ -25,7 +25,8 @@ def test_there_and_back(tmp_path, capsys):
     pipeline = AdaDiffPipeline.from_pretrained(tmp_path / "model")
     assert pipeline.transformer.config.null_class == 4
     assert pipeline.transformer.config.backbone_config["time_scale"] == pytest.approx(0.999)
-    run(f"sample {tmp_path}/model -n 2 --steps 2 --class 3 --guidance-scale 1.4 --tau 0.5 --out {tmp_path}/samples")
+    guided = "--class-index 3 --guidance-scale 1.4"
+    run(f"sample {tmp_path}/model -n 2 --steps 2 {guided} --tau 0.5 --out {tmp_path}/samples")
     run(f"convert {tmp_path}/model {tmp_path}/back.pth --to uvit")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert all(torch.equal(back[name], weights[name]) for name in weights)
@@ -59,6 +60,25 @@ def test_text_and_latents(tmp_path):
     assert json.loads((tmp_path / "model/sampling.json").read_text())["steps"] == 50
 
 
+def test_another_context_length_there_and_back(tmp_path, capsys):
+    make_clip(tmp_path / "clip", length=9)
+    weights = released_weights("text", context_length=9)
+    weights["context_embed.weight"] = torch.randn(16, 8)
+    torch.save(weights, tmp_path / "t2i.pth")
+    command = f"convert {tmp_path}/t2i.pth {tmp_path}/model --num-heads 2 --text-encoder {tmp_path}/clip"
+    with pytest.raises(SystemExit):
+        run(command)
+    assert "26 tokens: 78 (77 of text; give --context-length where it is another number)" in capsys.readouterr().err
+    run(f"{command} --context-length 9")
+    pipeline = AdaDiffPipeline.from_pretrained(tmp_path / "model")
+    assert pipeline.text_encoder.shape == pipeline.transformer.backbone.context_shape == (9, 8)
+    pipeline(prompt="owl", num_inference_steps=2, guidance_scale=2)
+    run(f"convert {tmp_path}/model {tmp_path}/back.pth --to uvit")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
 def test_a_text_model_of_another_size_is_refused(tmp_path):
     make_clip(tmp_path / "clip", length=9)
     torch.save(released_weights("text"), tmp_path / "t2i.pth")
@@ -73,11 +93,15 @@ def test_a_text_model_of_another_size_is_refused(tmp_path):
         ("convert {tmp}/a.pth {tmp}/out --num-heads 3", "multiple of the number of heads"),
         ("convert {tmp}/a.pth {tmp}/out --preset cifar10-uvit-s", "width 16, not 512"),
         ("convert {tmp}/a.pth {tmp}/out --preset cifar10-uvit", "did you mean cifar10-uvit-s"),
+        ("convert {tmp}/a.pth {tmp}/out --num-heads 0", "num_heads is 0"),
+        ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --scaling-factor nan", "scaling_factor is nan"),
+        ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --context-length 9", "takes no text: leave the context length"),
         ("convert {tmp}/b.pth {tmp}/out --num-heads 2", "there is no file"),
         ("convert {tmp}/a.pth {tmp} --num-heads 2", "already holds other files"),
         ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --vae {tmp}/none", "AutoencoderKL"),
         ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --text-encoder {tmp}/none", "text model"),
         ("convert {tmp}/none {tmp}/out.pth --to uvit", "no model folder"),
+        ("convert digit {tmp}/out.pth --to uvit", "did you mean digits"),
         ("convert {tmp}/none {tmp}/a.pth --to uvit", "exists already"),
     ],
 )

@@ -102,14 +102,20 @@ def reference(weights: dict[str, Tensor], sample: Tensor, time: Tensor, label=No
 
 
 def released_weights(
-    kind: str = "plain", estimators: bool = True, width: int = 16, half: int = 2, channels: int = 3, p: int = 2
+    kind: str = "plain",
+    estimators: bool = True,
+    width: int = 16,
+    half: int = 2,
+    channels: int = 3,
+    p: int = 2,
+    context_length: int = 77,
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def of(*shape: int) -> Tensor:
         return 0.3 * torch.randn(shape, generator=generator)
 
-    extra = {"class": 2, "text": 78}.get(kind, 1)
+    extra = {"class": 2, "text": 1 + context_length}.get(kind, 1)
     weights = {"pos_embed": of(1, extra + 16, width), "patch_embed.proj.weight": of(width, channels, p, p)}
     weights["patch_embed.proj.bias"] = of(width)
     if kind == "class":

@@ -76,7 +76,7 @@ class Goal:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise InputError(f"{name} is {value}: it must be between 0 and 1")
-        if self.speedup is not None and self.speedup <= 1:
+        if self.speedup is not None and not 1 < self.speedup < math.inf:
             raise InputError(f"the speedup is {self.speedup}: it must be above 1")
 
     @property
@@ -270,6 +270,7 @@ def calibrate(
         scheduler_name(pipeline.scheduler),
         steps,
         conditions.guidance.scale,
+        evaluations=len(record.errors),
     )
     calibration = Calibration(
         goal,
@@ -392,7 +393,9 @@ class Search:
         half = samples // 2
         influence = trials.kept.once(
             "influence",
-            lambda: {"steps": measured_influence(trials.pipeline, record, trials.conditions, trials.seed)},
+            lambda: {
+                "steps": measured_influence(trials.pipeline, record, trials.steps, trials.conditions, trials.seed)
+            },
         )["steps"]
         parts = trials.pipeline.transformer.part_flops
         self.problem = Problem(record.select(torch.arange(half)), influence, parts)

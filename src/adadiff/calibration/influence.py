@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
@@ -13,13 +11,18 @@ from tqdm import tqdm
 from adadiff.calibration.record import ExitRecord
 from adadiff.exits import ScheduleExit
 from adadiff.sampling import AdaDiffPipeline, Conditions, sample_numbered
+from adadiff.sampling.schedulers import noise_arguments, started, times_of
 
 PROBED_STEPS = 20
 PROBED_SAMPLES = 16
 
 
-def measured_influence(pipeline: AdaDiffPipeline, record: ExitRecord, conditions: Conditions, seed: int) -> Tensor:
+def measured_influence(
+    pipeline: AdaDiffPipeline, record: ExitRecord, sampling_steps: int, conditions: Conditions, seed: int
+) -> Tensor:
     """How far the final image moves, squared, over the squared error of a step's prediction, (steps,) float64.
+
+    Steps are evaluations of the model here, of which some schedulers make more than one a sampling step.
 
     One step after the other leaves after the middle layer, all others running in full, so the network's answers to the
     moved sample are in it. They matter: on CIFAR-10 with a guidance scale of 6, an error of the first step counts
@@ -29,17 +32,20 @@ def measured_influence(pipeline: AdaDiffPipeline, record: ExitRecord, conditions
     Args:
         pipeline: The model and the scheduler.
         record: Of full samplings by it.
+        sampling_steps: Of the record, as the scheduler counts them.
         conditions: What the record's samples show.
         seed: Of the record's noise.
     """
     steps, depth = len(record.errors), pipeline.transformer.depth
-    coefficients, layer = step_influence(pipeline.scheduler, steps), (depth + 1) // 2
+    coefficients, layer = step_influence(pipeline.scheduler, sampling_steps), (depth + 1) // 2
     samples = min(PROBED_SAMPLES, len(record.images))
     probed = np.unique(np.linspace(0, steps - 1, min(steps, PROBED_STEPS)).round().astype(int))
     amplification = []
     for probe in tqdm(probed, desc="influence of every step", unit="step"):
         policy = ScheduleExit(tuple(layer if step == probe else depth for step in range(steps)))
-        images = sample_numbered(pipeline, range(samples), steps, policy, seed, conditions).images.float().cpu()
+        images = (
+            sample_numbered(pipeline, range(samples), sampling_steps, policy, seed, conditions).images.float().cpu()
+        )
         moved = 4 * (images - record.images[:samples]).square().mean()  # images are half of samples
         expected = coefficients[probe] * record.errors[probe, layer - 1, :samples].mean()
         amplification.append((moved / expected).item() if expected > 0 else 1.0)
@@ -47,7 +53,7 @@ def measured_influence(pipeline: AdaDiffPipeline, record: ExitRecord, conditions
 
 
 def step_influence(scheduler: SchedulerMixin, num_steps: int) -> Tensor:
-    """The squared derivative of the final sample by each step's prediction, (steps,) float64.
+    """The squared derivative of the final sample by each evaluation's prediction, (evaluations,) float64.
 
     A scheduler's steps are linear in the sample and in the predictions (clipping apart), so a prediction of 1 among
     zeros, taken through all steps, gives its coefficient, for any scheduler. That the network would answer to a moved
@@ -58,22 +64,19 @@ def step_influence(scheduler: SchedulerMixin, num_steps: int) -> Tensor:
         num_steps: Sampling steps.
     """
     nothing = _final_sample(scheduler, num_steps, nudged=None)
-    nudged = torch.stack([_final_sample(scheduler, num_steps, step) for step in range(num_steps)])
+    evaluations = len(times_of(scheduler, num_steps))
+    nudged = torch.stack([_final_sample(scheduler, num_steps, step) for step in range(evaluations)])
     return (nudged - nothing).square()
 
 
 def _final_sample(scheduler: SchedulerMixin, num_steps: int, nudged: int | None) -> Tensor:
     """What zero becomes, one prediction being 1 and the others zero; noise is the same at every call."""
     twin = type(scheduler).from_config(scheduler.config, clip_sample=False, thresholding=False)
-    twin.set_timesteps(num_steps)
-    noise = {"generator": torch.Generator().manual_seed(0)} if _takes_generator(twin) else {}
+    twin = started(twin, num_steps)
+    noise = noise_arguments(twin, torch.Generator().manual_seed(0))
     sample = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     for step, timestep in enumerate(twin.timesteps):
         twin.scale_model_input(sample, timestep)
         prediction = torch.full_like(sample, 1.0 if step == nudged else 0.0)
         sample = twin.step(prediction, timestep, sample, **noise).prev_sample
     return sample.squeeze()
-
-
-def _takes_generator(scheduler: SchedulerMixin) -> bool:
-    return "generator" in inspect.signature(scheduler.step).parameters

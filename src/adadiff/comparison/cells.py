@@ -17,7 +17,7 @@ from adadiff.comparison.networks import FULL
 from adadiff.evaluation.evaluate import Evaluation, Judge, evaluate_folder
 from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import NeverExit
-from adadiff.exits.trace import Trace
+from adadiff.exits.trace import TraceTotals
 from adadiff.files import whole_file
 from adadiff.sampling import sample_numbered
 from adadiff.sampling.folder import sample_to_folder
@@ -133,7 +133,7 @@ class Cells:
             setup.pipeline, samples, task.images, setup.steps, setup.policy, config.seed, conditions, config.batch_size
         )
         seconds = self._seconds(setup)
-        compute, layers = self._spent(summary.trace, setup.steps)
+        compute, layers = self._spent(summary.totals, setup.steps)
         evaluation = evaluate_folder(samples, summary, self.judge)
         return Cell(
             task.name,
@@ -147,12 +147,12 @@ class Cells:
             evaluation,
         )
 
-    def _spent(self, trace: Trace, steps: int) -> tuple[float, float]:
+    def _spent(self, totals: TraceTotals, steps: int) -> tuple[float, float]:
         """FLOPs and layers over the full model's at all steps."""
         share = steps / self.bench.config.steps
         depth = self.bench.networks.pipeline(FULL).transformer.depth
-        layers = trace.layer_fraction * trace.depth / depth
-        return self.bench.fraction(int(trace.flops.sum()) / trace.predictions) * share, layers * share
+        layers = totals.layer_fraction * totals.depth / depth
+        return self.bench.fraction(totals.flops / totals.predictions) * share, layers * share
 
     def _seconds(self, setup: Setup) -> dict[str, float]:
         full = replace(setup, pipeline=self.bench.networks.pipeline(FULL), policy=NeverExit())

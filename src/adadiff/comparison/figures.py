@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from adadiff.comparison.cells import SAMPLES, Cell
 from adadiff.evaluation.estimator import EstimatorStudy
-from adadiff.sampling.folder import image_path, read_image
+from adadiff.exits.trace import TraceTotals
+from adadiff.sampling.images import image_path, read_image
 
 COSTS: dict[str, Callable[[Cell], float]] = {
     "compute": lambda cell: cell.compute,
@@ -128,17 +129,16 @@ def maps(study: EstimatorStudy) -> Figure:
     return figure
 
 
-def exits_over_steps(trace: dict[str, Any]) -> Figure:
-    """The mean exit layer at each step, with the middle 80% of the samples and the extremes, of a saved trace."""
-    layers = np.array(trace["exit_layers"])
+def exits_over_steps(totals: TraceTotals) -> Figure:
+    """The mean exit layer at each step, with the middle 80% of the samples and the extremes."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
-    steps = np.arange(len(layers))
-    axes.fill_between(steps, layers.min(1), layers.max(1), alpha=0.15, step="mid", label="all samples")
-    low, high = np.percentile(layers, [10, 90], axis=1)
-    axes.fill_between(steps, low, high, alpha=0.35, step="mid", label="80% of the samples")
-    axes.plot(steps, layers.mean(1), label="mean")
-    axes.set(xlabel="sampling step", ylabel="exit layer", ylim=(0, trace["depth"] + 0.5))
+    steps = np.arange(len(totals.exits))
+    for low, high, alpha, label in ((0.0, 1.0, 0.15, "all samples"), (0.1, 0.9, 0.35, "80% of the samples")):
+        band = (totals.exit_quantile(low), totals.exit_quantile(high))
+        axes.fill_between(steps, *band, alpha=alpha, step="mid", label=label)
+    axes.plot(steps, totals.mean_exit_layers, label="mean")
+    axes.set(xlabel="sampling step", ylabel="exit layer", ylim=(0, totals.depth + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="small")
     return figure

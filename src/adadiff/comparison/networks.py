@@ -12,8 +12,8 @@ from filelock import FileLock
 from torch import nn
 
 from adadiff.comparison.config import CompareConfig
-from adadiff.errors import InputError
-from adadiff.files import MODELS, whole_file, whole_folder
+from adadiff.errors import InputError, suggestion
+from adadiff.files import model_folder, packaged_models, whole_file, whole_folder
 from adadiff.presets import PRESETS
 from adadiff.rivals import drop_layers, prune
 from adadiff.sampling import AdaDiffPipeline
@@ -86,10 +86,11 @@ class Networks:
         Raises:
             InputError: If neither holds a model.
         """
-        for path in (Path(self.config.backbone), MODELS / self.config.backbone):
-            if (path / "model_index.json").is_file():
-                return path
-        raise InputError(f"there is no model {self.config.backbone}: give a model folder, or train one first")
+        folder = model_folder(self.config.backbone)
+        if not (folder / "model_index.json").is_file():
+            packaged = suggestion(str(folder), packaged_models())
+            raise InputError(f"there is no model {folder}: give a model folder; of those in the package {packaged}")
+        return folder
 
     def pipeline(self, recipe: Recipe) -> AdaDiffPipeline:
         """The trained network in a pipeline with the comparison's scheduler."""

@@ -23,7 +23,9 @@ from adadiff.comparison.methods import METHODS
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.evaluation.metrics import with_error
-from adadiff.files import whole_file
+from adadiff.exits.trace import TraceTotals
+from adadiff.files import read_json, whole_file
+from adadiff.sampling.folder import TRACE
 
 TITLES = {method.name: method.title for method in METHODS}
 OURS = {name for name in TITLES if name.startswith("adadiff")}
@@ -236,8 +238,8 @@ def _pictures(results: Results, out: Path) -> dict[str, bytes]:
         drawn["pruning"] = figures.synergy(pruning, _row_names(pruning), cut, "FLOPs cut off")
     for cell in headline:
         if cell.method == "adadiff":
-            trace = json.loads((out / "cells" / cell.name / SAMPLES / "trace.json").read_text())
-            drawn["exits"] = figures.exits_over_steps(trace)
+            totals = TraceTotals.from_dict(read_json(out / "cells" / cell.name / SAMPLES / TRACE))
+            drawn["exits"] = figures.exits_over_steps(totals)
     if study is not None:
         drawn |= {"reliability": figures.reliability(study), "maps": figures.maps(study)}
     return {name: _png(figure) for name, figure in drawn.items()}

@@ -1,31 +1,58 @@
-"""Classes by name or by number."""
+"""Classes by name or by index."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from adadiff.errors import InputError, lookup
+import numpy as np
+
+from adadiff.errors import InputError, lookup, suggestion
 
 
-def class_indices(classes: Sequence[int | str], num_classes: int, names: Sequence[str] | None) -> list[int]:
-    """Rows of the class table.
+def class_indices(
+    classes: Iterable[int | str], num_classes: int, names: Sequence[str] | None, null_class: int | None = None
+) -> list[int]:
+    """Rows of the class table for classes that a user asks for.
 
     Args:
-        classes: Numbers, 0..num_classes - 1, or names.
+        classes: Names (str), where the classes have names, or indices (int, numpy's too). "1" is the class of that
+            name, whatever its index.
         num_classes: Size of the class table, a null class counted.
         names: Names of classes 0, 1, ..., where they have names.
+        null_class: The class that stands for none, which cannot be asked for.
 
     Raises:
         InputError: If there is no such class; the nearest names are named.
     """
     numbers = {name: k for k, name in enumerate(names or ())}
-    indices = []
-    for entry in classes:
-        number = entry if isinstance(entry, int) else int(entry) if entry.isdecimal() else None
-        if number is None and not numbers:
-            raise InputError(f"the model's classes have no names: in place of {entry!r} give 0 to {num_classes - 1}")
-        index = lookup(str(entry), numbers, "class") if number is None else number
-        if not 0 <= index < num_classes:
-            raise InputError(f"there is no class {index}: the model's classes are 0 to {num_classes - 1}")
-        indices.append(index)
-    return indices
+    return [
+        _index_of_name(entry, numbers) if isinstance(entry, str) else _checked_index(entry, num_classes, null_class)
+        for entry in classes
+    ]
+
+
+def _index_of_name(name: str, numbers: dict[str, int]) -> int:
+    if not numbers:
+        raise InputError(
+            f"the model's classes have no names, and {name!r} is one: give indices, as ints or with --class-index"
+        )
+    if name not in numbers and name.isdecimal():
+        raise InputError(
+            f"there is no class named {name!r}: {suggestion(name, numbers)}; to ask for a class by its index, give an "
+            f"int, or --class-index {name}"
+        )
+    return lookup(name, numbers, "class")
+
+
+def _checked_index(index: Any, num_classes: int, null_class: int | None) -> int:
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+        raise InputError(f"{index!r} is no class: give a name (str) or an index (int)")
+    allowed = [k for k in range(num_classes) if k != null_class]
+    if index == null_class:
+        raise InputError(
+            f"class {index} stands for no class and cannot be asked for: choose from {allowed[0]} to {allowed[-1]}"
+        )
+    if not 0 <= index < num_classes:
+        raise InputError(f"there is no class {index}: the model's classes are {allowed[0]} to {allowed[-1]}")
+    return int(index)

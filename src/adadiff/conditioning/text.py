@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CL
 from typing_extensions import Self
 
 from adadiff.errors import InputError
+from adadiff.fingerprints import fingerprint, model_fingerprint
 from adadiff.verified import VerifiedModel
 
 MOST_GRAMS = 40  # of a word: all of one of 13 bytes
@@ -48,6 +49,10 @@ class TextEncoder(VerifiedModel):
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Features of captions, (batch, length, width)."""
         return self(self.tokenize(captions).to(self.device))
+
+    def identity(self) -> dict[str, Any]:
+        """What the features of a caption depend on, as plain values."""
+        return {"fingerprint": model_fingerprint(self)}
 
 
 class ByteTextEncoder(TextEncoder):
@@ -131,6 +136,10 @@ class TransformersTextEncoder(TextEncoder):
         return self.tokenizer(
             list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
+
+    def identity(self) -> dict[str, Any]:
+        """What the features of a caption depend on, the tokenizer's vocabulary included."""
+        return {**super().identity(), "vocabulary": fingerprint(sorted(self.tokenizer.get_vocab().items()))}
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from adadiff.conditioning import TransformersTextEncoder
-from adadiff.conversion.uvit import ReleasedSizes, from_released, read_released, to_released
+from adadiff.conversion.uvit import CLIP_LENGTH, ReleasedSizes, from_released, read_released, to_released
 from adadiff.data import load_vae
 from adadiff.errors import InputError, lookup
 from adadiff.files import require_empty_folder, whole_file, whole_folder
@@ -23,6 +23,7 @@ def convert_to_folder(
     vae: str | None = None,
     scaling_factor: float | None = None,
     text_encoder: str | None = None,
+    context_length: int | None = None,
 ) -> ReleasedSizes:
     """Turn a checkpoint of the U-ViT or AdaDiff release into a model folder.
 
@@ -35,6 +36,7 @@ def convert_to_folder(
         vae: For a network of latents: the autoencoder that decodes them, by its name on the hub or its folder.
         scaling_factor: Of the latents, in place of the autoencoder's.
         text_encoder: For a network that takes text: a text model of transformers, by its name on the hub or folder.
+        context_length: For a network that takes text: how many text features it takes; by default CLIP's, 77.
 
     Returns:
         The network's sizes.
@@ -45,7 +47,7 @@ def convert_to_folder(
     """
     require_empty_folder(out)
     released = read_released(file)
-    sizes = ReleasedSizes.of(released)
+    sizes = ReleasedSizes.of(released, context_length)
     chosen = None if preset is None else lookup(preset, PRESETS, "preset")
     if chosen is not None:
         _check_preset(sizes, chosen, preset)
@@ -56,11 +58,13 @@ def convert_to_folder(
     else:
         discrete = sizes.context_dim is not None or not sizes.final_conv
         diffusion, sampling = STABLE_DIFFUSION if discrete else SDE, DPM_SOLVER
-    model = from_released(released, num_heads, diffusion.network_time(), sizes.null_class)
+    model = from_released(released, num_heads, diffusion.network_time(), sizes.null_class, sizes.context_length)
     autoencoder = None if vae is None else load_vae(vae)
     if autoencoder is not None and scaling_factor is not None:
         autoencoder.register_to_config(scaling_factor=scaling_factor)
-    encoder = None if text_encoder is None else TransformersTextEncoder.from_pretrained(text_encoder)
+    encoder = None
+    if text_encoder is not None:
+        encoder = TransformersTextEncoder.from_pretrained(text_encoder, sizes.context_length or CLIP_LENGTH)
     if encoder is not None and encoder.shape != model.backbone.context_shape:
         length, width = model.backbone.context_shape or (0, 0)
         raise InputError(

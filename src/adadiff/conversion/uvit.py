@@ -1,7 +1,7 @@
 """Checkpoints of the U-ViT and AdaDiff releases: flat dictionaries of tensors, in their own names.
 
 The releases name the first half of the layers `in_blocks`, the middle one `mid_block`, the second half `out_blocks`.
-AdaDiff adds `lte_classifer` (so spelt), one linear per layer on the patch tokens. It foretells certainty, one minus the
+AdaDiff adds `lte_classifer` (so spelt), one linear per layer on the patch tokens. It predicts certainty, one minus the
 uncertainty: sigmoid(-z) = 1 - sigmoid(z), so negated weights are those of a `TokenEstimator`.
 """
 
@@ -50,6 +50,7 @@ class ReleasedSizes:
         final_conv: Whether the head ends in a convolution.
         num_classes: Size of the class table, if there is one.
         context_dim: Size of a text feature, if it takes text.
+        context_length: Number of text features, if it takes text.
         estimators: Whether it is AdaDiff's, with an estimator after each layer.
     """
 
@@ -63,14 +64,19 @@ class ReleasedSizes:
     final_conv: bool
     num_classes: int | None
     context_dim: int | None
+    context_length: int | None
     estimators: bool
 
     @classmethod
-    def of(cls, released: dict[str, Tensor]) -> ReleasedSizes:
+    def of(cls, released: dict[str, Tensor], context_length: int | None = None) -> ReleasedSizes:
         """Read the sizes off the tensors.
 
+        Args:
+            released: As `read_released` gives it.
+            context_length: Number of text features, for a network that takes text; by default CLIP's, 77.
+
         Raises:
-            InputError: If a tensor that tells a size is missing or of another rank.
+            InputError: If a tensor that tells a size is missing or of another rank, or the sizes do not fit together.
         """
         try:
             width, in_channels, patch_size, _ = released["patch_embed.proj.weight"].shape
@@ -83,10 +89,16 @@ class ReleasedSizes:
                 f"these are not the weights of a released U-ViT: {error} is not as it should be; they are a state "
                 f"dict with patch_embed.proj, pos_embed, in_blocks, mid_block, out_blocks, ..."
             ) from error
-        extra = 1 + (num_classes is not None) + (CLIP_LENGTH if context_dim is not None else 0)
+        if context_dim is None and context_length is not None:
+            raise InputError("the weights are of a network that takes no text: leave the context length out")
+        length = None if context_dim is None else context_length or CLIP_LENGTH
+        extra = 1 + (num_classes is not None) + (length or 0)
         side = math.isqrt(max(tokens - extra, 0))
-        if side**2 != tokens - extra:
-            raise InputError(f"pos_embed has {tokens} tokens: {extra} and those of a square of patches were expected")
+        if side == 0 or side**2 != tokens - extra:
+            of_text = "" if length is None else f" ({length} of text; give --context-length where it is another number)"
+            raise InputError(
+                f"pos_embed has {tokens} tokens: {extra}{of_text} and those of a square of patches were expected"
+            )
         half = len({name.split(".")[1] for name in released if name.startswith("in_blocks.")})
         return cls(
             sample_size=side * patch_size,
@@ -99,6 +111,7 @@ class ReleasedSizes:
             final_conv="final_layer.weight" in released,
             num_classes=num_classes,
             context_dim=context_dim,
+            context_length=length,
             estimators=any(name.startswith(f"{ESTIMATOR}.") for name in released),
         )
 
@@ -128,7 +141,11 @@ def read_released(path: Path) -> dict[str, Tensor]:
 
 
 def from_released(
-    released: dict[str, Tensor], num_heads: int, network_time: dict[str, float], null_class: int | None = None
+    released: dict[str, Tensor],
+    num_heads: int,
+    network_time: dict[str, float],
+    null_class: int | None = None,
+    context_length: int | None = None,
 ) -> AdaptiveModel:
     """An adaptive model with a released network's weights; new estimators where the release has none.
 
@@ -137,12 +154,14 @@ def from_released(
         num_heads: Attention heads, the one size that tensors do not tell.
         network_time: The backbone's settings for the time, from `DiffusionConfig.network_time`.
         null_class: The class that stands for none, if the network was trained with one.
+        context_length: Number of text features, for a network that takes text; by default CLIP's, 77.
 
     Raises:
         InputError: If names or shapes do not fit; the first few are named.
     """
-    sizes = ReleasedSizes.of(released)
-    context = {} if sizes.context_dim is None else {"context_dim": sizes.context_dim, "context_length": CLIP_LENGTH}
+    sizes = ReleasedSizes.of(released, context_length)
+    takes_text = sizes.context_dim is not None
+    context = {"context_dim": sizes.context_dim, "context_length": sizes.context_length} if takes_text else {}
     model = AdaptiveModel(
         sample_size=sizes.sample_size,
         in_channels=sizes.in_channels,

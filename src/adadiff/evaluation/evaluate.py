@@ -20,6 +20,7 @@ from adadiff.data import DataConfig, ImageData
 from adadiff.errors import InputError
 from adadiff.evaluation.features import BATCH, FeatureNetwork, ImageFeatures, load_feature_network, reference_features
 from adadiff.evaluation.metrics import (
+    NEIGHBOURS,
     Features,
     Gaussian,
     bootstrap,
@@ -29,7 +30,8 @@ from adadiff.evaluation.metrics import (
 )
 from adadiff.files import whole_file
 from adadiff.sampling import AdaDiffPipeline
-from adadiff.sampling.folder import REQUEST, FolderSummary, image_path, read_image
+from adadiff.sampling.folder import REQUEST, FolderSummary
+from adadiff.sampling.images import image_path, read_image
 
 METRICS = "metrics.json"
 
@@ -122,26 +124,32 @@ class Judge:
     reference: ImageFeatures
     clip: ClipScorer | None = None
 
+    @property
+    def least_images(self) -> int:
+        """How many images the metrics need, real ones and samples alike."""
+        return max(self.reference.vectors.shape[1], NEIGHBOURS) + 1
+
     def require_enough(self, n: int) -> None:
         """Raise InputError where so many samples are too few for these features."""
-        least = self.reference.vectors.shape[1] + 1
-        if n < least:
-            raise InputError(f"{n} images are too few to judge by {self.network.name}: at least {least} are needed")
+        if n < self.least_images:
+            raise InputError(
+                f"{n} images are too few to judge by {self.network.name}: at least {self.least_images} are needed"
+            )
 
 
-def judge_for(model: Path, data: DataConfig, features: str, clip: str | None, device: torch.device) -> Judge:
+def judge_for(model: str | Path, data: DataConfig, features: str, clip: str | None, device: torch.device) -> Judge:
     """The judge of a model's images: the features of real images as large as they.
 
     Args:
-        model: Model folder.
+        model: Model folder, or the name of a packaged model.
         data: Real images, brought to the size and channels of the model's.
         features: Name of the feature network.
         clip: Name of a CLIP model, for a model that takes text.
         device: Where the networks run.
 
     Raises:
-        InputError: If something is not there, or the images are smaller than the model's, or grey where those have
-            colours.
+        InputError: If something is not there, or the images are smaller than the model's, grey where those have
+            colours, or too few for the metrics.
     """
     pipeline = AdaDiffPipeline.from_pretrained(model)
     channels, height, width = pipeline.image_shape
@@ -156,7 +164,12 @@ def judge_for(model: Path, data: DataConfig, features: str, clip: str | None, de
         raise InputError(f"the images of {data.source} are grey, the model's have colours: set another --data.source")
     network = load_feature_network(features, device)
     scorer = None if clip is None else load_clip(clip)
-    return Judge(network, real, reference_features(network, real), scorer)
+    judge = Judge(network, real, reference_features(network, real), scorer)
+    if len(real) < judge.least_images:
+        raise InputError(
+            f"{len(real)} real images are too few to judge by {network.name}: at least {judge.least_images} are needed"
+        )
+    return judge
 
 
 def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evaluation:
@@ -170,7 +183,7 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
     Raises:
         InputError: If there are too few samples.
     """
-    n = summary.trace.exit_layers.shape[1]
+    n = summary.totals.images
     judge.require_enough(n)
     request = json.loads((folder / REQUEST).read_text())
     asked, network, reference = request["conditions"], judge.network, judge.reference
@@ -193,8 +206,8 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
         recall=recall,
         class_agreement=class_agreement(samples.guesses, network.class_names, asked["classes"]),
         clip_score=None if judge.clip is None else _clip_score(judge.clip, folder, n, asked["prompts"]),
-        layer_fraction=summary.trace.layer_fraction,
-        compute_fraction=summary.trace.compute_fraction,
+        layer_fraction=summary.totals.layer_fraction,
+        compute_fraction=summary.totals.compute_fraction,
         images_per_second=summary.images_per_second,
         constant_images=tuple(constant),
     )

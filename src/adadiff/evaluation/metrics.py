@@ -15,6 +15,7 @@ from typing_extensions import Self
 from adadiff.errors import InputError
 
 Features = NDArray[np.floating]
+NEIGHBOURS = 3  # of precision and recall
 BLOCK = 1000  # rows of a table of pairs that are in memory at once
 
 
@@ -77,7 +78,7 @@ def kernel_distance(features: Features, reference: Features) -> float:
     return among(x) + among(y) - 2 * total(x, y) / (len(x) * len(y))
 
 
-def precision_recall(features: Features, reference: Features, neighbours: int = 3) -> tuple[float, float]:
+def precision_recall(features: Features, reference: Features, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
 
     Precision is the share of generated images that lie within the distance from some real image to its k-th nearest

@@ -24,7 +24,7 @@ from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
 from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
-from adadiff.fingerprints import fingerprint, weights_of
+from adadiff.fingerprints import model_fingerprint
 from adadiff.verified import VerifiedModel
 
 
@@ -112,7 +112,7 @@ class AdaptiveModel(VerifiedModel):
 
     def identity(self) -> dict[str, Any]:
         """What the predictions depend on, as plain values."""
-        return {"weights": fingerprint(weights_of(self))}
+        return {"fingerprint": model_fingerprint(self)}
 
     def start_from(self, backbone: Backbone[Any]) -> None:
         """Take over a trained backbone's weights; per-layer heads start anew as copies of its head.

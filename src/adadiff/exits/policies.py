@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +16,8 @@ import torch
 from torch import Tensor
 
 from adadiff.errors import InputError
+from adadiff.files import model_folder
+from adadiff.ranges import as_float, as_int
 
 Row = TypeVar("Row")
 
@@ -71,14 +71,14 @@ class ExitPolicy(ABC):
 
     @staticmethod
     def from_pretrained(folder: str | os.PathLike[str]) -> ExitPolicy:
-        """The policy that `adadiff calibrate` stored in a model folder.
+        """The policy that `adadiff calibrate` stored in a model folder, or in a packaged model, by its name.
 
         Raises:
             InputError: If there is none, it makes no sense, or it belongs to other weights.
         """
         from adadiff.exits.stored import StoredPolicy  # which knows all policies
 
-        return StoredPolicy.load(Path(folder)).policy
+        return StoredPolicy.load(model_folder(folder)).policy
 
     def describe(self) -> dict[str, Any]:
         """The policy's name and settings, as plain values."""
@@ -103,6 +103,9 @@ class FixedExit(ExitPolicy):
 
     layer: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer", as_int(self.layer, "the exit layer"))
+
     def leaves(self, query: ExitQuery) -> Tensor:
         return torch.full((len(query.samples),), query.layer >= self.layer, dtype=torch.bool)
 
@@ -119,6 +122,9 @@ class ScheduleExit(ExitPolicy):
     """
 
     layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(as_int(layer, "an exit layer") for layer in self.layers))
 
     def leaves(self, query: ExitQuery) -> Tensor:
         return torch.full((len(query.samples),), query.layer >= self.layers[query.step], dtype=torch.bool)
@@ -186,10 +192,9 @@ class ThresholdExit(ExitPolicy):
     def __post_init__(self) -> None:
         if self.per not in ("layer", "step"):
             raise InputError(f'thresholds run per "layer" or per "step", not per "{self.per}"')
-        if isinstance(self.tau, Sequence):
-            object.__setattr__(self, "tau", tuple(float(tau) for tau in self.tau))
-        for tau in self.tau if isinstance(self.tau, tuple) else (self.tau,):
-            _check_tau(tau)
+        given: Any = self.tau
+        several = isinstance(given, (list, tuple)) or getattr(given, "ndim", 0) > 0
+        object.__setattr__(self, "tau", tuple(map(_checked_tau, given)) if several else _checked_tau(given))
 
     def leaves(self, query: ExitQuery) -> Tensor:
         if query.layer < self.min_layer:
@@ -229,9 +234,8 @@ class TableExit(ExitPolicy):
     thresholds: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        for row in self.thresholds:
-            for tau in row:
-                _check_tau(tau)
+        rows = tuple(tuple(_checked_tau(tau) for tau in row) for row in self.thresholds)
+        object.__setattr__(self, "thresholds", rows)
 
     def leaves(self, query: ExitQuery) -> Tensor:
         tau = self.thresholds[query.step][query.layer - 1]
@@ -273,7 +277,7 @@ class PatienceExit(ExitPolicy):
     last_patient_layer: int | None = None
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
+        object.__setattr__(self, "tau", _checked_tau(self.tau))
         if self.patience < 1:
             raise InputError(f"patience is {self.patience}: at least one layer must pass")
 
@@ -306,7 +310,7 @@ class BatchMeanExit(ExitPolicy):
     tau: float
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
+        object.__setattr__(self, "tau", _checked_tau(self.tau))
 
     def leaves(self, query: ExitQuery) -> Tensor:
         return (query.uncertainty[:, -1].mean() < self.tau).expand(len(query.samples))
@@ -319,9 +323,11 @@ def _stretched(rows: tuple[Row, ...], num_steps: int) -> tuple[Row, ...]:
     return tuple(rows[int((step + 0.5) / num_steps * len(rows))] for step in range(num_steps))
 
 
-def _check_tau(tau: float) -> None:
-    if not 0 <= tau <= 1:
+def _checked_tau(tau: float) -> float:
+    number = as_float(tau, "tau")
+    if not 0 <= number <= 1:
         raise InputError(f"tau is {tau}: an uncertainty, and so a threshold, is between 0 and 1")
+    return number
 
 
 def _check_layer(name: str, layer: int, depth: int) -> None:

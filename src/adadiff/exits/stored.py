@@ -54,6 +54,8 @@ class Circumstances:
         scheduler: Short name, or the name of its class.
         steps: Sampling steps.
         guidance_scale: 1 means none.
+        evaluations: How often the scheduler evaluates the model in these steps, where it is not once a step: a policy
+            goes by evaluations.
     """
 
     weights: str | None
@@ -61,6 +63,12 @@ class Circumstances:
     scheduler: str
     steps: int
     guidance_scale: float
+    evaluations: int | None = None
+
+    @property
+    def policy_steps(self) -> int:
+        """The steps of a policy: evaluations of the model."""
+        return self.steps if self.evaluations is None else self.evaluations
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class StoredPolicy:
                 TypeAdapter(dict[str, Any]).validate_python(values["found"]),
             )
             made_for = stored.calibrated_for
-            stored.policy.check(made_for.depth, made_for.steps)
+            stored.policy.check(made_for.depth, made_for.policy_steps)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} cannot be used: {_reason(error)}; calibrate again, or delete it") from error
         weights = weights_checksum(folder / "transformer")
@@ -129,8 +137,8 @@ class StoredPolicy:
         return stored
 
     def for_steps(self, num_steps: int) -> ExitPolicy:
-        """The policy for so many sampling steps, stretched where it was calibrated for another number."""
-        return self.policy if num_steps == self.calibrated_for.steps else self.policy.stretched(num_steps)
+        """The policy for so many evaluations of the model, stretched where it was calibrated for another number."""
+        return self.policy if num_steps == self.calibrated_for.policy_steps else self.policy.stretched(num_steps)
 
     def differences(self, scheduler: str, steps: int, guidance_scale: float) -> list[str]:
         """In what a sampling differs from what the policy was calibrated for, for people."""

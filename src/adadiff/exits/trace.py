@@ -1,9 +1,12 @@
-"""The trace of a sampling: which layer each sample left after, at every step, and what that cost."""
+"""The trace of a sampling: which layer each sample left after, at every step, and what that cost.
+
+`Trace` holds every sample's exits; `TraceTotals` only counts them, and so is as small for a million images as for one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,117 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from adadiff.errors import InputError
 from adadiff.files import whole_file
+
+
+@dataclass(frozen=True)
+class TraceTotals:
+    """How many samples left after each layer at each step, and what all of them cost; totals of parts add up.
+
+    Args:
+        exits: Samples that left after each layer, (steps, depth) int64.
+        unconditional_exits: The same of the unconditional one of each pair; 0 everywhere at steps without guidance.
+        flops: What was computed, of all samples and steps.
+        full_flops: What the full model computes for one sample at one step.
+        timesteps: Time of each step, (steps,) floats.
+    """
+
+    exits: Tensor
+    unconditional_exits: Tensor
+    flops: int
+    full_flops: int
+    timesteps: tuple[float, ...]
+
+    @classmethod
+    def of(cls, trace: Trace) -> Self:
+        """The totals of a trace."""
+        return cls(
+            _counted(trace.exit_layers, trace.depth),
+            _counted(trace.unconditional_exit_layers, trace.depth),
+            int(trace.flops.sum()),
+            trace.full_flops,
+            trace.timesteps,
+        )
+
+    def __add__(self, other: Self) -> Self:
+        """The totals of both, sampled with the same model and steps."""
+        return replace(
+            self,
+            exits=self.exits + other.exits,
+            unconditional_exits=self.unconditional_exits + other.unconditional_exits,
+            flops=self.flops + other.flops,
+        )
+
+    @property
+    def images(self) -> int:
+        """Number of samples."""
+        return int(self.exits[0].sum())
+
+    @property
+    def depth(self) -> int:
+        """Layers of the full model, N."""
+        return self.exits.shape[1]
+
+    @property
+    def predictions(self) -> int:
+        """How often the model was evaluated: once for each sample and step, and once more where it was guided."""
+        return int(self.exits.sum() + self.unconditional_exits.sum())
+
+    @property
+    def layer_fraction(self) -> float:
+        """Layers run over layers of the full model, averaged over predictions, in (0, 1]."""
+        layers = (self.exits + self.unconditional_exits) @ torch.arange(1, self.depth + 1)
+        return int(layers.sum()) / (self.depth * self.predictions)
+
+    @property
+    def compute_fraction(self) -> float:
+        """FLOPs computed, heads and estimators included, over the full model's."""
+        return self.flops / (self.full_flops * self.predictions)
+
+    @property
+    def mean_exit_layers(self) -> Tensor:
+        """The mean exit layer at each step, (steps,) float64."""
+        return (self.exits @ torch.arange(1, self.depth + 1)).double() / self.images
+
+    def exit_quantile(self, share: float) -> Tensor:
+        """The first layer after which at least this share of the samples has left, at each step, (steps,) int64."""
+        left = self.exits.cumsum(1)
+        return (left >= max(share * self.images, 1)).int().argmax(1) + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The totals as plain values."""
+        return {
+            "images": self.images,
+            "predictions": self.predictions,
+            "layer_fraction": self.layer_fraction,
+            "compute_fraction": self.compute_fraction,
+            "depth": self.depth,
+            "flops": self.flops,
+            "full_flops": self.full_flops,
+            "timesteps": list(self.timesteps),
+            "mean_exit_layers": self.mean_exit_layers.tolist(),
+            "exits": self.exits.tolist(),
+            "unconditional_exits": self.unconditional_exits.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The totals that `to_dict` wrote.
+
+        Raises:
+            InputError: If the values are something else.
+        """
+        try:
+            return cls(
+                torch.tensor(values["exits"], dtype=torch.int64),
+                torch.tensor(values["unconditional_exits"], dtype=torch.int64),
+                values["flops"],
+                values["full_flops"],
+                tuple(values["timesteps"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"these are no totals of a trace ({error}): sample again") from error
 
 
 @dataclass(frozen=True)
@@ -45,19 +158,18 @@ class Trace:
 
     @property
     def predictions(self) -> int:
-        """How often the model was asked: once for each sample and step, and once more where it was guided."""
-        return self.exit_layers.numel() + int(self.unconditional_exit_layers.count_nonzero())
+        """How often the model was evaluated: `TraceTotals.predictions`."""
+        return TraceTotals.of(self).predictions
 
     @property
     def layer_fraction(self) -> float:
         """Layers run over layers of the full model, averaged over predictions, in (0, 1]."""
-        layers = int(self.exit_layers.sum() + self.unconditional_exit_layers.sum())
-        return layers / (self.depth * self.predictions)
+        return TraceTotals.of(self).layer_fraction
 
     @property
     def compute_fraction(self) -> float:
         """FLOPs computed, heads and estimators included, over the full model's."""
-        return int(self.flops.sum()) / (self.full_flops * self.predictions)
+        return TraceTotals.of(self).compute_fraction
 
     @classmethod
     def join(cls, traces: Sequence[Self]) -> Self:
@@ -114,3 +226,8 @@ class Trace:
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
         axes.figure.colorbar(image, ax=axes, label=f"exit layer (of {self.depth})")
+
+
+def _counted(layers: Tensor, depth: int) -> Tensor:
+    """How often each of layers 1..depth stands in each row, (steps, depth) int64; 0 counts nowhere."""
+    return torch.stack([(layers == layer).sum(1) for layer in range(1, depth + 1)], dim=1)

@@ -1,32 +1,41 @@
-"""Sampling into a folder: in batches, each image written whole with its trace, and continued where it stopped."""
+"""Sampling into a folder: in batches, each image written whole with its trace, and continued where it stopped.
+
+No more than a batch is in memory at once: what the images came to is read back from their files, some at a time.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from adadiff.conditioning import class_indices
 from adadiff.errors import InputError
 from adadiff.exits import ExitPolicy
-from adadiff.exits.trace import Trace
-from adadiff.files import claim_folder, whole_file
+from adadiff.exits.trace import TraceTotals
+from adadiff.files import check_claim, claim_folder, exclusive_folder, read_json, whole_file, write_json
+from adadiff.fingerprints import model_fingerprint, settings_of
+from adadiff.processes import process_state
+from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
+from adadiff.sampling.images import image_path, read_image, read_traces, with_lines, write_image
 from adadiff.sampling.numbered import UNCONDITIONAL, Conditions, sample_numbered
 from adadiff.sampling.pipeline import AdaDiffPipeline
+from adadiff.sampling.schedulers import times_of
 
 REQUEST = "request.json"
+HOLDS = "images sampled"
+TRACE = "trace.json"
+TRACE_LINES = "trace.jsonl"
 GRID_IMAGES = 64
-TRACED = ("exit_layers", "unconditional_exit_layers", "flops")
+CHUNK = 256  # images whose traces are in memory at once; the heat map shows the first chunk
 
 
 @dataclass(frozen=True)
@@ -34,19 +43,19 @@ class FolderSummary:
     """What a sampling into a folder came to.
 
     Args:
-        trace: Of all the images in the folder.
+        totals: Exits and FLOPs of all the images in the folder.
         sampled: Images that this process sampled now.
         seconds: Time that the sampling of all of them took, now and before, all processes' added.
     """
 
-    trace: Trace
+    totals: TraceTotals
     sampled: int
     seconds: float
 
     @property
     def images_per_second(self) -> float:
         """Of one process."""
-        return self.trace.exit_layers.shape[1] / self.seconds
+        return self.totals.images / self.seconds
 
 
 def sample_to_folder(
@@ -76,35 +85,32 @@ def sample_to_folder(
         batch_size: Images sampled at once.
 
     Raises:
-        InputError: If an argument does not fit, or the folder holds something else.
+        InputError: If an argument does not fit, the folder holds something else or another process writes into it, or
+            an image came out NaN or infinite; of a batch with such an image none is written.
     """
     for name, value in (("number of images", n), ("batch size", batch_size)):
         if value < 1:
             raise InputError(f"the {name} is {value}: it must be at least 1")
     pipeline.check_inputs(1, steps, policy)
     _check_conditions(pipeline, conditions)
-    state = PartialState()
-    with state.main_process_first():
-        claim_folder(out, REQUEST, sampling_request(pipeline, steps, policy, seed, conditions), "images sampled")
-        missing = [k for k in range(n) if not image_path(out, k).exists()]
-    state.wait_for_everyone()
-    mine = missing[state.process_index :: state.num_processes]
-    with tqdm(total=len(mine), desc="sampling", unit="image", disable=not state.is_main_process) as progress:
-        for first in range(0, len(mine), batch_size):
-            numbers = mine[first : first + batch_size]
-            _sample_batch(pipeline, out, numbers, steps, policy, seed, conditions)
-            progress.update(len(numbers))
-    state.wait_for_everyone()
-
-    pipeline.scheduler.set_timesteps(steps)
-    images = [read_image(image_path(out, k)) for k in range(n)]
-    trace = _assemble_trace(images, pipeline)
+    state = process_state()
+    request = sampling_request(pipeline, steps, policy, seed, conditions)
     if state.is_main_process:
-        trace.save(out / "trace.json", request=json.loads((out / REQUEST).read_text()))
-        trace.plot(out / "exits.png")
-        with whole_file(out / "grid.png") as part:
-            image_grid(images[:GRID_IMAGES]).save(part)
-    return FolderSummary(trace, len(mine), sum(json.loads(image.info["seconds"]) for image in images))
+        check_claim(out, REQUEST, request, HOLDS)
+    with exclusive_folder(out) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            claim_folder(out, REQUEST, request, HOLDS)
+        state.wait_for_everyone()
+        mine = range(state.process_index, n, state.num_processes)
+        missing = (k for k in mine if not image_path(out, k).exists())
+        to_sample = sum(not image_path(out, k).exists() for k in mine)
+        with tqdm(total=to_sample, desc="sampling", unit="image", disable=not state.is_main_process) as progress:
+            while numbers := list(islice(missing, batch_size)):
+                _sample_batch(pipeline, out, numbers, steps, policy, seed, conditions)
+                progress.update(len(numbers))
+        state.wait_for_everyone()
+        totals, seconds = _summarise(pipeline, out, n, steps, state)
+    return FolderSummary(totals, to_sample, seconds)
 
 
 def _sample_batch(
@@ -118,16 +124,39 @@ def _sample_batch(
 ) -> None:
     """Sample the images of these numbers, and write each with its trace and its share of the seconds."""
     start = time.perf_counter()
-    output = sample_numbered(pipeline, numbers, steps, policy, seed, conditions)
-    pixels = output.images.permute(0, 2, 3, 1).float().cpu()
+    try:
+        output = sample_numbered(pipeline, numbers, steps, policy, seed, conditions)
+    except NonFiniteImagesError as error:
+        others = f" (and {len(error.positions) - 1} more of its batch)" if len(error.positions) > 1 else ""
+        raise InputError(
+            f"image {numbers[error.positions[0]]} came out as NaN or infinite{others}: try --dtype float32, another "
+            f"scheduler or more steps"
+        ) from error
+    pixels = output.images.permute(0, 2, 3, 1).float().cpu().numpy()
     seconds = (time.perf_counter() - start) / len(numbers)
-    for place, k in enumerate(numbers):
-        if not pixels[place].isfinite().all():
-            raise InputError(f"image {k} came out as NaN: try --dtype float32, another scheduler or more steps")
-        traced = {name: getattr(output.trace, name)[:, place].tolist() for name in TRACED}
-        _write_image(
-            image_path(out, k), pipeline.numpy_to_pil(pixels[place].numpy())[0], {**traced, "seconds": seconds}
-        )
+    for position, image in enumerate(pipeline.numpy_to_pil(pixels)):
+        write_image(image_path(out, numbers[position]), image, output.trace, position, seconds)
+
+
+def _summarise(
+    pipeline: AdaDiffPipeline, out: Path, n: int, steps: int, state: PartialState
+) -> tuple[TraceTotals, float]:
+    """The totals and the seconds of all images; the first process writes trace, heat map and grid."""
+    model = pipeline.transformer
+    timesteps = times_of(pipeline.scheduler, steps)
+    traces = read_traces(out, n, model.depth, model.part_flops.full, timesteps, CHUNK)
+    totals, seconds = None, 0.0
+    for trace, taken in with_lines(traces, out / TRACE_LINES) if state.is_main_process else traces:
+        if totals is None and state.is_main_process:
+            trace.plot(out / "exits.png")
+        totals = TraceTotals.of(trace) if totals is None else totals + TraceTotals.of(trace)
+        seconds += taken
+    assert totals is not None
+    if state.is_main_process:
+        write_json(out / TRACE, {"request": read_json(out / REQUEST), **totals.to_dict()})
+        with whole_file(out / "grid.png") as part:
+            image_grid([read_image(image_path(out, k)) for k in range(min(n, GRID_IMAGES))]).save(part)
+    return totals, seconds
 
 
 def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None:
@@ -141,49 +170,21 @@ def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None
 def sampling_request(
     pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
-    """All that the images depend on."""
-    names, classes = pipeline.transformer.config.class_names, conditions.classes
-    if names:
-        indices = class_indices(classes, pipeline.transformer.backbone.num_classes, names)
-        classes = tuple(names[k] if k < len(names) else k for k in indices)
+    """All that the images depend on, as plain values: every part's weights and settings, and the arguments."""
+    model, scheduler = pipeline.transformer, pipeline.scheduler
+    names, classes = model.config.class_names, conditions.classes
+    if model.backbone.num_classes is not None:
+        indices = class_indices(classes, model.backbone.num_classes, names, model.config.null_class)
+        classes = tuple(names[k] if names else k for k in indices)
     return {
-        "model": pipeline.transformer.identity(),
-        "scheduler": type(pipeline.scheduler).__name__,
+        "model": model.identity(),
+        "text_encoder": None if pipeline.text_encoder is None else pipeline.text_encoder.identity(),
+        "vae": None if pipeline.vae is None else {"fingerprint": model_fingerprint(pipeline.vae)},
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": settings_of(scheduler),
         "steps": steps,
         "policy": policy.describe(),
         "seed": seed,
         "conditions": {**asdict(conditions), "classes": classes},
-        "dtype": str(pipeline.transformer.dtype),
+        "dtype": str(model.dtype),
     }
-
-
-def image_path(out: Path, k: int) -> Path:
-    return out / f"{k:06d}.png"
-
-
-def _write_image(path: Path, image: Image.Image, notes: dict[str, Any]) -> None:
-    text = PngInfo()
-    for name, value in notes.items():
-        text.add_text(name, json.dumps(value))
-    with whole_file(path) as part:
-        image.save(part, pnginfo=text)
-
-
-def read_image(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        image.load()
-        return image
-
-
-def _assemble_trace(images: Sequence[Image.Image], pipeline: AdaDiffPipeline) -> Trace:
-    traced = {name: torch.tensor([json.loads(image.info[name]) for image in images]).T for name in TRACED}
-    model = pipeline.transformer
-    unknown = torch.full((*traced["flops"].shape, model.depth), torch.nan)
-    return Trace(
-        **traced,
-        depth=model.depth,
-        full_flops=model.part_flops.full,
-        timesteps=tuple(pipeline.scheduler.timesteps.tolist()),
-        uncertainties=unknown,
-        unconditional_uncertainties=unknown,
-    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from adadiff.errors import InputError
+from adadiff.ranges import as_float
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,17 @@ class Guidance:
     tied: bool = True
 
     def __post_init__(self) -> None:
-        if self.scale < 1:
+        object.__setattr__(self, "scale", as_float(self.scale, "the guidance scale"))
+        if not 1 <= self.scale < math.inf:
             raise InputError(f"the guidance scale is {self.scale}: it must be at least 1, which means none")
-        start, end = self.interval
-        if not 0 <= start < end <= 1:
+        given = self.interval if isinstance(self.interval, (tuple, list)) else ()
+        fractions = tuple(as_float(fraction, "a fraction of the guidance interval") for fraction in given)
+        if len(fractions) != 2 or not 0 <= fractions[0] < fractions[1] <= 1:
             raise InputError(
-                f"the guidance interval is {start} to {end}: both are fractions of the steps, between 0 and 1, "
-                f"the first the smaller"
+                f"the guidance interval is {self.interval}: it is two fractions of the steps, between 0 and 1, the "
+                f"first the smaller"
             )
+        object.__setattr__(self, "interval", fractions)
 
     def applies(self, step: int, num_steps: int) -> bool:
         """Whether this step, counted from 0, is guided."""

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
 from adadiff.conditioning import TextEncoder, class_indices
-from adadiff.errors import InputError
-from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy, NeverExit, ThresholdExit
+from adadiff.errors import InputError, suggestion
+from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy
 from adadiff.exits.trace import Trace
-from adadiff.files import model_folder, read_json, verify_checksums, write_checksums
+from adadiff.files import model_folder, packaged_models, write_checksums
+from adadiff.ranges import as_int
+from adadiff.sampling.arguments import chosen_policy, label_list, text_list
+from adadiff.sampling.finite import require_finite_images
 from adadiff.sampling.guidance import Guidance
-from adadiff.verified import require_finite
+from adadiff.sampling.schedulers import noise_arguments, started, times_of
+from adadiff.verified import require_finite, verify_parts
 
 if TYPE_CHECKING:
     from adadiff.calibration import Calibration
@@ -44,11 +50,12 @@ class AdaDiffPipelineOutput(BaseOutput):
 
 
 class AdaDiffPipeline(DiffusionPipeline):
-    """Samples images with an adaptive model and any diffusers scheduler.
+    """Samples images with an adaptive model and a diffusers scheduler.
 
     Args:
         transformer: The denoiser.
-        scheduler: Any diffusers scheduler; the default one of a trained model is the one it was trained with.
+        scheduler: Any diffusers scheduler for the variance-preserving forward process; the default one of a trained
+            model is the one it was trained with.
         text_encoder: For a model that takes text.
         vae: For a model of latents.
     """
@@ -75,7 +82,7 @@ class AdaDiffPipeline(DiffusionPipeline):
         """
         folder = model_folder(pretrained_model_name_or_path)
         if folder.exists():
-            _verify_folder(folder)
+            verify_parts(folder)
         try:
             pipeline = super().from_pretrained(folder, **kwargs)
         except InputError:
@@ -85,8 +92,8 @@ class AdaDiffPipeline(DiffusionPipeline):
                 reason = " ".join(str(error).split())
                 raise InputError(f"{folder} cannot be loaded as a model: {reason}") from error
             raise InputError(
-                f"there is no model folder {folder}, nor a model of that name in the package or that can be fetched "
-                f"from the hub"
+                f"there is no model folder {folder}, nor can a model of that name be fetched from the hub; of those in "
+                f"the package {suggestion(str(folder), packaged_models())}"
             ) from error
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
@@ -104,9 +111,9 @@ class AdaDiffPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        class_labels: Sequence[int | str] | None = None,
+        class_labels: int | str | Sequence[int | str] | NDArray[np.integer] | Tensor | None = None,
         prompt: str | Sequence[str] | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -121,10 +128,12 @@ class AdaDiffPipeline(DiffusionPipeline):
 
         Args:
             batch_size: Number of images; by default as many as there are class labels or prompts, or 1.
-            class_labels: Class of each image, a number or a name, where the model takes classes.
+            class_labels: Class of all images, or of each, where the model takes classes: a name (str) or an index
+                (int).
             prompt: Text for all images, or one for each, where the model takes text.
-            negative_prompt: What guidance leads away from, in place of the empty prompt.
-            num_inference_steps: Sampling steps.
+            negative_prompt: What guidance leads away from, for all images or for each, in place of the empty prompt.
+            num_inference_steps: Sampling steps. Heun's method, KDPM2 and PNDM evaluate the model more often; policies,
+                the guidance interval and the trace go by evaluations.
             guidance_scale: Strength of classifier-free guidance, 1 for none; a U-ViT `scale` s is 1 + s here.
             guidance_interval: The steps that are guided, as fractions [start, end) of all the steps.
             tied_exits: Whether the conditional and the unconditional prediction of an image leave together.
@@ -137,14 +146,15 @@ class AdaDiffPipeline(DiffusionPipeline):
 
         Raises:
             InputError: If an argument is out of range or does not fit the model.
+            NonFiniteImagesError: If an image came out NaN or infinite.
         """
-        policy = _choose_policy(tau, policy)
+        policy = chosen_policy(tau, policy)
         guidance = Guidance(guidance_scale, guidance_interval, tied_exits)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if batch_size is None:
-            batch_size = len(class_labels or prompts or [None])
-        if isinstance(prompt, str):
-            prompts = [prompt] * batch_size
+        size = None if batch_size is None else as_int(batch_size, "the batch size")
+        labels = None if class_labels is None else label_list(class_labels, size)
+        prompts = None if prompt is None else text_list(prompt, size)
+        batch_size = size if size is not None else len(labels or prompts or [None])
+        num_inference_steps = as_int(num_inference_steps, "the number of steps")
         self.check_inputs(batch_size, num_inference_steps, policy)
         if output_type not in ("pil", "pt"):
             raise InputError(f'the output type is {output_type!r}: it must be "pil" or "pt"')
@@ -152,34 +162,49 @@ class AdaDiffPipeline(DiffusionPipeline):
             raise InputError("the model makes latents, and its folder holds no autoencoder to decode them")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise InputError(f"there are {len(generator)} generators for {batch_size} images: give one, or one each")
-        conditions = self.conditions(batch_size, class_labels, prompts)
+        conditions = self.conditions(batch_size, labels, prompts)
         nothing = self.null_conditions(batch_size, negative_prompt) if guidance.scale > 1 else {}
+        device = self._execution_device
+
+        scheduler = started(self.scheduler, num_inference_steps, device)
+        shape = (batch_size, self.transformer.backbone.in_channels, *self.transformer.backbone.sample_size)
+        noise = randn_tensor(shape, generator=generator, device=device) * scheduler.init_noise_sigma
+        predict = partial(self.transformer.trajectory(), policy=policy, return_uncertainties=return_uncertainties)
+        sample, trace = self._denoise(noise, scheduler, predict, conditions, nothing, guidance, generator)
+
+        decoded = self.decode(sample)
+        require_finite_images(decoded)
+        images: Any = (decoded / 2 + 0.5).clamp(0, 1)
+        if output_type == "pil":
+            images = self.numpy_to_pil(images.permute(0, 2, 3, 1).float().cpu().numpy())
+        return AdaDiffPipelineOutput(images, trace)
+
+    def _denoise(
+        self,
+        sample: Tensor,
+        scheduler: SchedulerMixin,
+        predict: Callable[..., AdaptiveOutput],
+        conditions: dict[str, Tensor],
+        nothing: dict[str, Tensor],
+        guidance: Guidance,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> tuple[Tensor, Trace]:
+        """From noise to what is decoded, (batch, channels, height, width), at every time of a started scheduler."""
         pairs = {name: torch.cat([conditions[name], nothing[name]]) for name in nothing}
-        model, device = self.transformer, self._execution_device
-
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        shape = (batch_size, model.backbone.in_channels, *model.backbone.sample_size)
-        sample = randn_tensor(shape, generator=generator, device=device) * self.scheduler.init_noise_sigma
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        noise_source = {"generator": generator} if takes_generator else {}
-
-        steps = []
-        predict = model.trajectory()
-        timesteps = self.scheduler.timesteps
+        model, timesteps, steps = self.transformer, scheduler.timesteps, []
+        noise = noise_arguments(scheduler, generator)
         for step, timestep in enumerate(self.progress_bar(timesteps)):
             guided = guidance.applies(step, len(timesteps))
-            noisy = self.scheduler.scale_model_input(sample, timestep).to(model.dtype)
+            noisy = scheduler.scale_model_input(sample, timestep).to(model.dtype)
             output = predict(
                 torch.cat([noisy, noisy]) if guided else noisy,
                 timestep,
                 **(pairs if guided else conditions),
-                policy=policy,
                 step=step,
-                return_uncertainties=return_uncertainties,
                 tied_halves=guided and guidance.tied,
             )
             prediction = guidance.combine(*output.sample.chunk(2)) if guided else output.sample
-            sample = self.scheduler.step(prediction.to(sample.dtype), timestep, sample, **noise_source).prev_sample
+            sample = scheduler.step(prediction.to(sample.dtype), timestep, sample, **noise).prev_sample
             steps.append(_trace_of_step(output, guided))
 
         trace = Trace(
@@ -188,10 +213,7 @@ class AdaDiffPipeline(DiffusionPipeline):
             full_flops=model.part_flops.full,
             timesteps=tuple(timesteps.tolist()),
         )
-        images: Any = (self.decode(sample) / 2 + 0.5).clamp(0, 1)
-        if output_type == "pil":
-            images = self.numpy_to_pil(images.permute(0, 2, 3, 1).float().cpu().numpy())
-        return AdaDiffPipelineOutput(images, trace)
+        return sample, trace
 
     def calibrate(
         self,
@@ -227,24 +249,29 @@ class AdaDiffPipeline(DiffusionPipeline):
         return type(self)(**{**self.components, **parts})
 
     def check_inputs(self, batch_size: int, num_inference_steps: int, policy: ExitPolicy) -> None:
-        """Raise InputError where arguments of a call are out of range or do not fit the model."""
+        """Raise InputError where arguments of a call, or the scheduler, do not fit the model."""
         if batch_size < 1:
             raise InputError(f"the batch size is {batch_size}: it must be at least 1")
-        most_steps = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= most_steps:
-            raise InputError(f"the number of steps is {num_inference_steps}: it must be between 1 and {most_steps}")
-        policy.check(self.transformer.depth, num_inference_steps)
+        evaluations = len(times_of(self.scheduler, num_inference_steps))
+        try:
+            policy.check(self.transformer.depth, evaluations)
+        except InputError as error:
+            if evaluations == num_inference_steps:
+                raise
+            raise InputError(
+                f"{error} ({type(self.scheduler).__name__} evaluates the model {evaluations} times in "
+                f"{num_inference_steps} steps, and each is one for the policy)"
+            ) from error
 
     def conditions(
         self, batch_size: int, class_labels: Sequence[int | str] | None, prompts: Sequence[str] | None
     ) -> dict[str, Tensor]:
-        """What the model is told of each image, as its keyword arguments.
+        """The keyword arguments by which the model knows what each image shall show.
 
         Raises:
             InputError: If it is not what the model takes, or there is no such class.
         """
-        backbone, device = self.transformer.backbone, self._execution_device
-        conditions = {}
+        backbone, config = self.transformer.backbone, self.transformer.config
         for kind, given, takes in (
             ("class label", class_labels, backbone.num_classes is not None),
             ("prompt", prompts, backbone.context_shape is not None),
@@ -253,9 +280,15 @@ class AdaDiffPipeline(DiffusionPipeline):
                 raise InputError(f"the model takes no {kind}s: leave them out")
             if takes and (given is None or len(given) != batch_size):
                 raise InputError(f"the model needs a {kind} for each of the {batch_size} images")
+        indices = None
         if class_labels is not None:
-            indices = class_indices(class_labels, backbone.num_classes, self.transformer.config.class_names)
-            conditions["class_labels"] = torch.tensor(indices, device=device)
+            indices = class_indices(class_labels, backbone.num_classes, config.class_names, config.null_class)
+        return self._condition_tensors(indices, prompts)
+
+    def _condition_tensors(self, indices: Sequence[int] | None, prompts: Sequence[str] | None) -> dict[str, Tensor]:
+        conditions = {}
+        if indices is not None:
+            conditions["class_labels"] = torch.tensor(indices, device=self._execution_device)
         if prompts is not None:
             if self.text_encoder is None:
                 raise InputError("the model takes text, but its folder holds no text encoder")
@@ -264,8 +297,8 @@ class AdaDiffPipeline(DiffusionPipeline):
             conditions["encoder_hidden_states"] = features[[different.index(prompt) for prompt in prompts]]
         return conditions
 
-    def null_conditions(self, batch_size: int, negative_prompt: str = "") -> dict[str, Tensor]:
-        """What the unconditional half of guidance is told.
+    def null_conditions(self, batch_size: int, negative_prompt: str | Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The keyword arguments of the unconditional half of guidance.
 
         Raises:
             InputError: If the model was not trained without its condition.
@@ -273,13 +306,19 @@ class AdaDiffPipeline(DiffusionPipeline):
         null_class, backbone = self.transformer.config.null_class, self.transformer.backbone
         if backbone.num_classes is not None and null_class is None:
             raise InputError("the model has no null class to guide away from: leave the guidance scale at 1")
-        classes = None if backbone.num_classes is None else [null_class] * batch_size
-        prompts = None if backbone.context_shape is None else [negative_prompt] * batch_size
-        if negative_prompt and prompts is None:
+        prompts = text_list("" if negative_prompt is None else negative_prompt, batch_size)
+        if len(prompts) != batch_size:
+            raise InputError(
+                f"there are {len(prompts)} negative prompts for {batch_size} images: give one, or one each"
+            )
+        takes_classes, takes_text = backbone.num_classes is not None, backbone.context_shape is not None
+        if any(prompts) and not takes_text:
             raise InputError("the model takes no prompts: leave the negative prompt out")
-        if classes is None and prompts is None:
+        if not takes_classes and not takes_text:
             raise InputError("the model takes neither classes nor prompts: leave the guidance scale at 1")
-        return self.conditions(batch_size, classes, prompts)
+        return self._condition_tensors(
+            [null_class] * batch_size if takes_classes else None, prompts if takes_text else None
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -299,15 +338,6 @@ class AdaDiffPipeline(DiffusionPipeline):
         return torch.cat([self.vae.decode(few).sample for few in latents.split(DECODE_BATCH)])
 
 
-def _verify_folder(folder: Path) -> None:
-    """Raise InputError where a model folder's index or a part's files are missing or damaged."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{folder} is not a model folder: it has no model_index.json")
-    for part in read_json(index):
-        verify_checksums(folder / part)
-
-
 def _trace_of_step(output: AdaptiveOutput, guided: bool) -> dict[str, Tensor]:
     """The trace's tensors for one step; with guidance, the output's batch is conditional and unconditional halves."""
     halves = 2 if guided else 1
@@ -319,11 +349,3 @@ def _trace_of_step(output: AdaptiveOutput, guided: bool) -> dict[str, Tensor]:
         "unconditional_uncertainties": uncertainties[1] if guided else torch.full_like(uncertainties[0], torch.nan),
         "flops": output.flops.unflatten(0, (halves, -1)).sum(0),
     }
-
-
-def _choose_policy(tau: float | Sequence[float] | None, policy: ExitPolicy | None) -> ExitPolicy:
-    if tau is not None and policy is not None:
-        raise InputError("give either tau or a policy, not both")
-    if tau is not None:
-        return ThresholdExit(tau if isinstance(tau, (int, float)) else tuple(tau))
-    return policy or NeverExit()

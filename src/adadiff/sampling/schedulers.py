@@ -1,7 +1,12 @@
-"""Diffusers' schedulers by short names."""
+"""Diffusers' schedulers: by short names, checked for a model, and brought to the start of a sampling."""
 
 from __future__ import annotations
 
+import copy
+import inspect
+from typing import Any
+
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -12,7 +17,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from adadiff.errors import lookup
+from adadiff.errors import InputError, lookup
 
 SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "ddpm": DDPMScheduler,
@@ -37,3 +42,63 @@ def scheduler_name(scheduler: SchedulerMixin) -> str:
     """Its short name, or that of its class where it has none."""
     names = {kind: name for name, kind in SCHEDULERS.items()}
     return names.get(type(scheduler), type(scheduler).__name__)
+
+
+def require_suitable(scheduler: SchedulerMixin) -> None:
+    """Raise InputError where a scheduler is not made for what our models predict, from noise to images."""
+    name, config = type(scheduler).__name__, scheduler.config
+    has_all = all(hasattr(scheduler, part) for part in ("alphas_cumprod", "set_timesteps", "step", "scale_model_input"))
+    for_flows = config.get("use_flow_sigmas") or str(config.get("prediction_type")).startswith("flow")
+    if not has_all or for_flows or "Inverse" in name:
+        fitting = ", ".join(kind.__name__ for kind in SCHEDULERS.values())
+        raise InputError(
+            f"{name}{' with flow sigmas' if has_all and for_flows else ''} does not fit the model, which predicts "
+            f"noise, v or the image along the variance-preserving forward process of DDPM: take a scheduler for that "
+            f"process, such as {fitting}"
+        )
+
+
+def started(scheduler: SchedulerMixin, num_steps: int, device: torch.device | None = None) -> SchedulerMixin:
+    """A scheduler at the start of a sampling of so many steps: the same one, or a copy where it must be corrected.
+
+    At as many steps as there are times, diffusers' multistep solvers take some times twice ("linspace") or the last
+    one always ("leading"), and divide by zero; by "trailing" spacing they take every time once, as any spacing should.
+    """
+    scheduler.set_timesteps(num_steps, device=device)
+    times, most_steps = scheduler.timesteps, scheduler.config.num_train_timesteps
+    if num_steps == most_steps == len(times) > len(times.unique()) and "timestep_spacing" in scheduler.config:
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+        scheduler.set_timesteps(num_steps, device=device)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else the first step is looked up by its time, which need not be unique
+    return scheduler
+
+
+def times_of(scheduler: SchedulerMixin, num_steps: int) -> tuple[float, ...]:
+    """The time of every evaluation of the model in so many steps, in order; the scheduler itself is left as it is.
+
+    Heun's method, KDPM2 and PNDM evaluate the model more often than there are steps.
+
+    Raises:
+        InputError: If the scheduler does not fit the model, or takes no such number of steps.
+    """
+    require_suitable(scheduler)
+    most_steps = scheduler.config.num_train_timesteps
+    if not 1 <= num_steps <= most_steps:
+        raise InputError(f"the number of steps is {num_steps}: it must be between 1 and {most_steps}")
+    try:
+        twin = started(copy.deepcopy(scheduler), num_steps)
+        pixel, noise = torch.zeros(1, 1, 1, 1), noise_arguments(twin, torch.Generator())
+        twin.step(twin.scale_model_input(pixel, twin.timesteps[0]), twin.timesteps[0], pixel, **noise)
+    except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{type(scheduler).__name__} cannot sample this model in {num_steps} steps ({reason}): "
+            f"choose another number of steps or another scheduler"
+        ) from error
+    return tuple(twin.timesteps.tolist())
+
+
+def noise_arguments(scheduler: SchedulerMixin, generator: Any) -> dict[str, Any]:
+    """The keyword arguments of `step` that make its noise, if it has any, come from the generator."""
+    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}

@@ -1,0 +1,34 @@
+"""Images that are not numbers, which are refused and never drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from adadiff.errors import InputError
+
+
+class NonFiniteImagesError(InputError):
+    """Images that came out NaN or infinite.
+
+    Args:
+        positions: Their positions in the batch, counted from 0.
+        batch_size: Images in the batch.
+    """
+
+    def __init__(self, positions: Sequence[int], batch_size: int) -> None:
+        self.positions = tuple(positions)
+        named = ", ".join(str(position) for position in self.positions[:5])
+        more = ", ..." if len(self.positions) > 5 else ""
+        super().__init__(
+            f"{len(self.positions)} of {batch_size} images came out NaN or infinite (at positions {named}{more}): "
+            f"try float32, another scheduler or more steps"
+        )
+
+
+def require_finite_images(images: Tensor) -> None:
+    """Raise NonFiniteImagesError where some of a batch, (batch, channels, height, width), are NaN or infinite."""
+    broken = ~images.isfinite().flatten(1).all(1)
+    if broken.any():
+        raise NonFiniteImagesError(broken.nonzero().flatten().tolist(), len(images))
