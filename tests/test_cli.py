@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 
 import adadiff
+from adadiff import AdaDiffPipeline
 from adadiff.cli import DEMO_TASKS, main
 from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.files import MODELS
 from adadiff.presets import PRESETS
 from adadiff.sampling.defaults import SamplingDefaults
+from adadiff.training.config import DiffusionConfig
+from tests.conftest import make_model
 
 DIGITS = MODELS / "digits"
 TINY = "--model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no --batch-size 4"
@@ -133,6 +136,28 @@ def test_evaluate_and_again(tmp_path, capsys, monkeypatch):
     assert again == figures
 
 
+def test_packaged_models_go_by_name_in_every_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = files(MODELS)
+    run("sample digits -n 2 --steps 2 --out samples")
+    run("demo --model digits -n 2 --steps 2 --out demo")
+    run("export digits own")
+    run("convert digits digits.pth --to uvit")
+    run("train digits --init-from digits --steps 1 --batch-size 2 --sample-every 0 --out run")
+    run("calibrate own --compute 0.6 --steps 2 --samples 8")
+    assert files(MODELS) == before
+    run(f"sample {DIGITS} -n 2 --steps 2 --out samples")  # the same request: the folder is taken
+
+
+def test_class_names_that_are_numbers_are_names(tmp_path):
+    model = make_model(num_classes=5, class_names=["1", "10", "2", "3"], null_class=4)
+    AdaDiffPipeline(model, DiffusionConfig().build()).save_pretrained(tmp_path / "model")
+    run(f"sample {tmp_path}/model --class 1 10 -n 2 --steps 1 --out {tmp_path}/names")
+    run(f"sample {tmp_path}/model --class-index 1 0 -n 2 --steps 1 --out {tmp_path}/indices")
+    names, indices = (json.loads((tmp_path / f"{way}/request.json").read_text()) for way in ("names", "indices"))
+    assert (names["conditions"]["classes"], indices["conditions"]["classes"]) == (["1", "10"], ["10", "1"])
+
+
 def test_info(capsys):
     run("info imagenet256-uvit-l")
     printed = capsys.readouterr().out
@@ -175,7 +200,7 @@ def test_version_and_help():
         ("sample {model} --class-index 1 --out {tmp}/s", "takes no class labels"),
         ("sample {model} --prompt rocket --out {tmp}/s", "takes no prompts"),
         ("sample {model} --guidance-scale 2 --out {tmp}/s", "neither classes nor prompts"),
-        ("sample {classes} --class 1 --out {tmp}/s", "no class named '1': choose one of cat, dog, owl; to ask for"),
+        ("sample {classes} --class 1 --out {tmp}/s", "no class named '1' (choose one of cat, dog, owl): to ask for"),
         ("sample {classes} --class-index 7 --out {tmp}/s", "0 to 2"),
         ("sample {classes} --class-index 3 --out {tmp}/s", "class 3 stands for no class"),
         ("sample {classes} --class cat --class-index 1 --out {tmp}/s", "not both"),

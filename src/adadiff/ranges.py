@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -93,9 +94,9 @@ def as_int(value: Any, name: str) -> int:
     Raises:
         InputError: If it is something else, a bool included.
     """
-    number = _plain(value)
+    number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise InputError(f"{name} is {value!r}: it must be a whole number")
+        raise InputError(f"{name} is {shown(value)}: it must be a whole number")
     return number
 
 
@@ -105,12 +106,17 @@ def as_float(value: Any, name: str) -> float:
     Raises:
         InputError: If it is something else, a bool or text included.
     """
-    number = _plain(value)
+    number = plain(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise InputError(f"{name} is {value!r}: it must be a number")
+        raise InputError(f"{name} is {shown(value)}: it must be a number")
     return float(number)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The Python number of a numpy or torch scalar; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def shown(value: Any) -> str:
+    """A value as it is shown in a message: in one line, long ones cut."""
+    return " ".join(reprlib.repr(value).split())

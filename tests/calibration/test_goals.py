@@ -5,16 +5,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from scipy.stats import sem
 
 from adadiff import AdaDiffPipeline, ExitPolicy, InputError, NeverExit
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
 from adadiff.calibration.goals import Curve, Point, Trials, normalised_squared_error
 from adadiff.calibration.risk import upper_bound
-from adadiff.calibration.solve import Schedule, SingleThreshold
+from adadiff.calibration.solve import CorrectedSchedule, Schedule, SingleThreshold
 from adadiff.evaluation.metrics import with_error
+from adadiff.exits.stored import StoredPolicy
 from adadiff.files import MODELS
 from adadiff.sampling import Conditions, Guidance, sample_numbered
+from adadiff.training.config import DiffusionConfig
 
 STEPS = 8
 
@@ -238,3 +241,29 @@ def test_a_difference_as_large_as_the_images_own_is_1():
     assert metric(images, images).tolist() == [0] * 50
     assert metric(images, images.mean(0).expand_as(images)).mean() == pytest.approx(1, abs=0.15)
     assert metric(images, 1 - images).max() == 1
+
+
+def test_schedulers_that_evaluate_more_often_are_calibrated_by_evaluations(model, tmp_path):
+    """Heun's method evaluates the model 7 times in 4 steps; what is stored is stretched to 11 for 6."""
+    pipe = AdaDiffPipeline(model, DiffusionConfig(beta_schedule="squaredcos_cap_v2").build())
+    pipe.save_pretrained(tmp_path)
+    pipe = AdaDiffPipeline.from_pretrained(tmp_path)
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    found = calibrate(pipe, Goal(compute=0.6), 4, samples=8, kinds=(Schedule(), CorrectedSchedule()))
+    assert len(found.policy.layers) == 7
+    assert found.checked.compute == pytest.approx(0.6, abs=0.1)
+    found.save(tmp_path)
+    stored = StoredPolicy.load(tmp_path)
+    assert (stored.calibrated_for.steps, stored.for_steps(7)) == (4, found.policy)
+    assert len(pipe(num_inference_steps=6, policy=stored.for_steps(11)).trace.exit_layers) == 11
+
+
+def test_a_flow_matching_scheduler_is_refused_before_sampling(model):
+    with pytest.raises(InputError, match="FlowMatchEulerDiscreteScheduler does not fit the model"):
+        calibrate(AdaDiffPipeline(model, FlowMatchEulerDiscreteScheduler()), Goal(compute=0.6), 4, samples=8)
+
+
+@pytest.mark.parametrize("speedup", [1.0, float("nan"), float("inf")])
+def test_a_speedup_that_is_none_is_refused(speedup):
+    with pytest.raises(InputError, match="the speedup is"):
+        Goal(speedup=speedup)

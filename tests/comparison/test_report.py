@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from adadiff.comparison.cells import Cell
@@ -24,6 +25,7 @@ from adadiff.comparison.report import (
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.evaluation.evaluate import Evaluation
+from adadiff.exits.trace import TraceTotals
 
 
 def make_cell(name, method, target, compute, frechet, error=0.1):
@@ -96,8 +98,9 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
         (tmp_path / "cells" / cell.name / "samples").mkdir(parents=True)
         for k in range(10):
             Image.new("L", (8, 8), 20 * k).save(tmp_path / "cells" / cell.name / f"samples/{k:06d}.png")
-    trace = {"depth": 5, "exit_layers": np.random.default_rng(0).integers(1, 6, size=(4, 8)).tolist()}
-    (tmp_path / "cells/adadiff-0.55/samples/trace.json").write_text(json.dumps(trace))
+    exits = torch.tensor(np.random.default_rng(0).multinomial(8, [0.2] * 5, size=4))
+    totals = TraceTotals(exits, torch.zeros_like(exits), 100, 10, (3.0, 2.0, 1.0, 0.0))
+    (tmp_path / "cells/adadiff-0.55/samples/trace.json").write_text(json.dumps(totals.to_dict()))
     write_report(results, tmp_path)
     page = (tmp_path / "index.html").read_text()
     assert winner_in_words(results).replace("'", "&#39;") in page

@@ -18,7 +18,7 @@ def test_names_and_indices():
 def test_a_name_is_not_an_index():
     assert class_indices(["1", "10", "2", "3"], 5, NUMERIC, 4) == [0, 1, 2, 3]
     assert class_indices([1, 2, 3], 5, NUMERIC, 4) == [1, 2, 3]
-    with pytest.raises(InputError, match=r"no class named '0': .* an int, or --class-index 0"):
+    with pytest.raises(InputError, match=r"no class named '0' .* an int, or --class-index 0"):
         class_indices(["0"], 5, NUMERIC, 4)
 
 

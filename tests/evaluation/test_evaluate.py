@@ -53,7 +53,7 @@ def test_the_figures_are_those_of_the_folders_images(class_pipeline, tmp_path, j
     assert evaluation.kernel == pytest.approx(kernel_distance(vectors.numpy(), chosen), rel=1e-4)
     assert (evaluation.precision, evaluation.recall) == precision_recall(vectors.numpy(), chosen)
     assert evaluation.class_agreement == np.mean([vectors[k].argmax() == (1, 0)[k % 2] for k in range(12)])
-    assert evaluation.layer_fraction == summary.trace.layer_fraction < 1
+    assert evaluation.layer_fraction == summary.totals.layer_fraction < 1
     assert evaluation.images_per_second == pytest.approx(12 / summary.seconds)
     assert evaluation.constant_images == (5,)
     saved = json.loads((tmp_path / "metrics.json").read_text())
@@ -124,6 +124,22 @@ def test_too_few_images_are_told_before_sampling(judge):
     judge.require_enough(5)
     with pytest.raises(InputError, match="4 images are too few to judge by quadrants: at least 5"):
         judge.require_enough(4)
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_too_few_real_images_are_refused_before_sampling(pipeline, tmp_path, monkeypatch, n):
+    """Four features need five images, for a covariance; three neighbours need four."""
+    monkeypatch.setattr("adadiff.evaluation.features.cache_folder", lambda: tmp_path / "cache")
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    for k in range(n):
+        Image.new("L", (8, 8), 20 * k).save(tmp_path / f"photos/{k}.png")
+    data, network = DataConfig(source=str(tmp_path / "photos")), "tests.comparison.conftest:Quadrants"
+    if n == 5:
+        assert judge_for(tmp_path / "model", data, network, None, torch.device("cpu")).least_images == 5
+        return
+    with pytest.raises(InputError, match=r"4 real images are too few to judge by .*: at least 5 are needed"):
+        judge_for(tmp_path / "model", data, network, None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

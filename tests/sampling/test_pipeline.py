@@ -1,11 +1,16 @@
 """The pipeline, with every scheduler."""
 
+import json
+
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTPipeline
 
-from adadiff import AdaDiffPipeline, FixedExit, InputError, PatienceExit, ThresholdExit
+from adadiff import AdaDiffPipeline, ExitPolicy, FixedExit, InputError, PatienceExit, ScheduleExit, ThresholdExit
+from adadiff.files import MODELS
+from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.schedulers import SCHEDULERS, scheduler_like
 from adadiff.seeding import generator_for
 from adadiff.training.config import DiffusionConfig
@@ -127,6 +132,181 @@ def test_bad_labels_are_named(labels, message):
     pipe = AdaDiffPipeline(make_model(num_classes=3), DiffusionConfig().build())
     with pytest.raises(InputError, match=message):
         pipe(batch_size=1, class_labels=labels)
+
+
+def same_images(pipe, *calls):
+    images = [
+        pipe(**{"num_inference_steps": 2, "generator": generators(range(2)), "output_type": "pt", **call}).images
+        for call in calls
+    ]
+    return all(torch.equal(images[0], other) for other in images[1:])
+
+
+def test_labels_come_as_diffusers_users_have_them(class_pipeline):
+    ways = [[1, 2], (1, 2), np.array([1, 2]), torch.tensor([1, 2]), [np.int64(1), np.int32(2)], ["dog", "owl"]]
+    ways += [np.array(["dog", "owl"]), range(1, 3), torch.tensor([1, 2], dtype=torch.int32), list(torch.tensor([1, 2]))]
+    assert same_images(class_pipeline, *({"class_labels": labels} for labels in ways))
+    for one in (1, "dog", np.int64(1), torch.tensor(1)):
+        for_two = {"class_labels": one, "batch_size": 2}
+        assert same_images(class_pipeline, for_two, {"class_labels": [1, 1]})
+    assert not same_images(class_pipeline, {"class_labels": [1, 2]}, {"class_labels": [1, 1]})
+    assert class_pipeline(class_labels="dog", num_inference_steps=1, output_type="pt").images.shape[0] == 1
+
+
+def test_negative_prompts_come_as_diffusers_users_have_them(text_pipeline):
+    guided = {"prompt": ["cat", "dog"], "guidance_scale": 2.0}
+    assert same_images(text_pipeline, guided, *({**guided, "negative_prompt": none} for none in (None, "", ["", ""])))
+    own = {**guided, "negative_prompt": ["snow", "owl"]}
+    snow = {**guided, "negative_prompt": "snow"}
+    assert not same_images(text_pipeline, guided, snow)
+    assert not same_images(text_pipeline, own, snow)
+    assert same_images(text_pipeline, snow, {**guided, "negative_prompt": ("snow", "snow")})
+    one = {"prompt": "cat", "batch_size": 2, "guidance_scale": 2.0}
+    assert same_images(text_pipeline, one, {"prompt": np.array(["cat", "cat"]), "guidance_scale": 2.0})
+
+
+def test_numbers_come_from_numpy_and_torch(class_pipeline):
+    plain = {"class_labels": [1, 2], "tau": 0.5, "guidance_scale": 2.0}
+    numpy = {"tau": np.float32(0.5), "guidance_scale": np.float64(2), "num_inference_steps": np.int64(2)}
+    tensors = {"tau": torch.tensor([0.5, 0.5]), "guidance_scale": torch.tensor(2.0), "batch_size": np.int32(2)}
+    arrays = {"tau": np.array([0.5, 0.5]), "guidance_interval": np.array([0.0, 1.0])}
+    assert same_images(class_pipeline, plain, *({**plain, **changed} for changed in (numpy, tensors, arrays)))
+    json.dumps([ThresholdExit(np.array([0.5])).describe(), ScheduleExit(np.array([3, 5])).describe()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_labels": [True]}, "True is no class"),
+        ({"class_labels": True}, "True is no class"),
+        ({"class_labels": 1.0}, "1.0 is no class"),
+        ({"class_labels": np.array([1.0])}, "1.0 is no class"),
+        ({"class_labels": torch.tensor([[1]])}, "is no class"),
+        ({"class_labels": []}, "needs a class label for each of the 1 images"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "for each of the 3 images"),
+        ({"class_labels": 3}, "stands for no class"),
+        ({"class_labels": "1"}, "give an int, or --class-index 1"),
+        ({"class_labels": 0, "batch_size": 2.0}, "the batch size is 2.0: it must be a whole number"),
+        ({"class_labels": 0, "batch_size": True}, "the batch size is True"),
+        ({"class_labels": 0, "num_inference_steps": 10.0}, "the number of steps is 10.0"),
+        ({"class_labels": 0, "tau": True}, "tau is True"),
+        ({"class_labels": 0, "tau": "0.3"}, "tau is '0.3'"),
+        ({"class_labels": 0, "tau": float("nan")}, "tau is nan"),
+        ({"class_labels": 0, "guidance_scale": float("nan")}, "the guidance scale is nan"),
+        ({"class_labels": 0, "guidance_scale": float("inf")}, "the guidance scale is inf"),
+        ({"class_labels": 0, "guidance_interval": (0, float("nan"))}, "two fractions of the steps"),
+        ({"class_labels": 0, "guidance_interval": 0.5}, "two fractions of the steps"),
+        ({"class_labels": 0, "tau": np.zeros((50, 9))}, "it must be a number$"),
+        ({"class_labels": 0, "generator": 5}, "the generator is 5: give a torch.Generator"),
+        ({"class_labels": 0, "policy": 0.5}, "give an ExitPolicy"),
+        ({"class_labels": 0, "guidance_scale": 2, "negative_prompt": "snow"}, "takes no prompts"),
+        ({"class_labels": 0, "guidance_scale": 2, "negative_prompt": ["", ""]}, "2 negative prompts for 1 images"),
+        ({"class_labels": 0, "guidance_scale": 2, "negative_prompt": 5}, "5 is no prompt"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_in_one_line(class_pipeline, arguments, message):
+    with pytest.raises(InputError, match=message) as raised:
+        class_pipeline(**arguments)
+    assert "\n" not in str(raised.value)
+
+
+def diffusers_schedulers():
+    kinds = {name: getattr(diffusers, name, None) for name in dir(diffusers) if name.endswith("Scheduler")}
+    return sorted(name for name, kind in kinds.items() if isinstance(kind, type) and "Flax" not in name)
+
+
+@pytest.mark.parametrize("name", diffusers_schedulers())
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.filterwarnings("ignore")
+def test_any_scheduler_of_diffusers_samples_or_is_refused(pipeline, name, prediction_type):
+    trained = DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type).build()
+    try:
+        scheduler = getattr(diffusers, name).from_config(trained.config)
+    except (TypeError, ValueError, ImportError):
+        pytest.skip("it is not made from such a configuration")
+    pipe = pipeline.with_parts(scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    refusal = None
+    try:
+        output = pipe(batch_size=2, num_inference_steps=5, generator=generators(range(2)), tau=0.5, output_type="pt")
+    except InputError as error:
+        refusal = error
+    if refusal is not None:
+        assert name not in {kind.__name__ for kind in SCHEDULERS.values()} | EVALUATED_MORE_OFTEN
+        assert name in str(refusal) or isinstance(refusal, NonFiniteImagesError)
+        assert "\n" not in str(refusal)
+        return
+    assert output.images.isfinite().all()
+    assert not torch.equal(*output.images)
+    assert output.trace.exit_layers.shape == (len(output.trace.timesteps), 2)
+
+
+EVALUATED_MORE_OFTEN = {"HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"}
+
+
+@pytest.mark.parametrize("name", sorted(EVALUATED_MORE_OFTEN))
+def test_policies_and_the_guidance_interval_go_by_evaluations(class_pipeline, name):
+    pipe = class_pipeline.with_parts(scheduler=getattr(diffusers, name).from_config(class_pipeline.scheduler.config))
+    pipe.set_progress_bar_config(disable=True)
+    evaluations = {"PNDMScheduler": 17}.get(name, 15)
+    labelled = {"class_labels": [0], "num_inference_steps": 8}
+    with pytest.raises(
+        InputError, match=rf"one per step, {evaluations} \({name} evaluates the model {evaluations} times"
+    ):
+        pipe(**labelled, policy=ScheduleExit((5,) * 8))
+    layers = tuple(k % 5 + 1 for k in range(evaluations))
+    trace = pipe(**labelled, policy=ScheduleExit(layers), guidance_scale=2.0, guidance_interval=(0.5, 1.0)).trace
+    assert trace.exit_layers[:, 0].tolist() == list(layers)
+    guided = trace.unconditional_exit_layers[:, 0] > 0
+    assert guided.tolist() == [k / evaluations >= 0.5 for k in range(evaluations)]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_at_as_many_steps_as_times_every_time_comes_once(name, spacing):
+    model = make_model(depth=1, width=8)
+    trained = DiffusionConfig(num_train_timesteps=40).build()
+    scheduler = SCHEDULERS[name].from_config(trained.config, timestep_spacing=spacing)
+    pipe = AdaDiffPipeline(model, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(num_inference_steps=40, output_type="pt")
+    assert output.images.isfinite().all()
+    assert [round(time) for time in output.trace.timesteps] == list(range(39, -1, -1))
+
+
+def test_flow_sigmas_and_flow_matching_are_refused_by_name(pipeline):
+    flows = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config, use_flow_sigmas=True)
+    matching = diffusers.FlowMatchEulerDiscreteScheduler()
+    for scheduler, named in ((flows, "UniPCMultistepScheduler with flow sigmas"), (matching, "FlowMatchEuler")):
+        with pytest.raises(InputError, match=f"{named}.* variance-preserving .* DDIMScheduler"):
+            pipeline.with_parts(scheduler=scheduler)()
+
+
+@pytest.mark.parametrize("output_type", ["pil", "pt"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_images_that_are_not_numbers_are_an_error_that_knows_which(pipeline, monkeypatch, output_type, value):
+    decode = type(pipeline).decode
+
+    def broken(self, sample):
+        images = decode(self, sample)
+        images[[0, 2], 0, 3, 3] = value
+        return images
+
+    monkeypatch.setattr(type(pipeline), "decode", broken)
+    with pytest.raises(
+        NonFiniteImagesError, match=r"2 of 3 images came out NaN or infinite \(at positions 0, 2\)"
+    ) as told:
+        pipeline(3, num_inference_steps=2, output_type=output_type)
+    assert told.value.positions == (0, 2)
+    assert isinstance(told.value, InputError)
+
+
+def test_packaged_models_load_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert AdaDiffPipeline.from_pretrained("digits").transformer.depth == 17
+    assert ExitPolicy.from_pretrained("digits") == ExitPolicy.from_pretrained(MODELS / "digits")
+    with pytest.raises(InputError, match="in the package: did you mean digits"):
+        AdaDiffPipeline.from_pretrained("digit")
 
 
 def test_an_unknown_scheduler_is_named(pipeline):

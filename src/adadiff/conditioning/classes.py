@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from adadiff.errors import InputError, lookup, suggestion
+from adadiff.ranges import plain, shown
 
 
 def class_indices(
@@ -16,8 +15,8 @@ def class_indices(
     """Rows of the class table for classes that a user asks for.
 
     Args:
-        classes: Names (str), where the classes have names, or indices (int, numpy's too). "1" is the class of that
-            name, whatever its index.
+        classes: Names (str), where the classes have names, or indices (int, numpy's and torch's too). "1" is the class
+            of that name, whatever its index.
         num_classes: Size of the class table, a null class counted.
         names: Names of classes 0, 1, ..., where they have names.
         null_class: The class that stands for none, which cannot be asked for.
@@ -39,15 +38,16 @@ def _index_of_name(name: str, numbers: dict[str, int]) -> int:
         )
     if name not in numbers and name.isdecimal():
         raise InputError(
-            f"there is no class named {name!r}: {suggestion(name, numbers)}; to ask for a class by its index, give an "
+            f"there is no class named {name!r} ({suggestion(name, numbers)}): to ask for a class by its index, give an "
             f"int, or --class-index {name}"
         )
     return lookup(name, numbers, "class")
 
 
-def _checked_index(index: Any, num_classes: int, null_class: int | None) -> int:
-    if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
-        raise InputError(f"{index!r} is no class: give a name (str) or an index (int)")
+def _checked_index(entry: Any, num_classes: int, null_class: int | None) -> int:
+    index = plain(entry)
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise InputError(f"{shown(entry)} is no class: give a name (str) or an index (int)")
     allowed = [k for k in range(num_classes) if k != null_class]
     if index == null_class:
         raise InputError(
@@ -55,4 +55,4 @@ def _checked_index(index: Any, num_classes: int, null_class: int | None) -> int:
         )
     if not 0 <= index < num_classes:
         raise InputError(f"there is no class {index}: the model's classes are {allowed[0]} to {allowed[-1]}")
-    return int(index)
+    return index

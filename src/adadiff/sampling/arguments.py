@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adadiff.errors import InputError
 from adadiff.exits import ExitPolicy, NeverExit, ThresholdExit
+from adadiff.ranges import shown
 
 
 def label_list(labels: Any, batch_size: int | None) -> list[Any]:
@@ -32,7 +34,7 @@ def text_list(texts: str | Sequence[str], batch_size: int | None) -> list[str]:
     """
     listed = [texts] * (batch_size or 1) if isinstance(texts, str) else texts
     if not isinstance(listed, (list, tuple, np.ndarray)) or not all(isinstance(text, str) for text in listed):
-        raise InputError(f"{texts!r} is no prompt: give a text, or a list of one text for each image")
+        raise InputError(f"{shown(texts)} is no prompt: give a text, or a list of one text for each image")
     return list(listed)
 
 
@@ -45,5 +47,22 @@ def chosen_policy(tau: Any, policy: ExitPolicy | None) -> ExitPolicy:
     if tau is not None and policy is not None:
         raise InputError("give either tau or a policy, not both")
     if policy is not None and not isinstance(policy, ExitPolicy):
-        raise InputError(f"the policy is {policy!r}: give an ExitPolicy, or a threshold as tau")
+        raise InputError(f"the policy is {shown(policy)}: give an ExitPolicy, or a threshold as tau")
     return policy or (NeverExit() if tau is None else ThresholdExit(tau))
+
+
+def checked_generator(generator: Any, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
+    """The source of noise of a call: one generator, or a list of one for each image.
+
+    Raises:
+        InputError: If it is something else, or there are not as many as images.
+    """
+    several = list(generator) if isinstance(generator, (list, tuple)) else None
+    given = several or ([] if generator is None else [generator])
+    if not all(isinstance(each, torch.Generator) for each in given):
+        raise InputError(
+            f"the generator is {shown(generator)}: give a torch.Generator, or a list of one for each image"
+        )
+    if several is not None and len(several) != batch_size:
+        raise InputError(f"there are {len(several)} generators for {batch_size} images: give one, or one each")
+    return generator if several is None else several

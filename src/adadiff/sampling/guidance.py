@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from adadiff.errors import InputError
-from adadiff.ranges import as_float
+from adadiff.ranges import as_float, shown
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Guidance:
         object.__setattr__(self, "scale", as_float(self.scale, "the guidance scale"))
         if not 1 <= self.scale < math.inf:
             raise InputError(f"the guidance scale is {self.scale}: it must be at least 1, which means none")
-        given = self.interval if isinstance(self.interval, (tuple, list)) else ()
+        interval: Any = self.interval
+        given = interval.tolist() if hasattr(interval, "tolist") else interval
+        given = given if isinstance(given, (tuple, list)) else ()
         fractions = tuple(as_float(fraction, "a fraction of the guidance interval") for fraction in given)
         if len(fractions) != 2 or not 0 <= fractions[0] < fractions[1] <= 1:
             raise InputError(
-                f"the guidance interval is {self.interval}: it is two fractions of the steps, between 0 and 1, the "
+                f"the guidance interval is {shown(interval)}: it is two fractions of the steps, between 0 and 1, the "
                 f"first the smaller"
             )
         object.__setattr__(self, "interval", fractions)

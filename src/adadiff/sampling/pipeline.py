@@ -24,7 +24,7 @@ from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy
 from adadiff.exits.trace import Trace
 from adadiff.files import model_folder, packaged_models, write_checksums
 from adadiff.ranges import as_int
-from adadiff.sampling.arguments import chosen_policy, label_list, text_list
+from adadiff.sampling.arguments import checked_generator, chosen_policy, label_list, text_list
 from adadiff.sampling.finite import require_finite_images
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.schedulers import noise_arguments, started, times_of
@@ -92,8 +92,8 @@ class AdaDiffPipeline(DiffusionPipeline):
                 reason = " ".join(str(error).split())
                 raise InputError(f"{folder} cannot be loaded as a model: {reason}") from error
             raise InputError(
-                f"there is no model folder {folder}, nor can a model of that name be fetched from the hub; of those in "
-                f"the package {suggestion(str(folder), packaged_models())}"
+                f"there is no model folder {folder}, nor can a model of that name be fetched from the hub (in the "
+                f"package: {suggestion(str(folder), packaged_models())})"
             ) from error
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
@@ -160,8 +160,7 @@ class AdaDiffPipeline(DiffusionPipeline):
             raise InputError(f'the output type is {output_type!r}: it must be "pil" or "pt"')
         if output_type == "pil" and self.vae is None and self.transformer.backbone.in_channels not in (1, 3):
             raise InputError("the model makes latents, and its folder holds no autoencoder to decode them")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise InputError(f"there are {len(generator)} generators for {batch_size} images: give one, or one each")
+        generator = checked_generator(generator, batch_size)
         conditions = self.conditions(batch_size, labels, prompts)
         nothing = self.null_conditions(batch_size, negative_prompt) if guidance.scale > 1 else {}
         device = self._execution_device

@@ -46,7 +46,7 @@ def scheduler_name(scheduler: SchedulerMixin) -> str:
 
 def require_suitable(scheduler: SchedulerMixin) -> None:
     """Raise InputError where a scheduler is not made for what our models predict, from noise to images."""
-    name, config = type(scheduler).__name__, scheduler.config
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     has_all = all(hasattr(scheduler, part) for part in ("alphas_cumprod", "set_timesteps", "step", "scale_model_input"))
     for_flows = config.get("use_flow_sigmas") or str(config.get("prediction_type")).startswith("flow")
     if not has_all or for_flows or "Inverse" in name:
