@@ -106,7 +106,7 @@ def test_fine_tuning_takes_over_the_byte_encoder(tmp_path, shades):
     ("model", "data", "message"),
     [
         (TEXT, {"caption_column": "words"}, "no caption column 'words': set --data.caption-column to one of"),
-        (CLASSES, {"label_column": "kind"}, "no names to count: set --model.num-classes"),
+        (CLASSES, {"label_column": "kind"}, "no label column .kind.: set --data.label-column"),
         (dataclasses.replace(CLASSES, num_classes=2), {}, "no room for a null class: set --condition-dropout 0"),
         (dataclasses.replace(CLASSES, num_classes=1), {}, "no room for a null class"),
         (dataclasses.replace(TEXT, text_encoder="no/such-encoder"), {}, "neither a folder with a text model"),

@@ -164,12 +164,12 @@ class Run:
                 if stop_asked():
                     accelerator.set_trigger()
                 stopping = accelerator.check_trigger()
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopping:
-                    self._save_checkpoint()
                 if config.sample_every and self.step % config.sample_every == 0 and accelerator.is_main_process:
                     with averaged_weights(self.ema, self.trained):
                         picture = config.out / "samples" / f"step-{self.step:08d}.png"
                         draw_samples(self.pipeline, self.examples, picture)
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopping:
+                    self._save_checkpoint()  # after the picture, which a run killed in between would lack
                 if stopping and self.step < config.steps:
                     break
 
