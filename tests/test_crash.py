@@ -27,13 +27,13 @@ forkserver.set_forkserver_preload(["adadiff.cli"])
 
 
 def run(command: str, folder: str) -> None:
-    """Run a command in this process, silently and on one thread."""
+    """Run a command in this process on one thread, its output in a file beside the folder."""
     import torch
 
     torch.set_num_threads(1)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
+    output = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     main([*command.split(), folder])
 
 
@@ -48,7 +48,7 @@ def finish(command: str, folder: Path) -> float:
     began = time.monotonic()
     process = start(command, folder)
     process.join(120)
-    assert process.exitcode == 0
+    assert process.exitcode == 0, Path(f"{folder}.log").read_text()
     return time.monotonic() - began
 
 

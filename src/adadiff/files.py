@@ -67,9 +67,16 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def require_empty_folder(path: Path) -> None:
-    """Raise InputError unless `path` is an empty folder or does not exist yet."""
-    if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+    """Raise InputError unless `path` is an empty folder or does not exist yet.
+
+    A lock, and parts of files that a killed process was writing, count as nothing.
+    """
+    if path.exists() and not (path.is_dir() and all(_is_left_over(entry.name) for entry in path.iterdir())):
         raise InputError(f"{path} already holds other files: choose another output folder, or empty it")
+
+
+def _is_left_over(name: str) -> bool:
+    return name == LOCK or re.fullmatch(r"\..+\.part(\.\w+)?", name) is not None
 
 
 @contextmanager

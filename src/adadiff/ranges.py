@@ -17,8 +17,9 @@ Config = TypeVar("Config")
 
 Returned = TypeVar("Returned")
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+Workers = Annotated[int, Field(ge=0, le=1024)]  # each is a process of its own
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch.manual_seed takes no more
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveOrInfinite = Annotated[float, Field(gt=0)]

@@ -65,9 +65,8 @@ class PartFlops:
 
 def count_part_flops(model: AdaptiveModel) -> PartFlops:
     """Run each part once for one sample on the meta device, where nothing is computed, and count."""
-    settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
     with torch.device("meta"):
-        twin = type(model)(**settings)
+        twin = type(model).from_config(model.config)
         backbone = twin.backbone
         sample = torch.empty(1, backbone.in_channels, *backbone.sample_size)
         timestep = torch.zeros(1)

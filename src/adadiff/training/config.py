@@ -23,6 +23,7 @@ from adadiff.ranges import (
     Positive,
     PositiveOrInfinite,
     Seed,
+    Workers,
     check_ranges,
 )
 from adadiff.sampling.defaults import SamplingDefaults
@@ -237,7 +238,7 @@ class TrainConfig:
     """Arithmetic of the layers; weights stay in float32. auto: bf16 where the device computes with it, else no."""
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass, to save memory."""
-    workers: CountOrZero = 0
+    workers: Workers = 0
     """Processes that load images."""
     seed: Seed = 0
     """Of everything random."""
