@@ -108,8 +108,8 @@ def find_files(root: Path) -> Found:
         raise InputError(f"{root} holds {own}, not images: set --data.source to a folder or parquet file of images")
     found = Found(root)
     _visit(root, frozenset(), found)
-    found.images.sort(key=lambda path: path.relative_to(root).as_posix())
-    found.parquet.sort(key=lambda path: path.relative_to(root).as_posix())
+    found.images.sort(key=str)
+    found.parquet.sort(key=str)
     return found
 
 
