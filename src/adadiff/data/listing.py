@@ -103,6 +103,8 @@ def find_files(root: Path) -> Found:
     Raises:
         InputError: If it is an output folder of adadiff, or a folder in it cannot be read.
     """
+    if not _is_utf8(str(root)):
+        raise InputError(f"the name of the folder {printable(str(root))} is not UTF-8: rename it")
     own = _own_output(root)
     if own is not None and own != "samples":
         raise InputError(f"{root} holds {own}, not images: set --data.source to a folder or parquet file of images")
