@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import adadiff
-from adadiff import AdaDiffPipeline
+from adadiff import AdaDiffPipeline, cli
 from adadiff.cli import DEMO_TASKS, main
 from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.files import MODELS
@@ -48,6 +48,56 @@ def test_train_and_sample_a_folder_of_images(tmp_path, capsys, monkeypatch):
     run("sample run -n 3 --steps 2 --tau 0.9 --out samples --scheduler dpm-solver++")
     assert "3 images in samples" in capsys.readouterr().out
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 3
+
+
+def test_what_is_trained_on_and_left_out_is_printed_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, shade in (("cat/1.png", 0), ("cat/2.png", 90), ("[red] dog/1.png", 200)):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos/cat/3.heic").write_bytes(b"")
+    described = [
+        "3 images of photos",
+        "classes (2): [red] dog 1, cat 2",
+        "left out 1 files of other types: cat/3.heic",
+    ]
+    run("train images --data.source photos --data.size 8 --model.condition class --steps 1 --out run", TINY)
+    assert capsys.readouterr().out.splitlines()[:3] == described
+    run("train images --data.source . --data.size 8 --steps 1 --out again", TINY)
+    assert "left out 1 folders made by adadiff: run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9", "is not text in UTF-8"),
+        (b"r\0e\0d\0", "null characters"),
+        (b"\xef\xbb\xbf \n\n", "holds no prompts"),
+        (None, "there is no file"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_named(text_pipeline, tmp_path, capsys, content, message):
+    text_pipeline.save_pretrained(tmp_path / "model")
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(SystemExit):
+        run(f"sample {tmp_path}/model -n 1 --steps 2 --prompts {tmp_path}/prompts.txt --out {tmp_path}/out")
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_are_the_same_in_every_unicode_encoding(tmp_path):
+    text = "red apple\r\n\r\n  Caf\u00e9 \u2603\r\n"
+    contents = (
+        text.encode(),
+        text.encode("utf-8-sig"),
+        text.encode("utf-16"),
+        text.replace("\r", "").encode(),
+        b"\xef\xbb\xbfred apple\n" + "Caf\u00e9 \u2603".encode("utf-8-sig"),
+    )
+    for content in contents:
+        (tmp_path / "prompts.txt").write_bytes(content)
+        assert cli._prompts((), tmp_path / "prompts.txt") == ("red apple", "Caf\u00e9 \u2603")
 
 
 def test_demo_and_export(model_folder, tmp_path, capsys):

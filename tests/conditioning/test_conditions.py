@@ -1,4 +1,4 @@
-"""What a model is told of its training images."""
+"""Labels and captions of images as tensors."""
 
 import pytest
 import torch
@@ -54,3 +54,11 @@ def test_features_are_computed_once_and_kept(clip_folder, tmp_path, monkeypatch)
     other.text_model.load_state_dict({name: 2 * value for name, value in other.text_model.state_dict().items()})
     features = FeatureCondition(other, captions, tmp_path / "cache").of({"caption": "owl"})["encoder_hidden_states"]
     torch.testing.assert_close(features, other.encode(["owl"])[0], rtol=1e-3, atol=1e-3)
+
+
+def test_features_that_are_nan_are_refused(clip_folder, tmp_path):
+    encoder = TransformersTextEncoder.from_pretrained(clip_folder)
+    for parameter in encoder.parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(InputError, match="features come out as NaN"):
+        FeatureCondition(encoder, ["owl"], tmp_path / "cache")

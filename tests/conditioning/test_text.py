@@ -35,6 +35,12 @@ def test_tokens_are_rows_of_the_table_and_zero_where_there_is_nothing(byte_encod
     assert tokens[0, 0, 0] == wanted
 
 
+def test_composed_and_decomposed_accents_are_the_same_word(byte_encoder):
+    composed, decomposed = "Caf\u00e9 \u00c5", "Cafe\u0301 A\u030a"
+    assert torch.equal(byte_encoder.tokenize([composed]), byte_encoder.tokenize([decomposed]))
+    assert not torch.equal(byte_encoder.tokenize([composed]), byte_encoder.tokenize(["cafe a"]))
+
+
 @torch.no_grad()
 def test_a_word_is_the_normalised_mean_of_its_rows(byte_encoder):
     features = byte_encoder.encode(["red owl"])[0]

@@ -1,21 +1,18 @@
 """Images from every kind of source."""
 
+import struct
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_digits
 
 from adadiff import InputError
 from adadiff.data import DataConfig, ImageData
-
-
-def write_image(path: Path, colour, size=(6, 6), mode="RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+from tests.data.conftest import write_image
 
 
 def test_digits_are_scikit_learns_in_two_disjoint_parts():
@@ -102,6 +99,51 @@ def test_an_unreadable_image_stops_with_its_name_or_is_left_out(tmp_path):
     skipping = ImageData(DataConfig(source=str(tmp_path / "flat"), size=4, on_error="skip"))
     assert len([skipping[k] for k in range(len(skipping))]) == 2
     assert [Path(name).name for name in skipping.skipped] == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        struct.error("unpack requires\na buffer"),
+        NotImplementedError("pixel format 7"),
+        RuntimeError(),
+        MemoryError(),
+        KeyError("tile"),
+        Image.DecompressionBombError("too large"),
+    ],
+)
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    for name in ("a.jpg", "b.png", "c.jpg"):
+        write_image(tmp_path / name)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    data = ImageData(DataConfig(source=str(tmp_path), size=4))
+    with pytest.raises(InputError, match=r"b\.png.*--data.on-error skip") as caught:
+        data[1]
+    assert "\n" not in str(caught.value)
+    skipping = ImageData(DataConfig(source=str(tmp_path), size=4, on_error="skip"))
+    assert skipping.describe()[-1] == f"left out 1 unreadable images: {tmp_path}/b.png"
+    assert len([skipping[k] for k in range(len(skipping))]) == 2
+
+
+@pytest.mark.parametrize(("orientation", "found"), [(1, False), (6, True)])
+def test_a_broken_header_is_found_before_anything_is_decoded(tmp_path, monkeypatch, orientation, found):
+    def fail(*args):
+        raise struct.error("required argument is not an integer")
+
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", (6, 6)).save(tmp_path / "a.jpg", exif=exif)
+    monkeypatch.setattr(Image.Exif, "tobytes", fail)
+    data = ImageData(DataConfig(source=str(tmp_path), size=4))
+    if found:
+        with pytest.raises(InputError, match=r"a\.jpg \(required argument is not an integer\)"):
+            data.check()
+    else:
+        data.check()
+        assert data[0]["image"].shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize(

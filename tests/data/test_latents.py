@@ -1,16 +1,20 @@
 """Latents: encoded, kept, read, trained on, decoded."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from adadiff import AdaDiffPipeline, InputError
 from adadiff.cli import main
 from adadiff.data import DataConfig, ImageData, LatentData, encode_to_folder, load_vae, open_data
 from adadiff.data import latents as latents_module
+from adadiff.files import exclusive_folder
 from adadiff.training.stream import TrainingStream
+from tests.data.conftest import write_image
 
 DATA = DataConfig(size=8, channels=1, flip=False, split="test")
 
@@ -135,6 +139,162 @@ def test_another_image_size_or_autoencoder_is_refused(vae, folder, tmp_path):
     with pytest.raises(InputError, match="1 channels, these have 3"):
         encode_to_folder(ImageData(DataConfig(size=8)), vae, tmp_path / "colour")
     assert not (tmp_path / "colour").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damaged, changed, shared
+
+
+def test_latents_are_found_by_their_exact_names_in_a_folder_of_any_name(folder, tmp_path):
+    odd = tmp_path / "set [12]*"
+    shutil.copytree(folder, odd)
+    for stray in ("latents-00007.parquet", "latents-copy.parquet"):
+        shutil.copy(odd / "latents-00000.parquet", odd / stray)
+    assert len(LatentData(config(odd))) == 360
+
+
+def test_a_damaged_file_of_latents_is_named(folder):
+    shard = folder / "latents-00000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"latents-00000\.parquet is truncated or altered"):
+        LatentData(config(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not JSON"),
+        ('{"size": 8', "not JSON"),
+        ("[]", "no JSON object"),
+        ('{"size": 8, "shards": 1}', "has no shape"),
+    ],
+)
+def test_a_damaged_description_is_named(folder, content, message):
+    (folder / "latents.json").write_text(content)
+    with pytest.raises(InputError, match=rf"latents\.json is damaged .*{message}"):
+        open_data(config(folder))
+
+
+def test_latents_have_no_splits(folder):
+    with pytest.raises(InputError, match="no split 'test': the only one is train"):
+        LatentData(config(folder, split="test"))
+
+
+def test_a_shard_without_a_checksum_is_encoded_again(vae, folder):
+    shard, checksums = folder / "latents-00000.parquet", folder / "SHA256SUMS"
+    before = LatentData(config(folder))[7]["mean"]
+    checksums.write_text("".join(line for line in checksums.open() if "parquet" not in line))
+    shard.write_bytes(b"half-written")
+    with pytest.raises(InputError, match="holds 0 of 1 files of latents"):
+        LatentData(config(folder))
+    encode_to_folder(ImageData(DATA), vae, folder, batch_size=50)
+    assert torch.equal(LatentData(config(folder))[7]["mean"], before)
+
+
+def test_images_that_changed_since_are_refused_and_copied_ones_are_not(vae, tmp_path):
+    for k in range(3):
+        write_image(tmp_path / f"photos/{k}.png", 80 * k, mode="L")
+    images = DataConfig(source=str(tmp_path / "photos"), size=8, channels=1)
+    encode_to_folder(ImageData(images), vae, tmp_path / "latents")
+    shutil.copytree(tmp_path / "photos", tmp_path / "copy")
+    copied = DataConfig(source=str(tmp_path / "copy"), size=8, channels=1)
+    assert encode_to_folder(ImageData(copied), vae, tmp_path / "latents") == 6
+    write_image(tmp_path / "photos/1.png", 255, mode="L")
+    with pytest.raises(InputError, match=r"latents made with data\.fingerprint = "):
+        encode_to_folder(ImageData(images), vae, tmp_path / "latents")
+
+
+def test_a_folder_that_another_process_writes_is_refused(vae, tmp_path):
+    with exclusive_folder(tmp_path / "latents"), pytest.raises(InputError, match="another process is writing"):
+        encode_to_folder(ImageData(DATA), vae, tmp_path / "latents")
+
+
+def test_a_folder_of_other_files_stays_as_it_is(vae, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="already holds other files"):
+        encode_to_folder(ImageData(DATA), vae, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_autoencoder_that_makes_nan_leaves_nothing_behind(vae, tmp_path):
+    vae.encoder.conv_in.weight.data[0] = torch.nan
+    with pytest.raises(InputError, match="latents in float32 come out as NaN or infinite"):
+        encode_to_folder(ImageData(DATA), vae, tmp_path / "latents")
+    assert not (tmp_path / "latents").exists()
+
+
+def test_a_latent_that_is_infinite_stops_the_encoding(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents_module, "SHARD_IMAGES", 200)
+    images, get = ImageData(DATA), ImageData.__getitem__
+
+    def bright_later(self, index):
+        item = get(self, index)
+        return {**item, "image": item["image"] * (1e38 if index >= 200 else 1)}
+
+    monkeypatch.setattr(ImageData, "__getitem__", bright_later)
+    with pytest.raises(InputError, match="come out as NaN or infinite"):
+        encode_to_folder(images, vae, tmp_path / "latents")
+    assert (tmp_path / "latents/latents-00000.parquet").is_file()
+    assert not (tmp_path / "latents/latents-00001.parquet").exists()
+
+
+def test_latents_without_a_caption_are_refused_or_left_out(vae, tmp_path):
+    for name in "ab":
+        write_image(tmp_path / f"photos/{name}.png", 99, mode="L")
+    (tmp_path / "photos/b.txt").write_text("a grey square")
+    images = ImageData(DataConfig(source=str(tmp_path / "photos"), size=8, channels=1, flip=False))
+    encode_to_folder(images, vae, tmp_path / "latents")
+    with pytest.raises(InputError, match="1 of 2 rows have no caption"):
+        open_data(config(tmp_path / "latents"), condition="text")
+    latents = open_data(config(tmp_path / "latents", on_error="skip"), condition="text")
+    assert latents.captions() == ["a grey square"]
+    assert latents.describe()[0] == f"1 latents of {tmp_path}/latents"
+
+
+def test_other_latents_have_another_identity(folder, vae, tmp_path):
+    encode_to_folder(ImageData(DataConfig(size=8, channels=1, flip=True, split="test")), vae, tmp_path / "more")
+    assert LatentData(config(folder)).identity() != LatentData(config(tmp_path / "more")).identity()
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def break_weights(change):
+    def broken(folder):
+        path = folder / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, {"format": "pt"})
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (break_weights(lambda tensors: tensors.pop("encoder.conv_in.weight")), "do not fit its config.json: 1 tensors"),
+        (break_weights(lambda tensors: tensors["encoder.conv_in.weight"].fill_(torch.inf)), "NaN or infinite"),
+        (lambda folder: (folder / "config.json").write_text(""), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"sample_size": "x'), "config.json is damaged"),
+        (
+            lambda folder: (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"half"),
+            "neither a folder with an",
+        ),
+        (
+            lambda folder: (folder / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n"),
+            "config.json is truncated or",
+        ),
+    ],
+)
+def test_a_damaged_autoencoder_is_named_in_one_line(vae, tmp_path, broken, message):
+    vae.save_pretrained(tmp_path / "vae")
+    broken(tmp_path / "vae")
+    with pytest.raises(InputError, match=message) as caught:
+        load_vae(str(tmp_path / "vae"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["no/such-vae", "./missing"])

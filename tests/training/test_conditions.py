@@ -27,10 +27,14 @@ def shades(tmp_path):
     """Black images called black and white ones called white, class 0 and 1."""
     names = ["black", "white"]
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names), "text": datasets.Value("string")}
+        {
+            **{"image": datasets.Image(), "label": datasets.ClassLabel(names=names)},
+            **{"text": datasets.Value("string"), "number": datasets.Value("int64")},
+        }
     )
     images = [Image.fromarray(np.full((8, 8), 255 * (k % 2), dtype=np.uint8)) for k in range(40)]
-    rows = {"image": images, "label": [k % 2 for k in range(40)], "text": [names[k % 2] for k in range(40)]}
+    kinds = [k % 2 for k in range(40)]
+    rows = {"image": images, "label": kinds, "text": [names[kind] for kind in kinds], "number": kinds}
     path = tmp_path / "shades.parquet"
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
     return DataConfig(source=str(path), size=8, channels=1)
@@ -106,7 +110,8 @@ def test_fine_tuning_takes_over_the_byte_encoder(tmp_path, shades):
     ("model", "data", "message"),
     [
         (TEXT, {"caption_column": "words"}, "no caption column 'words': set --data.caption-column to one of"),
-        (CLASSES, {"label_column": "kind"}, "no label column .kind.: set --data.label-column"),
+        (CLASSES, {"label_column": "kind"}, "no label column 'kind': set --data.label-column to one of"),
+        (CLASSES, {"label_column": "number"}, "no names to count: set --model.num-classes"),
         (dataclasses.replace(CLASSES, num_classes=2), {}, "no room for a null class: set --condition-dropout 0"),
         (dataclasses.replace(CLASSES, num_classes=1), {}, "no room for a null class"),
         (dataclasses.replace(TEXT, text_encoder="no/such-encoder"), {}, "neither a folder with a text model"),

@@ -23,13 +23,7 @@ def require_image_column(table: datasets.Dataset, column: str, source: str) -> N
             f"{source} has no column {column!r}: set --data.image-column to one of {', '.join(table.column_names)}"
         )
     feature = table.features[column]
-    parts = feature if isinstance(feature, dict) else {"bytes": feature, "path": feature}
-    is_image = isinstance(feature, datasets.Image) or (
-        0 < len(parts) <= 2
-        and set(parts) <= {"bytes", "path"}
-        and all(_is_string(part) or _is_binary(part) for part in parts.values())
-    )
-    if not is_image:
+    if not (isinstance(feature, datasets.Image) or _is_string(feature) or _is_binary(feature) or _is_encoded(feature)):
         raise InputError(
             f"the column {column!r} of {source} holds {_type_name(feature)}: it must hold one image a row, as a file's "
             f"bytes or path; set --data.image-column to another"
@@ -103,6 +97,14 @@ def _is_string(feature: Any) -> bool:
 
 def _is_binary(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Whether the type is a struct of bytes and path, or one of them; either may be null in all rows."""
+    if not isinstance(feature, dict) or not feature or not set(feature) <= {"bytes", "path"}:
+        return False
+    allowed = {"bytes": ("binary", "large_binary", "null"), "path": ("string", "large_string", "null")}
+    return all(getattr(part, "dtype", None) in allowed[name] for name, part in feature.items())
 
 
 def _type_name(feature: Any) -> str:

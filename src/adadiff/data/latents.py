@@ -225,6 +225,7 @@ def _describe(images: ImageData, vae: AutoencoderKL, shape: Sequence[int], shard
     key = fingerprint([vae.config.scaling_factor, *weights_of(vae)])
     return {
         **{"data": images.identity(), "size": config.size, "flip": config.flip},
+        "columns": [config.image_column, config.label_column, config.caption_column],
         **{"shards": shards, "shape": list(shape), "vae": key},
     }
 

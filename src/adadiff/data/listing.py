@@ -103,13 +103,15 @@ def find_files(root: Path) -> Found:
     Raises:
         InputError: If it is an output folder of adadiff, or a folder in it cannot be read.
     """
+    if not _is_utf8(str(root)):
+        raise InputError(f"the name of the folder {printable(str(root))} is not UTF-8: rename it")
     own = _own_output(root)
     if own is not None and own != "samples":
         raise InputError(f"{root} holds {own}, not images: set --data.source to a folder or parquet file of images")
     found = Found(root)
     _visit(root, frozenset(), found)
-    found.images.sort(key=lambda path: path.relative_to(root).as_posix())
-    found.parquet.sort(key=lambda path: path.relative_to(root).as_posix())
+    found.images.sort(key=str)
+    found.parquet.sort(key=str)
     return found
 
 

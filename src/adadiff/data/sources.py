@@ -133,9 +133,11 @@ def _open_parquet_folder(found: listing.Found, config: DataConfig) -> Source:
 
 def load_parquet(files: Sequence[Path], source: Path, split: str = listing.TRAIN) -> datasets.Dataset:
     """Load parquet files by their exact names; an InputError names `source`."""
+    # Names are patterns to `datasets`, which would match other files too.
+    escaped = [glob.escape(str(file)) for file in files]
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs an error beside the one it raises
     try:
-        # Names are patterns to `datasets`, which would match other files too.
-        escaped = [glob.escape(str(file)) for file in files]
         return datasets.load_dataset("parquet", data_files={split: escaped}, split=split)
     except Exception as error:  # what is damaged makes many kinds
         cause: BaseException = error
@@ -143,6 +145,8 @@ def load_parquet(files: Sequence[Path], source: Path, split: str = listing.TRAIN
             cause = cause.__cause__
         reason = " ".join(str(cause).split()) or type(cause).__name__
         raise InputError(f"{source} cannot be loaded as a parquet file of images: {reason}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _open_images(found: listing.Found, config: DataConfig, captions: bool) -> Source:
