@@ -4,13 +4,20 @@ VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint setup models benchmarks clean
+.PHONY: demo test fuzz crash lint setup models benchmarks clean
 
 demo: $(READY)
 	$(RUN)/adadiff demo
 
 test: $(READY)
 	$(RUN)/python -m pytest
+
+# Longer forms of two tests: damaged input of every kind, and work killed at random moments.
+fuzz: $(READY)
+	ADADIFF_FUZZ=20 $(RUN)/python -m pytest tests/test_fuzz.py
+
+crash: $(READY)
+	ADADIFF_CRASHES=100 $(RUN)/python -m pytest tests/test_crash.py
 
 lint: $(READY)
 	$(RUN)/ruff check .

@@ -1,4 +1,4 @@
-"""`python -m adadiff`, for launchers such as `accelerate launch -m adadiff`."""
+"""`python -m adadiff`, for launchers such as `torchrun --nproc_per_node 2 -m adadiff`."""
 
 from adadiff.cli import main
 

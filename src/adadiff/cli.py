@@ -72,8 +72,8 @@ def train_command(config: Annotated[TrainingPreset, arg(name="")]) -> None:  # t
     """Train a model from a preset: `adadiff train digits`, `adadiff train images --data.source FOLDER`.
 
     Any field of the preset can be changed by its option. The resolved configuration is saved as train.json beside the
-    model. Ctrl-C saves a checkpoint and stops; --resume goes on. Several processes or GPUs: `accelerate launch -m
-    adadiff train ...`.
+    model. Ctrl-C saves a checkpoint and stops; --resume goes on. Several processes or GPUs: `torchrun
+    --nproc_per_node 2 -m adadiff train ...`.
     """
     chosen: TrainConfig = config
     try:
@@ -235,7 +235,7 @@ def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated
     Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
     stopped. Steps, scheduler, guidance scale and when samples leave are the model's own where nothing is given: those
     of its exit_policy.json, as `adadiff calibrate` makes it, or of its sampling.json. --tau 0 runs the full model.
-    Several processes: `accelerate launch -m adadiff sample ...`.
+    Several processes: `torchrun --nproc_per_node 2 -m adadiff sample ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
@@ -265,7 +265,7 @@ def evaluate_command(
 
     Fréchet distance, kernel distance (KID), precision and recall; for classes, how often the feature network sees the
     one asked for; for texts, the CLIP score. The same command run again goes on where it stopped. Several processes:
-    `accelerate launch -m adadiff evaluate ...`.
+    `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
@@ -629,3 +629,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("adadiff: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split())
+        print(
+            f"adadiff: {type(error).__name__}: {reason} (run it again with --debug for the traceback)", file=sys.stderr
+        )
+        sys.exit(1)

@@ -98,7 +98,7 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise InputError(
             f"another process is writing into {folder}: wait for it, or choose another folder; to share one task "
-            f"among processes, start them together with torchrun or accelerate launch"
+            f"among processes, start them together with torchrun"
         ) from error
 
 

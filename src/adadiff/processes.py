@@ -1,4 +1,4 @@
-"""The processes that share a task: one, or as many as torchrun or accelerate launched."""
+"""The processes that share a task: one, or as many as torchrun launched."""
 
 from __future__ import annotations
 

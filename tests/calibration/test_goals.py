@@ -15,7 +15,7 @@ from adadiff.calibration.risk import upper_bound
 from adadiff.calibration.solve import CorrectedSchedule, Schedule, SingleThreshold
 from adadiff.evaluation.metrics import with_error
 from adadiff.exits.stored import StoredPolicy
-from adadiff.files import MODELS
+from adadiff.files import MODELS, sha256
 from adadiff.sampling import Conditions, Guidance, sample_numbered
 from adadiff.training.config import DiffusionConfig
 
@@ -126,7 +126,7 @@ def test_the_circumstances_are_noted_and_the_policy_comes_back_from_the_folder(d
     assert ExitPolicy.from_pretrained(folder) == for_compute.policy
     made_for = for_compute.calibrated_for
     assert (made_for.scheduler, made_for.steps, made_for.depth, made_for.guidance_scale) == ("ddpm", STEPS, 17, 1.0)
-    assert made_for.weights == (MODELS / "digits" / "transformer" / "SHA256SUMS").read_text().split()[0]
+    assert made_for.weights == sha256(MODELS / "digits/transformer/diffusion_pytorch_model.safetensors")
 
 
 def test_the_table_and_the_plot_show_the_chosen_policy(for_compute, tmp_path):

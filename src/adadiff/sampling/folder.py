@@ -72,7 +72,7 @@ def sample_to_folder(
 
     Image k depends on the seed and k alone (up to rounding), so that batches of any size give the same images, and
     images that are there already are not sampled again. An image's file carries its exit layers, FLOPs and seconds as
-    text. Processes that accelerate launched together share the work; the first one writes what belongs to all.
+    text. Processes that torchrun launched together share the work; the first one writes what belongs to all.
 
     Args:
         pipeline: The model and the scheduler.

@@ -22,6 +22,7 @@ from adadiff.data import LabelledData, open_data
 from adadiff.files import exclusive_folder, whole_file, write_json
 from adadiff.processes import process_state
 from adadiff.sampling import AdaDiffPipeline, Conditions
+from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.seeding import generator_for
@@ -274,10 +275,15 @@ def averaged_weights(ema: EMAModel, trained: nn.Module) -> Iterator[None]:
 
 
 def draw_samples(pipeline: AdaDiffPipeline, examples: Conditions, path: Path) -> None:
-    """Write a grid of 16 images by 50 DDIM steps, always from the same noise."""
+    """Write a grid of 16 images by 50 DDIM steps, always from the same noise; without one where they are not finite."""
     sampler = pipeline.with_parts(scheduler=scheduler_like("ddim", pipeline.scheduler))
     sampler.set_progress_bar_config(disable=True)
-    images = sampler(batch_size=16, generator=[generator_for(0, k) for k in range(16)], **examples.of(range(16))).images
+    generators = [generator_for(0, k) for k in range(16)]
+    try:
+        images = sampler(batch_size=16, generator=generators, **examples.of(range(16))).images
+    except NonFiniteImagesError as error:
+        tqdm.write(f"no sample picture {path.name}: {error}")
+        return
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as part:
         image_grid(images).save(part)
