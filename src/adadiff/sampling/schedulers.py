@@ -90,7 +90,7 @@ def times_of(scheduler: SchedulerMixin, num_steps: int) -> tuple[float, ...]:
         twin = started(copy.deepcopy(scheduler), num_steps)
         pixel, noise = torch.zeros(1, 1, 1, 1), noise_arguments(twin, torch.Generator())
         twin.step(twin.scale_model_input(pixel, twin.timesteps[0]), twin.timesteps[0], pixel, **noise)
-    except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError, AssertionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{type(scheduler).__name__} cannot sample this model in {num_steps} steps ({reason}): "

@@ -76,7 +76,7 @@ def last_sound_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
                 raise InputError(f"{checkpoint / CHECKSUMS} is missing")
             verify_checksums(checkpoint)
         except (InputError, OSError) as error:
-            damaged.append(f"the checkpoint {checkpoint} is damaged: {error}")
+            damaged.append(f"the checkpoint {checkpoint} is damaged: {str(error).partition(':')[0]}")
         else:
             return checkpoint, damaged
     if checkpoints:

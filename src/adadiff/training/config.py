@@ -99,6 +99,9 @@ class ModelConfig:
             network_time: The backbone's settings for the time, from `DiffusionConfig.network_time`.
             class_names: The data's class names, for a model that takes classes, if there are any.
             context_shape: Length and width of the text features, for a model that takes text.
+
+        Raises:
+            InputError: If the sizes do not fit together, or are more than memory holds.
         """
         backbone_config: dict[str, Any] = {
             "patch_size": self.patch_size,
@@ -117,16 +120,22 @@ class ModelConfig:
         if context_shape is not None:
             backbone_config["context_length"], backbone_config["context_dim"] = context_shape
         channels, height, width = shape
-        return AdaptiveModel(
-            sample_size=height if height == width else (height, width),
-            in_channels=channels,
-            backbone_type=self.backbone,
-            backbone_config=backbone_config,
-            head_type=self.head,
-            estimator_type=self.estimator,
-            class_names=class_names if self.condition == "class" else None,
-            null_class=null_class,
-        )
+        try:
+            return AdaptiveModel(
+                sample_size=height if height == width else (height, width),
+                in_channels=channels,
+                backbone_type=self.backbone,
+                backbone_config=backbone_config,
+                head_type=self.head,
+                estimator_type=self.estimator,
+                class_names=class_names if self.condition == "class" else None,
+                null_class=null_class,
+            )
+        except (RuntimeError, TypeError, MemoryError) as error:
+            raise InputError(
+                f"a model of width {self.width}, depth {self.depth} and mlp_ratio {self.mlp_ratio} cannot be built here: "
+                f"make it smaller"
+            ) from error
 
 
 @dataclass(frozen=True)
