@@ -133,8 +133,8 @@ class ModelConfig:
             )
         except (RuntimeError, TypeError, MemoryError) as error:
             raise InputError(
-                f"a model of width {self.width}, depth {self.depth} and mlp_ratio {self.mlp_ratio} cannot be built here: "
-                f"make it smaller"
+                f"a model of width {self.width}, depth {self.depth} and mlp_ratio {self.mlp_ratio} cannot be built "
+                f"here: make it smaller"
             ) from error
 
 
