@@ -44,7 +44,7 @@ class VerifiedModel(ModelMixin, ConfigMixin):
             model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except InputError:
             raise
-        except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{pretrained_model_name_or_path} cannot be loaded as a model: {reason}") from error
         require_fitting(info, str(pretrained_model_name_or_path))

@@ -87,7 +87,7 @@ class AdaDiffPipeline(DiffusionPipeline):
             pipeline = super().from_pretrained(folder, **kwargs)
         except InputError:
             raise
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             if folder.exists():
                 reason = " ".join(str(error).split())
                 raise InputError(f"{folder} cannot be loaded as a model: {reason}") from error
