@@ -140,7 +140,8 @@ def encode_command(
     place = _device(device)
     images = ImageData(data)
     _print_description(images)
-    autoencoder = load_vae(vae).to(place, getattr(torch, dtype))
+    autoencoder = load_vae(vae)
+    torch.nn.Module.to(autoencoder, place, getattr(torch, dtype))  # without the warnings of diffusers' own `to`
     if scaling_factor is not None:
         autoencoder.register_to_config(scaling_factor=scaling_factor)
     number = encode_to_folder(images, autoencoder, out, batch_size)

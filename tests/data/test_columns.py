@@ -120,6 +120,12 @@ def test_rows_without_what_is_needed_are_left_out_and_counted(tmp_path, conditio
     assert data.describe()[-1] == f"left out 1 rows without {kind}: {tmp_path}/table.parquet, row 0"
 
 
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.uint64(), pa.int32()])
+def test_labels_may_be_integers_of_any_width(tmp_path, kind):
+    cells = pa.array([2, None, 0], kind)
+    assert open_table(tmp_path, "class", "skip", label=cells).labels() == [2, 0]
+
+
 def test_labels_that_are_strings_become_classes_sorted_by_name(tmp_path):
     data = open_table(tmp_path, "class", label=["dog", "cat", "dog", "10", "2"])
     assert data.class_names == ["10", "2", "cat", "dog"]

@@ -100,5 +100,7 @@ def test_tiff_files_of_12_bits_run_to_4095():
 )
 def test_values_that_do_not_say_what_white_is_are_refused_by_name(photos, values, message):
     Image.fromarray(values).save(photos / "odd.tif")
-    with pytest.raises(InputError, match=rf"odd\.tif \(its .*{message}"):
-        ImageData(DataConfig(source=str(photos), size=4))[0]
+    data = ImageData(DataConfig(source=str(photos), size=4))
+    for use in (data.check, lambda: data[0]):
+        with pytest.raises(InputError, match=rf"odd\.tif \(its .*{message}"):
+            use()

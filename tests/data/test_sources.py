@@ -68,6 +68,13 @@ def test_a_single_file_is_of_the_split_that_it_names(tmp_path, name, split):
         rows(tmp_path / name, split="nonsense")
 
 
+def test_relative_names_are_exact_in_a_current_folder_of_any_name(tmp_path, monkeypatch):
+    for folder, images in (("here [1]", 2), ("here 1", 5)):
+        write_parquet(tmp_path / folder / "a.parquet", image=[encoded()] * images)
+    monkeypatch.chdir(tmp_path / "here [1]")
+    assert rows(".") == rows("a.parquet") == 2
+
+
 def test_the_only_split_of_a_folder_is_taken(tmp_path):
     write_parquet(tmp_path / "test.parquet", image=[encoded()])
     assert rows(tmp_path) == 1

@@ -60,7 +60,7 @@ def rows_without_condition(table: datasets.Dataset, column: str) -> NDArray[np.i
     """Rows whose label is null or negative (as data sets mark hidden labels), or whose caption is null or blank."""
     cells = _cells(table, column)
     if pa.types.is_integer(cells.type):
-        missing = pc.less(pc.fill_null(cells, -1), 0)
+        missing = pc.fill_null(pc.less(cells, pa.scalar(0, cells.type)), True)
     else:
         missing = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(pc.fill_null(cells, ""))), 0)
     return np.flatnonzero(missing.to_numpy())

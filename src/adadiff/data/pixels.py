@@ -20,7 +20,12 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def check_header(image: Image.Image) -> None:
-    """Let Pillow raise what turning the image upright would raise, without decoding it."""
+    """Raise what `flatten` would raise for the image's EXIF data or its range of values.
+
+    Nothing is decoded but the modes whose values may have any range.
+    """
+    if image.mode in ("I", "F"):
+        flatten(image, channels=1)
     if "exif" in image.info:
         exif = image.getexif()
         if exif.get(ExifTags.Base.Orientation, 1) != 1:

@@ -133,8 +133,8 @@ def _open_parquet_folder(found: listing.Found, config: DataConfig) -> Source:
 
 def load_parquet(files: Sequence[Path], source: Path, split: str = listing.TRAIN) -> datasets.Dataset:
     """Load parquet files by their exact names; an InputError names `source`."""
-    # Names are patterns to `datasets`, which would match other files too.
-    escaped = [glob.escape(str(file)) for file in files]
+    # Names are patterns to `datasets`, and so is the current folder that it puts before relative ones.
+    escaped = [glob.escape(str(file.absolute())) for file in files]
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs an error beside the one it raises
     try:
