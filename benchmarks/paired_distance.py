@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace
+from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace, load_policy
 from adadiff.calibration.goals import normalised_squared_error
 from adadiff.data import DataConfig
 from adadiff.evaluation.evaluate import judge_for
@@ -49,7 +49,7 @@ def main() -> None:
     pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
     judge = judge_for(options.model, DataConfig(source=options.data), "small", None, torch.device("cpu"))
     conditions = Conditions(pipeline.transformer.class_indices, guidance=Guidance(own.guidance_scale))
-    policies: dict[str, ExitPolicy] = {"all layers": NeverExit(), "its own": ExitPolicy.from_pretrained(options.model)}
+    policies: dict[str, ExitPolicy] = {"all layers": NeverExit(), "its own": load_policy(options.model)}
     for layers in options.layers:
         schedule = tuple(itertools.islice(itertools.cycle(layers), own.steps))
         policies[" ".join(map(str, layers))] = CorrectedScheduleExit(schedule)

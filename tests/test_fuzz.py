@@ -25,7 +25,7 @@ from PIL import Image
 from adadiff import AdaDiffPipeline, InputError
 from adadiff.cli import main
 from adadiff.data import DataConfig, ImageData, open_data
-from adadiff.exits.stored import StoredPolicy
+from adadiff.policies.stored import StoredPolicy
 from adadiff.sampling.defaults import SamplingDefaults
 
 TIMES = int(os.environ.get("ADADIFF_FUZZ", "1"))

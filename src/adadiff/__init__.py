@@ -16,6 +16,7 @@ from adadiff.exits import (
     ThresholdExit,
 )
 from adadiff.exits.trace import Trace
+from adadiff.policies.stored import load_policy
 from adadiff.sampling import AdaDiffPipeline
 
 __version__ = "0.1.0"
@@ -35,4 +36,5 @@ __all__ = [
     "TableExit",
     "ThresholdExit",
     "Trace",
+    "load_policy",
 ]

@@ -31,8 +31,8 @@ from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, r
 from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
 from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
-from adadiff.exits.stored import EXIT_POLICY, StoredPolicy
 from adadiff.files import MODELS, model_folder, read_text, require_empty_folder
+from adadiff.policies.stored import EXIT_POLICY, StoredPolicy
 from adadiff.presets import PRESETS
 from adadiff.processes import process_state
 from adadiff.ranges import Count, CountOrZero, Fraction, GuidanceScale, Positive, Seed, checked

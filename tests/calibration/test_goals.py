@@ -8,14 +8,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from scipy.stats import sem
 
-from adadiff import AdaDiffPipeline, ExitPolicy, InputError, NeverExit
+from adadiff import AdaDiffPipeline, InputError, NeverExit, load_policy
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
 from adadiff.calibration.goals import Curve, Point, Trials, normalised_squared_error
 from adadiff.calibration.risk import upper_bound
 from adadiff.calibration.solve import CorrectedSchedule, Schedule, SingleThreshold
 from adadiff.evaluation.metrics import with_error
-from adadiff.exits.stored import StoredPolicy
 from adadiff.files import MODELS, sha256
+from adadiff.policies.stored import StoredPolicy
 from adadiff.sampling import Conditions, Guidance, sample_numbered
 from adadiff.training.config import DiffusionConfig
 
@@ -123,7 +123,7 @@ def test_the_circumstances_are_noted_and_the_policy_comes_back_from_the_folder(d
     folder = tmp_path / "digits"
     shutil.copytree(MODELS / "digits", folder)
     for_compute.save(folder)
-    assert ExitPolicy.from_pretrained(folder) == for_compute.policy
+    assert load_policy(folder) == for_compute.policy
     made_for = for_compute.calibrated_for
     assert (made_for.scheduler, made_for.steps, made_for.depth, made_for.guidance_scale) == ("ddpm", STEPS, 17, 1.0)
     assert made_for.weights == sha256(MODELS / "digits/transformer/diffusion_pytorch_model.safetensors")

@@ -29,9 +29,9 @@ from adadiff.errors import InputError
 from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.flops import PartFlops
-from adadiff.exits.stored import Circumstances, StoredPolicy
 from adadiff.exits.trace import Trace
 from adadiff.files import weights_checksum
+from adadiff.policies.stored import Circumstances, StoredPolicy
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions, sample_numbered
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name

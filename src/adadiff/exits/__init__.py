@@ -1,7 +1,7 @@
 """What the paper adds to a backbone: exits, uncertainty estimators, losses, and rules for leaving."""
 
 from adadiff.exits.adaptive import AdaptiveModel, AdaptiveOutput
-from adadiff.exits.policies import (
+from adadiff.policies import (
     BatchMeanExit,
     CorrectedScheduleExit,
     ExitPolicy,

@@ -22,9 +22,9 @@ from adadiff.errors import InputError, lookup
 from adadiff.exits.corrections import Corrections
 from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
-from adadiff.exits.policies import ExitPolicy, ExitQuery, NeverExit
 from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
 from adadiff.fingerprints import model_fingerprint
+from adadiff.policies import ExitPolicy, ExitQuery, NeverExit
 from adadiff.verified import VerifiedModel
 
 

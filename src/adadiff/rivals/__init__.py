@@ -1,6 +1,6 @@
 """Other ways to spend less on a diffusion transformer, to be compared with: docs/rivals.md names them with sources.
 
-Those that are an exit rule alone are in `adadiff.exits.policies`, those that are an estimator or a loss beside ours in
+Those that are an exit rule alone are in `adadiff.policies`, those that are an estimator or a loss beside ours in
 `adadiff.exits`; here are the ones that change what a step computes, or the network itself.
 """
 

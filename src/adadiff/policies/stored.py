@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,34 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Self
 
 from adadiff.errors import InputError, lookup
-from adadiff.exits.policies import (
-    BatchMeanExit,
-    CorrectedScheduleExit,
-    ExitPolicy,
-    FixedExit,
-    NeverExit,
-    PatienceExit,
-    ScheduleExit,
-    TableExit,
-    ThresholdExit,
-)
-from adadiff.files import read_json, weights_checksum, whole_file
+from adadiff.files import model_folder, read_json, weights_checksum, whole_file
+from adadiff.policies.base import POLICIES, ExitPolicy
 
 EXIT_POLICY = "exit_policy.json"
 VERSION = 1
-POLICIES: dict[str, type[ExitPolicy]] = {
-    kind.__name__: kind
-    for kind in (
-        NeverExit,
-        FixedExit,
-        ScheduleExit,
-        CorrectedScheduleExit,
-        ThresholdExit,
-        TableExit,
-        PatienceExit,
-        BatchMeanExit,
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -151,15 +129,32 @@ class StoredPolicy:
         return [f"{name} {chosen} in place of {wanted}" for name, chosen, wanted in pairs if chosen != wanted]
 
 
-def policy_from(description: Mapping[str, Any]) -> ExitPolicy:
-    """The policy that describes itself so.
+def load_policy(folder: str | os.PathLike[str]) -> ExitPolicy:
+    """Load the policy that `adadiff calibrate` stored in a model folder, or in a packaged model, by its name.
 
     Raises:
-        InputError: If there is no such policy, or a value is out of range.
-        ValidationError: If a value is missing or of another kind.
+        InputError: If there is none, it makes no sense, or it belongs to other weights.
+
+    Example:
+        >>> type(load_policy("digits")).__name__
+        'CorrectedScheduleExit'
+    """
+    return StoredPolicy.load(model_folder(folder)).policy
+
+
+def policy_from(description: Mapping[str, Any]) -> ExitPolicy:
+    """Build the policy that a description (`ExitPolicy.describe`) is of.
+
+    Raises:
+        InputError: If its class is unknown, or its module was not imported, or a value is out of range.
+        ValidationError: If a value is missing or of another type.
     """
     settings = dict(description)
-    kind = lookup(str(settings.pop("policy")), POLICIES, "policy")
+    name = str(settings.pop("policy"))
+    module, colon, _ = name.partition(":")
+    if colon and name not in POLICIES:
+        raise InputError(f"its policy {name} is not one of adadiff's: import {module} before it is loaded")
+    kind = lookup(name, POLICIES, "policy")
     policy: ExitPolicy = TypeAdapter(kind).validate_python(settings)
     return policy
 

@@ -16,7 +16,7 @@ from adadiff import (
     TableExit,
     ThresholdExit,
 )
-from adadiff.exits import ExitQuery
+from adadiff.policies import ExitQuery
 
 
 def query(history, step=0):
@@ -174,3 +174,33 @@ def test_bad_settings_are_named(make, message):
 def test_policies_describe_themselves():
     assert ThresholdExit(0.1).describe() == {"policy": "ThresholdExit", "tau": 0.1, "per": "step", "min_layer": 1}
     assert NeverExit().describe() == {"policy": "NeverExit"}
+
+
+DEPTH, STEPS = 5, 3
+TAUS = st.floats(0, 1, width=32)
+LAYERS = st.integers(1, DEPTH)
+TABLES = st.one_of(
+    st.just(NeverExit()),
+    st.builds(FixedExit, LAYERS),
+    st.builds(ScheduleExit, st.tuples(*[LAYERS] * STEPS)),
+    st.builds(CorrectedScheduleExit, st.tuples(*[LAYERS] * STEPS)),
+    st.builds(ThresholdExit, TAUS, min_layer=LAYERS),
+    st.builds(ThresholdExit, st.tuples(*[TAUS] * STEPS), min_layer=LAYERS),
+    st.builds(ThresholdExit, st.tuples(*[TAUS] * DEPTH), per=st.just("layer"), min_layer=LAYERS),
+    st.builds(TableExit, st.tuples(*[st.tuples(*[TAUS] * (DEPTH - 1))] * STEPS)),
+    st.builds(PatienceExit, TAUS, patience=st.just(1), min_layer=LAYERS),
+)
+
+
+@given(TABLES, st.integers(0, STEPS - 1), st.integers(1, DEPTH - 1), st.lists(st.floats(0, 0.984375, width=32), min_size=1))
+def test_the_table_says_what_the_rule_says(policy, step, layer, uncertainties):
+    threshold = policy.table(STEPS, DEPTH)[step, layer - 1]
+    history = [[0.99] * (layer - 1) + [uncertainty] for uncertainty in uncertainties]
+    wanted = (torch.tensor(uncertainties) < threshold) | (threshold == 1)
+    assert policy.leaves(query(history, step)).tolist() == wanted.tolist()
+    assert policy.table(STEPS, DEPTH).shape == (STEPS, DEPTH - 1)
+
+
+def test_rules_that_count_or_look_at_the_batch_are_no_table():
+    assert PatienceExit(0.5, patience=2).table(STEPS, DEPTH) is None
+    assert BatchMeanExit(0.5).table(STEPS, DEPTH) is None

@@ -1,0 +1,168 @@
+"""Policies that compare a sample's mean uncertainty with thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadiff.errors import InputError
+from adadiff.policies.base import ExitPolicy, ExitQuery, check_layer, checked_tau, stretched_rows
+
+
+@dataclass(frozen=True)
+class ThresholdExit(ExitPolicy):
+    """A sample leaves after the first layer whose mean uncertainty is below tau (AdaDiff, section 3.2).
+
+    Args:
+        tau: Threshold in [0, 1]: one number, or one per layer (`per="layer"`) or per sampling step (`per="step"`).
+            0 never leaves.
+        per: What a sequence of thresholds runs over.
+        min_layer: No sample leaves before this layer, 1..N.
+    """
+
+    tau: float | tuple[float, ...]
+    per: str = "step"
+    min_layer: int = 1
+
+    def __post_init__(self) -> None:
+        if self.per not in ("layer", "step"):
+            raise InputError(f'thresholds run per "layer" or per "step", not per "{self.per}"')
+        given: Any = self.tau
+        several = isinstance(given, (list, tuple)) or getattr(given, "ndim", 0) > 0
+        object.__setattr__(self, "tau", tuple(map(checked_tau, given)) if several else checked_tau(given))
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        if query.layer < self.min_layer:
+            return torch.zeros(len(query.samples), dtype=torch.bool)
+        return query.uncertainty[:, -1] < self._threshold(query.step, query.layer)
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return layer >= self.min_layer and self._threshold(step, layer) > 0
+
+    def check(self, depth: int, num_steps: int) -> None:
+        check_layer("min_layer", self.min_layer, depth)
+        if isinstance(self.tau, tuple):
+            wanted = depth if self.per == "layer" else num_steps
+            if len(self.tau) != wanted:
+                raise InputError(f"tau has {len(self.tau)} values: give one number, or one per {self.per}, {wanted}")
+
+    def stretched(self, num_steps: int) -> ExitPolicy:
+        if isinstance(self.tau, tuple) and self.per == "step":
+            return replace(self, tau=stretched_rows(self.tau, num_steps))
+        return self
+
+    def _threshold(self, step: int, layer: int) -> float:
+        if isinstance(self.tau, tuple):
+            return self.tau[layer - 1 if self.per == "layer" else step]
+        return self.tau
+
+    def table(self, num_steps: int, depth: int) -> Tensor:
+        taus = torch.as_tensor(self.tau, dtype=torch.float32)
+        by_layer = taus[: depth - 1] if self.per == "layer" and taus.ndim else taus.reshape(-1, 1)
+        return by_layer * (torch.arange(1, depth) >= self.min_layer) * torch.ones(num_steps, 1)
+
+
+@dataclass(frozen=True)
+class TableExit(ExitPolicy):
+    """A threshold for every step and layer.
+
+    Args:
+        thresholds: For each step one for each of the layers 1..N-1, in [0, 1]. 0 never leaves and 1 always does;
+            neither asks the estimator.
+    """
+
+    thresholds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        rows = tuple(tuple(checked_tau(tau) for tau in row) for row in self.thresholds)
+        object.__setattr__(self, "thresholds", rows)
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        tau = self.thresholds[query.step][query.layer - 1]
+        if tau == 1:
+            return torch.ones(len(query.samples), dtype=torch.bool)
+        return query.uncertainty[:, -1] < tau
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return 0 < self.thresholds[step][layer - 1] < 1
+
+    def check(self, depth: int, num_steps: int) -> None:
+        if len(self.thresholds) != num_steps:
+            raise InputError(f"the table has {len(self.thresholds)} rows: give one per step, {num_steps}")
+        for row in self.thresholds:
+            if len(row) != depth - 1:
+                raise InputError(f"the table has rows of {len(row)}: give one threshold for layers 1 to {depth - 1}")
+
+    def stretched(self, num_steps: int) -> ExitPolicy:
+        return replace(self, thresholds=stretched_rows(self.thresholds, num_steps))
+
+    def table(self, num_steps: int, depth: int) -> Tensor:
+        return torch.tensor(self.thresholds)
+
+
+@dataclass(frozen=True)
+class PatienceExit(ExitPolicy):
+    """A sample leaves after the layer at which its uncertainty is below tau for the k-th time.
+
+    The layers need not be in succession. With `patience=2, last_patient_layer=N // 2` this is the authors' CIFAR-10
+    sampler: in the first half the second layer that passes, after it the first.
+
+    Args:
+        tau: Threshold in [0, 1].
+        patience: The k layers that must pass; 1 is the plain threshold.
+        min_layer: The first layer that counts, 1..N.
+        last_patient_layer: After this layer, 1..N, one that passes is enough; None for patience to the end.
+    """
+
+    tau: float
+    patience: int = 2
+    min_layer: int = 1
+    last_patient_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tau", checked_tau(self.tau))
+        if self.patience < 1:
+            raise InputError(f"patience is {self.patience}: at least one layer must pass")
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        if query.layer < self.min_layer:
+            return torch.zeros(len(query.samples), dtype=torch.bool)
+        passed = query.uncertainty[:, self.min_layer - 1 :] < self.tau
+        patient = self.last_patient_layer is None or query.layer <= self.last_patient_layer
+        return passed[:, -1] & (passed.sum(dim=1) >= (self.patience if patient else 1))
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return layer >= self.min_layer
+
+    def check(self, depth: int, num_steps: int) -> None:
+        check_layer("min_layer", self.min_layer, depth)
+        if self.last_patient_layer is not None:
+            check_layer("last_patient_layer", self.last_patient_layer, depth)
+
+    def table(self, num_steps: int, depth: int) -> Tensor | None:
+        return ThresholdExit(self.tau, min_layer=self.min_layer).table(num_steps, depth) if self.patience == 1 else None
+
+
+@dataclass(frozen=True)
+class BatchMeanExit(ExitPolicy):
+    """The whole batch leaves after the first layer where its mean uncertainty is below tau: the authors' released code.
+
+    What a sample gets depends on its neighbours; it is here to be compared with.
+
+    Args:
+        tau: Threshold in [0, 1]; 0 never leaves.
+    """
+
+    tau: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tau", checked_tau(self.tau))
+
+    def leaves(self, query: ExitQuery) -> Tensor:
+        return (query.uncertainty[:, -1].mean() < self.tau).expand(len(query.samples))
+
+    def reads_uncertainty(self, step: int, layer: int) -> bool:
+        return self.tau > 0
