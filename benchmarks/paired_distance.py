@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace, load_policy
-from adadiff.calibration.goals import normalised_squared_error
+from adadiff.calibration.metric import normalised_squared_error
 from adadiff.data import DataConfig
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap

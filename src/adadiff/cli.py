@@ -21,7 +21,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 import adadiff
 from adadiff import AdaDiffPipeline, InputError
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
-from adadiff.calibration.goals import SEED
+from adadiff.calibration.run import SEED
 from adadiff.comparison import compare as compare_methods
 from adadiff.comparison import load_config, winner_in_words, write_report
 from adadiff.conversion import convert_to_file, convert_to_folder

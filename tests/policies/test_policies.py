@@ -192,7 +192,9 @@ TABLES = st.one_of(
 )
 
 
-@given(TABLES, st.integers(0, STEPS - 1), st.integers(1, DEPTH - 1), st.lists(st.floats(0, 0.984375, width=32), min_size=1))
+@given(
+    TABLES, st.integers(0, STEPS - 1), st.integers(1, DEPTH - 1), st.lists(st.floats(0, 0.984375, width=32), min_size=1)
+)
 def test_the_table_says_what_the_rule_says(policy, step, layer, uncertainties):
     threshold = policy.table(STEPS, DEPTH)[step, layer - 1]
     history = [[0.99] * (layer - 1) + [uncertainty] for uncertainty in uncertainties]

@@ -1,6 +1,8 @@
 """A budget or a bound on the error in, an exit policy out."""
 
-from adadiff.calibration.goals import Calibration, Goal, calibrate
+from adadiff.calibration.goal import Goal
 from adadiff.calibration.report import calibration_table, draw_calibration
+from adadiff.calibration.result import Calibration
+from adadiff.calibration.run import calibrate
 
 __all__ = ["Calibration", "Goal", "calibrate", "calibration_table", "draw_calibration"]

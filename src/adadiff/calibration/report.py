@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from adadiff.calibration.goals import Calibration, Point
+from adadiff.calibration.result import Calibration, Point
 from adadiff.evaluation.metrics import with_error
 from adadiff.files import whole_file
 

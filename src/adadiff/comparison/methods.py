@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadiff.calibration.goals import Search, Trials, normalised_squared_error
+from adadiff.calibration.kinds import KINDS, Kind, SingleThreshold
+from adadiff.calibration.metric import normalised_squared_error
 from adadiff.calibration.record import record_exits
-from adadiff.calibration.solve import KINDS, Kind, SingleThreshold
+from adadiff.calibration.search import Search
+from adadiff.calibration.trials import Trials
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
 from adadiff.exits import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit

@@ -10,9 +10,12 @@ from scipy.stats import sem
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit, load_policy
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
-from adadiff.calibration.goals import Curve, Point, Trials, normalised_squared_error
+from adadiff.calibration.kinds import CorrectedSchedule, Schedule, SingleThreshold
+from adadiff.calibration.metric import normalised_squared_error
+from adadiff.calibration.result import Point
 from adadiff.calibration.risk import upper_bound
-from adadiff.calibration.solve import CorrectedSchedule, Schedule, SingleThreshold
+from adadiff.calibration.search import Curve
+from adadiff.calibration.trials import Trials
 from adadiff.evaluation.metrics import with_error
 from adadiff.files import MODELS, sha256
 from adadiff.policies.stored import StoredPolicy
@@ -77,7 +80,7 @@ def test_a_speedup_takes_the_policy_with_the_most_compute_that_reaches_it(digits
     def speedup(trials, policy):
         return 1 / sample_numbered(digits, range(4), STEPS, policy, 3).trace.compute_fraction
 
-    monkeypatch.setattr("adadiff.calibration.goals.Trials.speedup", speedup)
+    monkeypatch.setattr("adadiff.calibration.trials.Trials.speedup", speedup)
     found = calibrate(digits, Goal(speedup=2.0), STEPS, samples=8, kinds=(Schedule(),))
     assert found.speedup >= 2
     assert found.checked.compute == pytest.approx(0.5, abs=0.04)
@@ -106,7 +109,7 @@ def test_another_metric_is_what_errors_are_measured_by(digits):
     ],
 )
 def test_a_metric_must_give_what_the_bound_holds_for(digits, monkeypatch, metric, message):
-    monkeypatch.setattr("adadiff.calibration.goals.record_exits", None)  # it is refused before
+    monkeypatch.setattr("adadiff.calibration.run.record_exits", None)  # it is refused before
     with pytest.raises(InputError, match=message):
         calibrate(digits, Goal(compute=0.6), 2, samples=8, metric=metric, kinds=(Schedule(),))
 
@@ -175,7 +178,7 @@ def test_what_cannot_be_met_says_what_can(digits):
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_sampled(digits, monkeypatch):
-    monkeypatch.setattr("adadiff.calibration.goals.record_exits", None)
+    monkeypatch.setattr("adadiff.calibration.run.record_exits", None)
     with pytest.raises(InputError, match=r"one layer at every step takes 0\.055"):
         calibrate(digits, Goal(compute=0.01), STEPS, samples=8)
 

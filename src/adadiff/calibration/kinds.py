@@ -1,7 +1,6 @@
-"""From a record to policies: the best one of each kind at a price per FLOP, and the price that meets a budget.
+"""Kinds of policies, each giving the best of its kind at a price per FLOP, or the one that meets a budget.
 
-All errors are weighted by their step's influence on the final image, so that they add up over the steps; a cost is a
-share of the full model's FLOPs. At a price, each kind of policy minimises error + price * cost, averaged over samples.
+At a price, each kind minimises error + price * cost, averaged over samples.
 """
 
 from __future__ import annotations
@@ -9,138 +8,16 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
-from torch import Tensor
 
-from adadiff.calibration.record import LONGEST_GAP, ExitRecord
-from adadiff.exits import CorrectedScheduleExit, ExitPolicy, ExitQuery, ScheduleExit, TableExit, ThresholdExit
-from adadiff.exits.flops import PartFlops
+from adadiff.calibration.problem import Problem
+from adadiff.calibration.record import LONGEST_GAP
+from adadiff.exits import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
 
 HALVINGS = 30  # of the logarithm of the price
-CANDIDATES = 64  # thresholds that are tried at a step
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is weighed against what.
-
-    Args:
-        record: Of full samplings.
-        influence: Of each step, (steps,).
-        parts: What the model's parts cost.
-    """
-
-    record: ExitRecord
-    influence: Tensor
-    parts: PartFlops
-
-    @cached_property
-    def errors(self) -> Tensor:
-        """How far leaving there moves the final image, squared and averaged over pixels, (steps, layers, samples)."""
-        return self.record.errors.double() * self.influence[:, None, None]
-
-    def costs(self, estimated: Tensor, corrected: Sequence[int] = ()) -> Tensor:
-        """What leaving after each layer costs, (layers,), where estimators run, and corrections are measured, there."""
-        layers = torch.arange(1, len(self.parts.layers) + 1)
-        return self.parts.until_exit(layers, estimated, corrected).double() / self.parts.full
-
-    @cached_property
-    def corrected_errors(self) -> NDArray[np.floating]:
-        """`errors` with corrections, averaged over the samples: (steps, gaps, gaps before, layers).
-
-        The last full step is `gap` before, 1..`LONGEST_GAP`, and 0 stands for none; the last but one is `gap_before`
-        before that, 1..`LONGEST_GAP` + 1, and 0 for none.
-        """
-        steps, layers, _ = self.errors.shape
-        products = self.record.products.double().mean(3)
-        table = np.full((steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers), np.inf)
-        table[:, 0] = products[:, 0, None]
-        for step, gap in itertools.product(range(steps), range(1, LONGEST_GAP + 1)):
-            for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1 if gap <= step else 0):
-                last, before = step - gap, step - gap - gap_before
-                # The correction is (1 + c) last - c before: the squared difference, multiplied out.
-                c = gap / gap_before if gap_before else 0.0
-                squares = products[step, 0] + (1 + c) ** 2 * products[last, 0] + c**2 * products[before, 0]
-                crossed = (1 + c) * products[step, gap] - c * products[step, gap + gap_before]
-                table[step, gap, gap_before] = squares - 2 * crossed - 2 * c * (1 + c) * products[last, gap_before]
-        return self.influence.numpy()[:, None, None, None] * table.clip(min=0)
-
-    @cached_property
-    def _maps(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """Uncertainties seen at each step and layer but the last, sorted, with the expected error at each."""
-        maps = []
-        for errors, uncertainties in zip(self.errors, self.record.uncertainties, strict=True):
-            row = []
-            for error, uncertainty in zip(errors[:-1], uncertainties[:-1], strict=True):
-                seen, order = uncertainty.sort()
-                expected = IsotonicRegression().fit_transform(seen.double().numpy(), error[order].numpy())
-                row.append((seen, torch.from_numpy(expected)))
-            maps.append(row)
-        return maps
-
-    def threshold(self, step: int, i: int, bearable: float) -> float:
-        """Below which uncertainty after layer i + 1 the expected error is at most this: 0 for none, 1 for any."""
-        seen, expected = self._maps[step][i]
-        count = int((expected <= bearable).sum())
-        if count in (0, len(seen)):
-            return float(count > 0)
-        return ((seen[count - 1] + seen[count]) / 2).item()
-
-    @cached_property
-    def step_candidates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Thresholds worth a try at each step, and the error and the cost of each, (steps, candidates)."""
-        steps, layers, samples = self.errors.shape
-        estimated = torch.arange(layers) < layers - 1
-        price = self.costs(estimated)
-        thresholds, errors, costs = [], [], []
-        for step in range(steps):
-            seen = self.record.uncertainties[step, :-1]
-            quantiles = seen.flatten().quantile(torch.linspace(0, 1, CANDIDATES))
-            taus = torch.cat([torch.zeros(1), quantiles, torch.ones(1)])
-            passed = torch.cat([seen < taus[:, None, None], torch.ones(len(taus), 1, samples, dtype=torch.bool)], 1)
-            exits = passed.int().argmax(1)
-            thresholds.append(taus)
-            errors.append(self.errors[step].gather(0, exits).mean(1))
-            costs.append(price[exits].mean(1))
-            costs[-1][0] = 1.0  # at a threshold of 0 no estimator runs
-        return torch.stack(thresholds), torch.stack(errors), torch.stack(costs)
-
-    def outcome(self, policy: ExitPolicy) -> tuple[float, float]:
-        """Error (of uncorrected exits) and cost of a policy, averaged over the samples, the cost also over steps."""
-        error, cost = 0.0, 0.0
-        for step in range(len(self.influence)):
-            exits = exit_layers(policy, step, self.record.uncertainties[step])
-            depth = len(self.parts.layers)
-            reads = [policy.reads_uncertainty(step, layer) for layer in range(1, depth)]
-            costs = self.costs(torch.tensor([*reads, False]), policy.corrected_layers(step, depth))
-            error += self.errors[step].gather(0, exits[None] - 1).mean().item()
-            cost += costs[exits - 1].mean().item()
-        return error, cost / len(self.influence)
-
-
-def exit_layers(policy: ExitPolicy, step: int, uncertainties: Tensor) -> Tensor:
-    """Where samples with these uncertainties, (layers, samples), leave at this step: (samples,) int64 in 1..layers."""
-    depth, count = uncertainties.shape
-    exits = torch.full((count,), depth)
-    remaining = torch.arange(count)
-    for layer in range(1, depth):
-        if not len(remaining):
-            break
-        leaving = policy.leaves(ExitQuery(step, layer, remaining, uncertainties[:layer, remaining].T))
-        exits[remaining[leaving]] = layer
-        remaining = remaining[~leaving]
-    return exits
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Kinds of policies, each the best of its kind at a price
 
 
 class Kind(ABC):

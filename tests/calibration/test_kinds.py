@@ -7,17 +7,16 @@ import pytest
 import torch
 
 from adadiff import CorrectedScheduleExit, ScheduleExit, ThresholdExit
-from adadiff.calibration.record import WINDOW, ExitRecord
-from adadiff.calibration.solve import (
+from adadiff.calibration.kinds import (
     KINDS,
     CorrectedSchedule,
     ExcessError,
-    Problem,
     Schedule,
     SingleThreshold,
     StepThresholds,
-    exit_layers,
 )
+from adadiff.calibration.problem import Problem, exit_layers
+from adadiff.calibration.record import WINDOW, ExitRecord
 from adadiff.exits.corrections import Corrections
 from adadiff.exits.flops import PartFlops
 

@@ -1,0 +1,132 @@
+"""A budget, a speedup or a bound on the error in; a policy out, with what was measured of it on fresh samples.
+
+The full model is sampled once, and every exit recorded (`record.py`). On one half of these samples policies of every
+kind are made at many prices (`problem.py`, `kinds.py`); on the other half they are sampled with (`trials.py`), and the
+best kind is taken (`search.py`). What is said of the chosen policy comes from fresh samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from adadiff.calibration.goal import Goal
+from adadiff.calibration.kept import Kept
+from adadiff.calibration.kinds import KINDS, Kind
+from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_name, normalised_squared_error
+from adadiff.calibration.problem import least_compute
+from adadiff.calibration.record import record_exits
+from adadiff.calibration.result import Calibration
+from adadiff.calibration.risk import least_samples, upper_bound
+from adadiff.calibration.search import Search
+from adadiff.calibration.trials import Trials
+from adadiff.errors import InputError
+from adadiff.exits import NeverExit
+from adadiff.files import weights_checksum
+from adadiff.policies.stored import Circumstances
+from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions
+from adadiff.sampling.folder import sampling_request
+from adadiff.sampling.schedulers import scheduler_name
+
+SEED = 2_000_000  # noise that sampling by default does not use
+
+
+def calibrate(
+    pipeline: AdaDiffPipeline,
+    goal: Goal,
+    steps: int,
+    conditions: Conditions = UNCONDITIONAL,
+    samples: int = 192,
+    metric: Metric | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    seed: int = SEED,
+    batch_size: int = 32,
+    keep: Path | None = None,
+) -> Calibration:
+    """Find the policy that meets a goal at the best quality, or a bound on the error at the least compute.
+
+    The bound holds by "Learn then Test" (Angelopoulos et al. 2021, arXiv 2110.01052; for early exits Jazbec et al.
+    2024, arXiv 2405.20915): policies of growing error are tested on fresh samples until one fails.
+
+    Args:
+        pipeline: The model and the scheduler.
+        goal: What to reach.
+        steps: Sampling steps.
+        conditions: What the samples show, and the guidance.
+        samples: How many to calibrate on, half of them to choose by; and as many fresh ones to check.
+        metric: The loss of a pair of images; by default `normalised_squared_error`.
+        kinds: Kinds of policies to choose among.
+        seed: Of the noise.
+        batch_size: Samples at once.
+        keep: Folder for what was sampled, deleted at the end: with it a calibration that was interrupted, or whose goal
+            could not be met, goes on. What another one left there is deleted.
+
+    Raises:
+        InputError: If the goal cannot be met, or not be shown to be met with so few samples, or the metric is none.
+    """
+    check_request(pipeline, goal, steps, samples, metric)
+    delta = 1 - goal.confidence
+    judged_by = SQUARED_ERROR if metric is None else metric_name(metric)
+    settings = {
+        **sampling_request(pipeline, steps, NeverExit(), seed, conditions),
+        "samples": samples,
+        "batch_size": batch_size,
+        "metric": judged_by,
+    }
+    kept = Kept(keep, settings)
+    record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, kept)
+    metric = metric or normalised_squared_error(record.images)
+    trials = Trials(pipeline, steps, conditions, seed, batch_size, metric, kept)
+    search = Search(trials, record, kinds)
+    fresh = range(samples, 2 * samples)
+    predicted = search.for_goal(goal, fresh)
+    checked = trials.sample(predicted.kind, predicted.policy, fresh)
+    calibration = Calibration(
+        goal,
+        tuple(search.trade_off),
+        predicted,
+        checked,
+        goal.error or upper_bound(checked.losses, delta),
+        trials.speedup(predicted.policy),
+        circumstances_of(pipeline, steps, conditions, evaluations=len(record.errors)),
+        judged_by,
+    )
+    kept.discard()
+    return calibration
+
+
+def check_request(
+    pipeline: AdaDiffPipeline, goal: Goal, steps: int, samples: int, metric: Metric | None = None
+) -> None:
+    """Raise InputError, before anything is sampled, where a goal cannot be met or shown, or the metric is invalid."""
+    pipeline.check_inputs(1, steps, NeverExit())
+    if samples < 8:
+        raise InputError(f"there are {samples} samples: calibrate on at least 8")
+    if goal.error is not None and samples < (least := least_samples(goal.error, 1 - goal.confidence)):
+        raise InputError(
+            f"{samples} samples are too few to show an error below {goal.error} with a confidence of "
+            f"{goal.confidence}: take at least {least}"
+        )
+    if goal.compute is not None and goal.compute < (least_spent := least_compute(pipeline.transformer.part_flops)):
+        raise InputError(
+            f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was "
+            f"asked for: ask for more, or take fewer steps"
+        )
+    if metric is not None:
+        images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))
+        losses_by(metric, images, images)
+
+
+def circumstances_of(pipeline: AdaDiffPipeline, steps: int, conditions: Conditions, evaluations: int) -> Circumstances:
+    """Note what a policy found for these samplings belongs to."""
+    model = pipeline.transformer
+    return Circumstances(
+        weights_checksum(Path(model.config.get("_name_or_path", ""))),
+        model.depth,
+        scheduler_name(pipeline.scheduler),
+        steps,
+        conditions.guidance.scale,
+        evaluations,
+    )

@@ -1,0 +1,169 @@
+"""The search for the policy that meets a goal, among kinds of policies at many prices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adadiff.calibration.goal import Goal
+from adadiff.calibration.influence import measured_influence
+from adadiff.calibration.kinds import Kind
+from adadiff.calibration.problem import Problem, least_compute
+from adadiff.calibration.record import ExitRecord
+from adadiff.calibration.result import Point
+from adadiff.calibration.risk import last_safe, upper_bound
+from adadiff.calibration.trials import Trials
+from adadiff.errors import InputError
+from adadiff.exits import ExitPolicy
+
+COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # at which the trade-off is measured
+CORRECTIONS = 4
+TOLERANCE = 0.003  # of the compute, on the samples that correct it
+LEVELS = (0.05, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)  # predicted errors that are tested, over the allowed one
+SPEED_TRIALS = 6
+REPEATED = 8  # images that the full model samples again
+
+
+class Search:
+    """Finds policies on samples 0, 1, ... of a record: made on the first half, chosen on the second.
+
+    Args:
+        trials: Samples with policies.
+        record: Of full samplings of the same noise.
+        kinds: Kinds of policies.
+    """
+
+    def __init__(self, trials: Trials, record: ExitRecord, kinds: Sequence[Kind]) -> None:
+        self.trials, self.kinds = trials, kinds
+        samples = len(record.images)
+        half = samples // 2
+        influence = trials.kept.once(
+            "influence",
+            lambda: {
+                "steps": measured_influence(trials.pipeline, record, trials.steps, trials.conditions, trials.seed)
+            },
+        )["steps"]
+        parts = trials.pipeline.transformer.part_flops
+        self.problem = Problem(record.select(torch.arange(half)), influence, parts)
+        self.least_compute = least_compute(parts)
+        self.choosing = range(half, samples)
+        trials.know(record.images)
+
+    @cached_property
+    def trade_off(self) -> list[Point]:
+        """Policies of every kind at several computes."""
+        computes = [compute for compute in COMPUTES if compute > self.least_compute]
+        return [self._at(kind, compute) for kind in self.kinds for compute in computes]
+
+    def for_goal(self, goal: Goal, fresh: Sequence[int]) -> Point:
+        """Find the policy for a goal; a bound on the error is shown on the fresh samples.
+
+        Raises:
+            InputError: If the goal cannot be met.
+        """
+        if goal.compute is not None:
+            return self.for_compute(goal.compute)
+        if goal.speedup is not None:
+            return self.for_speedup(goal.speedup)
+        assert goal.error is not None
+        return self.for_error(goal.error, 1 - goal.confidence, fresh)
+
+    def for_compute(self, compute: float) -> Point:
+        """The best kind's policy that takes this compute."""
+        return self.meeting(min(self.kinds, key=lambda kind: self._curve(kind).error_at(compute)), compute)
+
+    def meeting(self, kind: Kind, compute: float) -> Point:
+        """This kind's policy that takes this compute, corrected by what it takes when it is sampled with."""
+        asked, found = compute, []
+        for _ in range(CORRECTIONS):
+            found.append(self._at(kind, asked))
+            off = found[-1].compute - compute
+            if abs(off) <= TOLERANCE:
+                break
+            asked -= off
+        return min(found, key=lambda point: abs(point.compute - compute))
+
+    def for_speedup(self, speedup: float) -> Point:
+        """The best kind's policy that is so much faster.
+
+        Raises:
+            InputError: If no compute gives that.
+        """
+        kind = min(self.kinds, key=lambda kind: self._curve(kind).error_at(1 / speedup))
+        low, high = self.least_compute, 1.0
+        reached: dict[float, ExitPolicy] = {}
+        for _ in range(SPEED_TRIALS):
+            compute = (low + high) / 2
+            policy = kind.meeting(self.problem, compute)
+            measured = self.trials.speedup(policy)
+            reached[measured] = policy
+            low, high = (low, compute) if measured < speedup else (compute, high)
+        most = max(reached)
+        if most < speedup:
+            raise InputError(f"a speedup of {speedup:g} was not reached on this machine: {most:.2f} at most")
+        least = min(measured for measured in reached if measured >= speedup)
+        return self.trials.sample(kind.name, reached[least], self.choosing)
+
+    def for_error(self, error: float, delta: float, fresh: Sequence[int]) -> Point:
+        """The policy of the least compute whose mean loss is shown to be below `error`.
+
+        Raises:
+            InputError: If none is.
+        """
+        repeat = self.trials.repeat_error(fresh[:REPEATED])
+        if error <= repeat:
+            raise InputError(
+                f"the full model sampled again in other batches differs by {repeat:.2g} from itself, and an error "
+                f"below {error} was asked for: ask for more, or take --dtype float32"
+            )
+        kind = min(self.kinds, key=lambda kind: self._curve(kind).compute_at(error))
+        tried: list[Point] = []
+
+        def candidates() -> Iterator[NDArray[np.floating]]:
+            for level in LEVELS:
+                policy = kind.meeting(self.problem, self._curve(kind).compute_at(level * error))
+                tried.append(self.trials.sample(kind.name, policy, fresh))
+                yield tried[-1].losses
+
+        position = last_safe(candidates(), error, delta)
+        if position is None:
+            shown = upper_bound(tried[0].losses, delta)
+            raise InputError(
+                f"no policy was shown to keep the error below {error}: the most careful one that was tried is below "
+                f"{shown:.3g}, at {tried[0].compute:.0%} of the compute; ask for that, or calibrate on more samples"
+            )
+        return self.trials.sample(kind.name, tried[position].policy, self.choosing)
+
+    def _at(self, kind: Kind, compute: float) -> Point:
+        return self.trials.sample(kind.name, kind.meeting(self.problem, compute), self.choosing)
+
+    def _curve(self, kind: Kind) -> Curve:
+        return Curve([point for point in self.trade_off if point.kind == kind.name])
+
+
+class Curve:
+    """Error against compute of one kind of policies, the logarithm of the error being linear between its points.
+
+    Args:
+        points: At least one; the full model, of compute 1 and no error, is the end of the curve.
+    """
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        ordered = sorted(points, key=lambda point: point.compute)
+        self.computes = np.array([point.compute for point in ordered])
+        # The envelope: an error that can be had for less compute is not a larger one's.
+        self.logs = np.minimum.accumulate([math.log(max(point.error, 1e-12)) for point in ordered])
+
+    def error_at(self, compute: float) -> float:
+        """The expected error at a compute; between the last point and 1 that of the last point."""
+        return math.exp(np.interp(compute, self.computes, self.logs))
+
+    def compute_at(self, error: float) -> float:
+        """The least compute with this expected error."""
+        logs, computes = np.append(self.logs, self.logs[-1] - 5), np.append(self.computes, 0.999)
+        return float(np.interp(-math.log(error), -logs, computes))

@@ -1,0 +1,100 @@
+"""Sampling with policies, and the losses of their images against the full model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adadiff.calibration.kept import Kept, Tensors
+from adadiff.calibration.metric import Metric, losses_by
+from adadiff.calibration.result import Point
+from adadiff.evaluation.timing import median_seconds
+from adadiff.exits import ExitPolicy, NeverExit
+from adadiff.exits.trace import Trace
+from adadiff.sampling import AdaDiffPipeline, Conditions, sample_numbered
+
+TIMED_IMAGES = 16
+
+
+class Trials:
+    """Samples with policies, and holds the images against the full model's.
+
+    Args:
+        pipeline: The model and the scheduler.
+        steps: Sampling steps.
+        conditions: What the samples show.
+        seed: Of the noise.
+        batch_size: Samples at once.
+        metric: The loss of a pair of images.
+        kept: Where the losses are kept, and found.
+    """
+
+    def __init__(
+        self,
+        pipeline: AdaDiffPipeline,
+        steps: int,
+        conditions: Conditions,
+        seed: int,
+        batch_size: int,
+        metric: Metric,
+        kept: Kept | None = None,
+    ) -> None:
+        self.pipeline, self.steps, self.conditions = pipeline, steps, conditions
+        self.seed, self.batch_size, self.metric = seed, batch_size, metric
+        self.kept = kept or Kept()
+        self._full: dict[int, Tensor] = {}
+
+    def know(self, images: Tensor) -> None:
+        """Take over the full model's images 0, 1, ..."""
+        self._full.update(enumerate(images))
+
+    def sample(self, kind: str, policy: ExitPolicy, numbers: Sequence[int]) -> Point:
+        """Sample these numbers with a policy, and with the full model, where that was not done yet."""
+
+        def measure() -> Tensors:
+            full = self._full_images(numbers)
+            images, compute = self._images(policy, numbers, f"{kind}, {len(numbers)} samples")
+            losses = losses_by(self.metric, full, images)
+            return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
+
+        measured = self.kept.once(f"{policy} on {numbers}", measure)
+        return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
+
+    def repeat_error(self, numbers: Sequence[int]) -> float:
+        """The mean loss of the full model against itself, in batches of another size: rounding."""
+        full = self._full_images(numbers)
+        again = [self._batch(NeverExit(), [k])[0] for k in numbers]
+        return losses_by(self.metric, full, torch.cat(again)).mean().item()
+
+    def speedup(self, policy: ExitPolicy) -> float:
+        """Time of the full model over time with the policy, in turns."""
+        numbers = range(TIMED_IMAGES)
+        seconds = median_seconds(
+            {"full": lambda: self._batch(NeverExit(), numbers), "adaptive": lambda: self._batch(policy, numbers)}, 3
+        )
+        return seconds["full"] / seconds["adaptive"]
+
+    def _full_images(self, numbers: Sequence[int]) -> Tensor:
+        missing = [k for k in numbers if k not in self._full]
+        if missing:
+            images, _ = self._images(NeverExit(), missing, f"full model, {len(missing)} samples")
+            self._full.update(zip(missing, images, strict=True))
+        return torch.stack([self._full[k] for k in numbers])
+
+    def _images(self, policy: ExitPolicy, numbers: Sequence[int], doing: str) -> tuple[Tensor, float]:
+        parts, flops, predictions = [], 0, 0
+        with tqdm(total=len(numbers), desc=doing, unit="image", leave=False) as progress:
+            for first in range(0, len(numbers), self.batch_size):
+                batch = numbers[first : first + self.batch_size]
+                images, trace = self._batch(policy, batch)
+                parts.append(images)
+                flops, predictions = flops + int(trace.flops.sum()), predictions + trace.predictions
+                progress.update(len(batch))
+        return torch.cat(parts), flops / (predictions * self.pipeline.transformer.part_flops.full)
+
+    def _batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> tuple[Tensor, Trace]:
+        output = sample_numbered(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
+        return output.images.float().cpu(), output.trace
