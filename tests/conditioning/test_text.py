@@ -4,6 +4,7 @@ import zlib
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from adadiff import InputError
@@ -85,6 +86,22 @@ def test_a_transformers_model_is_saved_with_its_tokenizer_and_length(clip_folder
     loaded = TransformersTextEncoder.from_pretrained(tmp_path / "saved")
     assert loaded.shape == (5, 8)
     torch.testing.assert_close(loaded.encode(["owl"]), encoder.encode(["owl"]))
+
+
+def test_a_damaged_transformers_model_is_refused(clip_folder):
+    path = clip_folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "layers.1.mlp.fc1.weight" in name)
+    save_file({key: value for key, value in weights.items() if key != name}, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="1 tensors are missing"):
+        TransformersTextEncoder.from_pretrained(clip_folder)
+    weights[name][0, 0] = torch.inf
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"NaN or infinite, in .*fc1\.weight"):
+        TransformersTextEncoder.from_pretrained(clip_folder)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="neither a folder with a text model"):
+        TransformersTextEncoder.from_pretrained(clip_folder)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "./missing"])

@@ -11,18 +11,21 @@ import unicodedata
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401 - diffusers looks for the base class here when it loads a pipeline
 from diffusers.configuration_utils import register_to_config
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel, PreTrainedModel
 from typing_extensions import Self
 
 from adadiff.errors import InputError
+from adadiff.files import verify_checksums
 from adadiff.fingerprints import fingerprint, model_fingerprint
-from adadiff.verified import VerifiedModel
+from adadiff.verified import VerifiedModel, require_finite, require_fitting
 
 MOST_GRAMS = 40  # of a word: all of one of 13 bytes
 
@@ -157,18 +160,24 @@ class TransformersTextEncoder(TextEncoder):
         """Load a text model by its name on the hub or its folder, safetensors only.
 
         Raises:
-            InputError: If there is no such model, or it cannot be fetched.
+            InputError: If there is no such model, it cannot be fetched, or its weights are damaged.
         """
         name = str(pretrained_model_name_or_path)
+        if Path(name).is_dir():
+            verify_checksums(Path(name))
         try:
             config = AutoConfig.from_pretrained(name)
             loader: Any = (
                 CLIPTextModel if config.model_type in ("clip", "clip_text_model") else AutoModelForTextEncoding
             )
-            text_model = loader.from_pretrained(name, use_safetensors=True, dtype=kwargs.get("torch_dtype"))
+            text_model, info = loader.from_pretrained(
+                name, use_safetensors=True, dtype=kwargs.get("torch_dtype"), output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"{name} is neither a folder with a text model, nor one of that name that can be fetched from the hub"
             ) from error
+        require_fitting({**info, "unexpected_keys": ()}, name)  # a whole CLIP has those of its image half
+        require_finite(text_model, name)
         return cls(text_model, tokenizer, min(length, tokenizer.model_max_length))

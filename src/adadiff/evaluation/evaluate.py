@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor
@@ -32,6 +34,7 @@ from adadiff.files import whole_file
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.folder import REQUEST, FolderSummary
 from adadiff.sampling.images import image_path, read_image
+from adadiff.verified import require_finite, require_fitting
 
 METRICS = "metrics.json"
 
@@ -97,15 +100,19 @@ def load_clip(name: str) -> ClipScorer:
     """A CLIP model of transformers by its name on the hub or its folder, safetensors only.
 
     Raises:
-        InputError: If there is none, or it cannot be fetched.
+        InputError: If there is none, it cannot be fetched, or its weights are damaged.
     """
     try:
-        model = CLIPModel.from_pretrained(name, use_safetensors=True)
-        return ClipScorer(model.eval(), CLIPProcessor.from_pretrained(name))
-    except (OSError, ValueError) as error:
+        loaded: Any = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        model, info = loaded
+        processor = CLIPProcessor.from_pretrained(name)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{name} is neither a folder with a CLIP model, nor one of that name that can be fetched from the hub"
         ) from error
+    require_fitting(info, name)
+    require_finite(model, name)
+    return ClipScorer(model.eval(), processor)
 
 
 @dataclass(frozen=True)
