@@ -72,8 +72,10 @@ def test_only_our_own_names_are_checkpoints(runs, tmp_path):
         shutil.copytree(folder / "step-00000002", copy)
     (folder / "step-notes.txt").write_text("mine")
     (folder / "step-00000099").write_text("a file of the user's")
+    (folder / "step-00000001").symlink_to(copies[0], target_is_directory=True)
     train(tiny_config(tmp_path / "run", keep_checkpoints=1, optimizer=CONSTANT, steps=8, resume=True))
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000008"]
     assert all((copy / "optimizer.bin").is_file() for copy in copies)
     assert (folder / "step-notes.txt").read_text() == "mine"
     assert (folder / "step-00000099").is_file()
+    assert (folder / "step-00000001").is_symlink()

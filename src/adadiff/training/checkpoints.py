@@ -20,10 +20,10 @@ NAME = re.compile(r"step-(\d{8,})")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, oldest first; files and folders of any other name are not ours."""
+    """List the run's checkpoints, oldest first; anything of another name, and links, are not ours."""
     folder = run / "checkpoints"
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted((path for path in found if path.is_dir()), key=checkpoint_step)
+    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
