@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -149,7 +150,8 @@ def test_single_steps_that_are_not_finite_can_be_skipped(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(JointObjective, "forward", break_the_third)
     with pytest.raises(Diverged, match="not finite at step 3 of 6"):
-        train(tiny_config(tmp_path / "strict"))
+        train(tiny_config(tmp_path / "strict", workers=1))
+    assert not multiprocessing.active_children()
     train(tiny_config(tmp_path / "patient", max_bad_steps=2))
     assert "step 3: the loss or the gradients are not finite" in capsys.readouterr().out
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "patient").values())
@@ -180,6 +182,7 @@ def test_an_unreadable_image_in_a_worker_process_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"5\.png") as caught:
         train(tiny_config(tmp_path / "run", data=data, workers=1))
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
 
 
 def test_resuming_on_other_classes_or_images_is_refused(tmp_path):

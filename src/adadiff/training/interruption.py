@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Any
 
 from torch import Tensor
@@ -36,10 +37,14 @@ def ignore_stop_signals(worker: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def batches_of(loader: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The loader's batches; an InputError raised in a worker process keeps its one line."""
+def batches_of(loader: Iterable[dict[str, Tensor]]) -> Generator[dict[str, Tensor], None, None]:
+    """Yield the loader's batches; an InputError raised in a worker process keeps its one line.
+
+    Close it when done: the workers then end, which leave stop signals alone and would be waited for at exit.
+    """
     try:
         yield from loader
     except InputError as error:
+        clear_frames(error.__traceback__)  # they hold the workers
         *_, message = str(error).rpartition(f"{InputError.__name__}: ")  # torch puts the worker's traceback before it
-        raise InputError(message.strip()) from error
+        raise InputError(message.strip()) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +154,8 @@ class Run:
         """Take the steps that are left, or those until a stop is asked for."""
         config, accelerator = self.config, self.accelerator
         progress = tqdm(total=config.steps, initial=self.step, desc="training", disable=not accelerator.is_main_process)
-        with progress, stop_signals() as stop_asked:
-            for batch in batches_of(self.loader):
+        with progress, stop_signals() as stop_asked, closing(batches_of(self.loader)) as batches:
+            for batch in batches:
                 result = self._learn_from(batch)
                 if result is None:
                     continue
