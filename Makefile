@@ -1,50 +1,61 @@
-# `make demo` and `make test` set up what they need: a virtual environment with the exact versions of constraints.txt.
+# Every target sets up what it needs: a virtual environment with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fuzz crash lint setup models benchmarks clean
+.PHONY: help demo test fuzz crash lint debts docs setup models benchmarks profile clean
 
-demo: $(READY)
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Sample the same noise in full and with early exits: a table and a picture
 	$(RUN)/adadiff demo
 
-test: $(READY)
+test: $(READY) ## Run the tests and the examples of the docstrings
 	$(RUN)/python -m pytest
 
-# Longer forms of two tests: damaged input of every kind, and work killed at random moments.
-fuzz: $(READY)
+fuzz: $(READY) ## Run the long form of the tests with damaged input of every kind
 	ADADIFF_FUZZ=20 $(RUN)/python -m pytest tests/test_fuzz.py
 
-crash: $(READY)
+crash: $(READY) ## Run the long form of the test that kills work at random moments
 	ADADIFF_CRASHES=100 $(RUN)/python -m pytest tests/test_crash.py
 
-lint: $(READY)
+lint: $(READY) ## Check style, format, types and layers
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/lint-imports --no-logo
 
-setup: $(READY)
+debts: $(READY) ## List long files, long functions, circles and upward imports
+	$(RUN)/lint-imports --no-logo
+	$(RUN)/python scripts/debts.py
+
+docs: $(READY) ## Build the documentation with its API reference into site/
+	$(RUN)/mkdocs build --strict
+
+setup: $(READY) ## Make the virtual environment
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
-# The digits model that comes with the package, in its place.
-models: $(READY)
+models: $(READY) ## Train, export and calibrate the digits model that comes with the package
 	$(RUN)/adadiff train digits --out runs/digits
 	rm -rf src/adadiff/models/digits
 	$(RUN)/adadiff export runs/digits src/adadiff/models/digits
 	$(RUN)/adadiff calibrate src/adadiff/models/digits --compute 0.55 --batch-size 96
 
-# Timings are printed, never asserted.
-benchmarks: $(READY)
+benchmarks: $(READY) ## Print timings, which are never asserted
 	$(RUN)/python benchmarks/adaptive_depth.py
 	$(RUN)/python benchmarks/training_step.py
 	$(RUN)/python benchmarks/guidance.py
 	$(RUN)/python benchmarks/corrections.py
 	$(RUN)/python benchmarks/digits_quality.py
 
-clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+profile: $(READY) ## Print the operators that sampling spends its time on, and write a trace
+	$(RUN)/python benchmarks/profile_sampling.py
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist site src/*.egg-info
