@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch.profiler import ProfilerActivity, profile
 
-from adadiff import AdaDiffPipeline, ExitPolicy, InputError, NeverExit
+from adadiff import AdaDiffPipeline, InputError, NeverExit, load_policy
 from adadiff.ranges import Count, GuidanceScale, check_ranges
 
 
@@ -60,7 +60,7 @@ def run(options: Options) -> None:
     check_ranges(options)
     pipeline = AdaDiffPipeline.from_pretrained(options.model).to(options.device)
     pipeline.set_progress_bar_config(disable=True)
-    policy = NeverExit() if options.full else ExitPolicy.from_pretrained(options.model).stretched(options.steps)
+    policy = NeverExit() if options.full else load_policy(options.model).stretched(options.steps)
     sample = partial(
         pipeline,
         **contents(pipeline, options),
