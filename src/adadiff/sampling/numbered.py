@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,8 +53,9 @@ def sample_numbered(
     conditions: Conditions = UNCONDITIONAL,
 ) -> AdaDiffPipelineOutput:
     """Sample the images of these numbers in one batch: a tensor, and the trace, without a progress bar."""
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
+    quiet = copy.copy(pipeline)  # so that the caller's progress bar is left as it is
+    quiet.set_progress_bar_config(disable=True)
+    return quiet(
         batch_size=len(numbers),
         **conditions.of(numbers),
         num_inference_steps=steps,
