@@ -33,7 +33,7 @@ def main() -> None:
     policies = {"full": NeverExit(), "schedule": ScheduleExit(layers), "corrected": CorrectedScheduleExit(layers)}
     table = Table("images", *(f"{name}, s" for name in policies), "compute", "over full", "over schedule")
     for batch in options.batches:
-        sample = partial(pipeline, batch, num_inference_steps=len(layers), output_type="pt")
+        sample = partial(pipeline, batch_size=batch, num_inference_steps=len(layers), output_type="pt")
         calls = {name: partial(sample, policy=policy) for name, policy in policies.items()}
         compute = calls["corrected"]().trace.compute_fraction
         seconds = median_seconds(calls, options.repeats)

@@ -22,7 +22,6 @@ from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.metrics import frechet_distance
 from adadiff.files import MODELS
 from adadiff.sampling import sample_numbered
-from adadiff.sampling.schedulers import scheduler_like
 
 
 def load_split(split: str) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
@@ -72,8 +71,7 @@ def main() -> None:
     test_rows, test_labels = load_split("test")
     classifier = MLPClassifier((32,), max_iter=1000, random_state=0).fit(train_rows, train_labels)
     reference = hidden_features(classifier, test_rows)
-    pipeline = AdaDiffPipeline.from_pretrained(options.model)
-    pipeline.scheduler = scheduler_like(options.scheduler, pipeline.scheduler)
+    pipeline = AdaDiffPipeline.from_pretrained(options.model, own_settings=False, scheduler=options.scheduler)
 
     console = Console(width=110)
     console.print(f"classifier: {classifier.score(test_rows, test_labels):.1%} of the test split right")

@@ -17,14 +17,12 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace, load_policy
+from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace
 from adadiff.calibration.metric import normalised_squared_error
 from adadiff.data import DataConfig
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap
 from adadiff.sampling import Conditions, Guidance, sample_numbered
-from adadiff.sampling.defaults import SamplingDefaults
-from adadiff.sampling.schedulers import scheduler_like
 
 SEED = 1_000_000  # noise that no evaluation and no calibration uses by default
 
@@ -44,12 +42,11 @@ def main() -> None:
         help="a corrected schedule, repeated over the steps",
     )
     options = parser.parse_args()
-    own = SamplingDefaults.load(options.model)
     pipeline = AdaDiffPipeline.from_pretrained(options.model, torch_dtype=torch.bfloat16)
-    pipeline.scheduler = scheduler_like(own.scheduler, pipeline.scheduler)
+    own = pipeline.sampling_settings()
     judge = judge_for(options.model, DataConfig(source=options.data), "small", None, torch.device("cpu"))
     conditions = Conditions(pipeline.transformer.class_indices, guidance=Guidance(own.guidance_scale))
-    policies: dict[str, ExitPolicy] = {"all layers": NeverExit(), "its own": load_policy(options.model)}
+    policies: dict[str, ExitPolicy] = {"all layers": NeverExit(), "its own": own.policy}
     for layers in options.layers:
         schedule = tuple(itertools.islice(itertools.cycle(layers), own.steps))
         policies[" ".join(map(str, layers))] = CorrectedScheduleExit(schedule)

@@ -18,7 +18,6 @@ from rich.table import Table
 from adadiff import AdaDiffPipeline
 from adadiff.calibration.record import record_exits
 from adadiff.sampling import Conditions, Guidance
-from adadiff.sampling.schedulers import scheduler_like
 
 SEED = 5
 
@@ -32,8 +31,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--gaps", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    pipeline = AdaDiffPipeline.from_pretrained(options.model)
-    pipeline.scheduler = scheduler_like(options.scheduler, pipeline.scheduler)
+    pipeline = AdaDiffPipeline.from_pretrained(options.model, own_settings=False, scheduler=options.scheduler)
     conditions = Conditions(pipeline.transformer.class_indices, guidance=Guidance(options.guidance_scale))
     record = record_exits(pipeline, options.samples, options.steps, conditions, SEED)
     products = record.products.double().mean(3)

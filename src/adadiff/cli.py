@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -32,14 +33,14 @@ from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_tab
 from adadiff.evaluation.footprint import footprint
 from adadiff.exits import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.files import MODELS, model_folder, read_text, require_empty_folder
-from adadiff.policies.stored import EXIT_POLICY, StoredPolicy
+from adadiff.policies.stored import EXIT_POLICY
 from adadiff.presets import PRESETS
 from adadiff.processes import process_state
 from adadiff.ranges import Count, CountOrZero, Fraction, GuidanceScale, Positive, Seed, checked
 from adadiff.sampling import Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
-from adadiff.sampling.schedulers import scheduler_like, times_of
+from adadiff.sampling.settings import FolderSettings, resolve
 from adadiff.training import Diverged, Interrupted, TrainConfig, train
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -199,26 +200,26 @@ class SampleOptions:
         """Sample into a folder; what is not chosen here is the model's own."""
         if self.classes and self.class_index:
             raise InputError("give either --class or --class-index, not both")
-        own, stored = _own_settings(model, self.scheduler, self.steps, self.guidance_scale)
-        if self.tau or self.exit_layer is not None or self.min_layer is not None or self.patience != 1:
-            stored = None
-        own = own.changed(min_layer=self.min_layer)
-        policy = self._policy(own)
-        guidance = Guidance(own.guidance_scale, self.guidance_interval, self.tied_exits)
         prompts = _prompts(self.prompt, self.prompts)
-        pipeline = _load(model, self.dtype, self.device, own.scheduler)
-        if stored is not None:
-            policy = _calibrated_policy(stored, own, pipeline)
+        pipeline = _load(model, self.dtype, self.device, self.scheduler)
+        policy = self._policy(pipeline.own_settings.sampling)
+        chosen = pipeline.sampling_settings(self.steps, self.guidance_scale, policy=policy)
+        guidance = Guidance(chosen.guidance_scale, self.guidance_interval, self.tied_exits)
         classes = self.classes or self.class_index or pipeline.transformer.class_indices
         conditions = Conditions(classes, prompts, self.negative_prompt, guidance)
-        return sample_to_folder(pipeline, out, self.n, own.steps, policy, self.seed, conditions, self.batch_size)
+        return sample_to_folder(
+            pipeline, out, self.n, chosen.steps, chosen.policy, self.seed, conditions, self.batch_size
+        )
 
-    def _policy(self, own: SamplingDefaults) -> ExitPolicy:
+    def _policy(self, own: SamplingDefaults) -> ExitPolicy | None:
+        """The policy that is chosen here; None leaves it to the model."""
         if self.exit_layer is not None:
             if self.tau:
                 raise InputError("give either --tau or --exit-layer, not both")
             return FixedExit(self.exit_layer)
-        tau = self.tau or (own.tau,)
+        if not self.tau and self.min_layer is None and self.patience == 1:
+            return None
+        own, tau = own.changed(min_layer=self.min_layer), self.tau or (own.tau,)
         if tau == (0.0,):
             return NeverExit()
         if self.patience != 1:
@@ -342,14 +343,15 @@ def calibrate_command(
         )
     if (model / EXIT_POLICY).exists() and not replace:
         raise InputError(f"{model} holds an {EXIT_POLICY} already: add --replace, or move it away")
-    own = SamplingDefaults.load(model).changed(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
-    pipeline = _load(model, dtype, device, own.scheduler)
+    own = FolderSettings.load(model, policy=False)  # the earlier one may be damaged, or of other weights
+    pipeline = _load(model, dtype, device, scheduler or own.scheduler, own_settings=False)
+    chosen = resolve(own, pipeline.scheduler, steps, guidance_scale, policy=NeverExit())
     texts = _prompts((), prompts)
-    conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(own.guidance_scale))
+    conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
     calibration = calibrate(
         pipeline,
         goal,
-        own.steps,
+        chosen.steps,
         conditions,
         samples,
         None if metric is None else imported(metric),
@@ -437,15 +439,11 @@ def demo_command(
     require_own_folder(out, own={"demo.png"})
     shown = lookup(task, DEMO_TASKS, "task")
     folder, n = model or MODELS / shown.model, shown.n if n is None else n
-    chosen, stored = _own_settings(folder, scheduler, steps, guidance_scale)
-    chosen = chosen.changed(tau=tau, min_layer=min_layer)
-    pipeline = _load(folder, "float32", "cpu", chosen.scheduler)
-    policy: ExitPolicy = ThresholdExit(chosen.tau, min_layer=chosen.min_layer)
-    if stored is not None and tau is None and min_layer is None:
-        policy = _calibrated_policy(stored, chosen, pipeline)
+    pipeline = _load(folder, "float32", "cpu", scheduler)
+    chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
     texts = prompt or (shown.prompts if model is None else ())
     conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
-    comparison = compare(pipeline, policy, n, chosen.steps, seed, conditions)
+    comparison = compare(pipeline, chosen.policy, n, chosen.steps, seed, conditions)
 
     table = Table(
         "", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {chosen.steps} steps"
@@ -468,7 +466,7 @@ def export_command(run: Positional[ModelFolder], out: Positional[Path], dtype: D
         dtype: Precision of the stored weights; they are float32 again when loaded.
     """
     require_empty_folder(out)
-    pipeline = _load(run, dtype, "cpu")
+    pipeline = _load(run, dtype, "cpu", own_settings=False)
     for part in (pipeline, pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         if isinstance(part, ConfigMixin):
             part.register_to_config(_name_or_path="")  # where it was loaded from concerns nobody else
@@ -520,29 +518,6 @@ def convert_command(
 # What the commands share
 
 
-def _own_settings(
-    model: Path, scheduler: str | None, steps: int | None, guidance_scale: float | None
-) -> tuple[SamplingDefaults, StoredPolicy | None]:
-    """How to sample a model: as the user says, or its calibrated policy asks for, or its sampling.json says."""
-    own, stored = SamplingDefaults.load(model), None
-    if (model / EXIT_POLICY).is_file():
-        stored = StoredPolicy.load(model)
-        made_for = stored.calibrated_for
-        own = own.changed(scheduler=made_for.scheduler, steps=made_for.steps, guidance_scale=made_for.guidance_scale)
-    return own.changed(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale), stored
-
-
-def _calibrated_policy(stored: StoredPolicy, chosen: SamplingDefaults, pipeline: AdaDiffPipeline) -> ExitPolicy:
-    differences = stored.differences(chosen.scheduler, chosen.steps, chosen.guidance_scale)
-    if differences:
-        print(
-            f"adadiff: the calibrated exit policy is used with {', '.join(differences)}: its compute and error are not "
-            f"known there; to know them, calibrate again",
-            file=sys.stderr,
-        )
-    return stored.for_steps(len(times_of(pipeline.scheduler, chosen.steps)))
-
-
 def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
     """The prompts that were given, or a file's."""
     if file is None:
@@ -560,13 +535,14 @@ def _print_description(images: ImageData) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _load(folder: Path, dtype: Dtype, device: str, scheduler: str | None = None) -> AdaDiffPipeline:
+def _load(
+    folder: Path, dtype: Dtype, device: str, scheduler: str | None = None, own_settings: bool = True
+) -> AdaDiffPipeline:
     """A model folder's pipeline, with another scheduler over the same forward process where one is named."""
     place = _device(device)
     disable_progress_bar()
-    pipeline = AdaDiffPipeline.from_pretrained(folder).to(place)
-    if scheduler is not None:
-        pipeline.scheduler = scheduler_like(scheduler, pipeline.scheduler)
+    named = {} if scheduler is None else {"scheduler": scheduler}
+    pipeline = AdaDiffPipeline.from_pretrained(folder, own_settings, **named).to(place)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         if part is not None:
             # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
@@ -593,6 +569,13 @@ def _device(name: str) -> torch.device:
 # Entry
 
 
+def _print_warnings() -> None:
+    """Print what the library warns of on stderr, a line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("adadiff: %(message)s"))
+    logging.getLogger("adadiff").handlers = [handler]
+
+
 def _require_options_once(words: Sequence[str]) -> None:
     """Raise InputError where an option is repeated, of which the parser would silently take the last."""
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
@@ -612,6 +595,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         print(f"adadiff {adadiff.__version__}")
         return
+    _print_warnings()
     try:
         if len(words) > 1 and words[0] == "train" and not words[1].startswith("-"):
             lookup(words[1], PRESETS, "preset")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from adadiff.errors import InputError
@@ -79,6 +79,19 @@ def require_finite(module: nn.Module, name: str) -> None:
             raise InputError(f"{name} lacks the tensor {key}: copy the model again")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{name} holds weights that are NaN or infinite, in {key}: the model is damaged")
+
+
+def holds_weights_of(module: nn.Module, folder: Path) -> bool:
+    """Whether a module's weights are those in a folder's safetensors files, in the module's precision."""
+    weights = module.state_dict()
+    found = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+                if name not in weights or not torch.equal(stored.get_tensor(name).to(weights[name]), weights[name]):
+                    return False
+                found.add(name)
+    return found == weights.keys()
 
 
 def verify_parts(folder: Path) -> None:

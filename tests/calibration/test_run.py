@@ -27,7 +27,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def digits():
-    return AdaDiffPipeline.from_pretrained(MODELS / "digits")
+    return AdaDiffPipeline.from_pretrained(MODELS / "digits", own_settings=False)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,9 @@ def test_encode_train_and_sample_from_the_command_line(vae, tmp_path, capsys, mo
     pipeline = AdaDiffPipeline.from_pretrained("run")
     assert pipeline.transformer.backbone.in_channels == 2
     assert pipeline.vae.config.scaling_factor == 0.7
-    images = pipeline(3, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    images = pipeline(
+        batch_size=3, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)
+    ).images
     assert images.shape == (3, 1, 8, 8)
     main(["sample", "run", "-n", "2", "--steps", "2", "--out", "samples"])
     assert (tmp_path / "samples/000001.png").is_file()

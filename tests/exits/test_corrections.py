@@ -107,7 +107,7 @@ def test_nothing_is_kept_from_one_sampling_to_the_next_nor_between_neighbours():
     def sample(numbers, policy):
         generators = [torch.Generator().manual_seed(k) for k in numbers]
         return pipeline(
-            len(numbers), num_inference_steps=6, policy=policy, generator=generators, output_type="pt"
+            batch_size=len(numbers), num_inference_steps=6, policy=policy, generator=generators, output_type="pt"
         ).images
 
     policy = CorrectedScheduleExit((5, 1, 5, 1, 1, 2))

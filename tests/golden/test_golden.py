@@ -1,7 +1,8 @@
 """Pinned behaviour: exit layers, FLOPs, images and losses stay as they were recorded.
 
 The recorded files were written by `python -m tests.golden.record` on a CPU, in float32 and with one thread, with Python
-3.11.7, torch 2.13.0, diffusers 0.42.1 and numpy 2.4.6. They are recorded again only where behaviour is meant to change, and the commit that does so says why.
+3.11.7, torch 2.13.0, diffusers 0.42.1 and numpy 2.4.6. They are recorded again only where behaviour is meant to change,
+and the commit that does so says why.
 """
 
 import json

@@ -115,7 +115,7 @@ def test_nothing_is_kept_from_one_sampling_to_the_next():
     ):
         pipeline = AdaDiffPipeline(rival, DiffusionConfig().build())
         runs = [
-            pipe(3, num_inference_steps=6, generator=torch.Generator().manual_seed(0), output_type="pt")
+            pipe(batch_size=3, num_inference_steps=6, generator=torch.Generator().manual_seed(0), output_type="pt")
             for pipe in (plain, pipeline, pipeline)
         ]
         assert torch.equal(runs[1].images, runs[2].images)

@@ -47,7 +47,9 @@ def test_the_trace_file_is_the_pipelines_trace(pipeline, tmp_path):
     from adadiff.seeding import generator_for
 
     summary = sample_to_folder(pipeline, tmp_path, 4, 3, POLICY, seed=9)
-    trace = pipeline(4, num_inference_steps=3, policy=POLICY, generator=[generator_for(9, k) for k in range(4)]).trace
+    trace = pipeline(
+        batch_size=4, num_inference_steps=3, policy=POLICY, generator=[generator_for(9, k) for k in range(4)]
+    ).trace
     saved = json.loads((tmp_path / "trace.json").read_text())
     assert saved["flops"] == int(trace.flops.sum())
     assert saved["timesteps"] == list(trace.timesteps)

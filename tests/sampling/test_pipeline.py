@@ -68,13 +68,15 @@ def test_the_trace_is_what_the_model_did(pipeline):
 
 
 def test_the_same_generator_gives_the_same_images(pipeline):
-    images = [pipeline(2, generator=torch.Generator().manual_seed(5), output_type="pt").images for _ in range(2)]
+    images = [
+        pipeline(batch_size=2, generator=torch.Generator().manual_seed(5), output_type="pt").images for _ in range(2)
+    ]
     assert torch.equal(*images)
 
 
 def test_pil_images_are_the_tensors(pipeline):
-    tensor = pipeline(2, num_inference_steps=2, generator=generators(range(2)), output_type="pt").images
-    pil = pipeline(2, num_inference_steps=2, generator=generators(range(2))).images
+    tensor = pipeline(batch_size=2, num_inference_steps=2, generator=generators(range(2)), output_type="pt").images
+    pil = pipeline(batch_size=2, num_inference_steps=2, generator=generators(range(2))).images
     assert pil[1].mode == "L"
     assert np.array_equal(np.array(pil[1]), (tensor[1, 0] * 255).round().byte().numpy())
 
@@ -82,7 +84,9 @@ def test_pil_images_are_the_tensors(pipeline):
 def test_saved_and_loaded_it_samples_the_same(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = AdaDiffPipeline.from_pretrained(tmp_path)
-    images = [p(2, tau=0.5, generator=generators(range(2)), output_type="pt").images for p in (pipeline, loaded)]
+    images = [
+        p(batch_size=2, tau=0.5, generator=generators(range(2)), output_type="pt").images for p in (pipeline, loaded)
+    ]
     assert torch.equal(*images)
     assert isinstance(loaded.scheduler, DDPMScheduler)
 
@@ -101,7 +105,9 @@ def test_classes_reach_the_model():
     pipe = AdaDiffPipeline(make_model(num_classes=3), DiffusionConfig().build())
     pipe.set_progress_bar_config(disable=True)
     images = [
-        pipe(2, class_labels=labels, num_inference_steps=2, generator=generators(range(2)), output_type="pt").images
+        pipe(
+            batch_size=2, class_labels=labels, num_inference_steps=2, generator=generators(range(2)), output_type="pt"
+        ).images
         for labels in ([0, 1], [0, 2])
     ]
     assert torch.allclose(images[0][0], images[1][0], atol=1e-5)
@@ -118,7 +124,7 @@ def test_classes_reach_the_model():
         ({"tau": [0.1] * 3}, "one per step, 50"),
         ({"tau": 0.5, "policy": ThresholdExit(0.5)}, "either tau or a policy"),
         ({"class_labels": [1]}, "takes no class labels"),
-        ({"output_type": "np"}, "output type"),
+        ({"output_type": "numpy"}, 'output type is \'numpy\': it must be "pil", "np", "pt" or "latent"'),
         ({"generator": [torch.Generator()] * 3}, "3 generators for 1"),
     ],
 )
@@ -296,7 +302,7 @@ def test_images_that_are_not_numbers_are_an_error_that_knows_which(pipeline, mon
     with pytest.raises(
         NonFiniteImagesError, match=r"2 of 3 images came out NaN or infinite \(at positions 0, 2\)"
     ) as told:
-        pipeline(3, num_inference_steps=2, output_type=output_type)
+        pipeline(batch_size=3, num_inference_steps=2, output_type=output_type)
     assert told.value.positions == (0, 2)
     assert isinstance(told.value, InputError)
 

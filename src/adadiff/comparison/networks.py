@@ -17,7 +17,6 @@ from adadiff.files import model_folder, packaged_models, whole_file, whole_folde
 from adadiff.presets import PRESETS
 from adadiff.rivals import drop_layers, prune
 from adadiff.sampling import AdaDiffPipeline
-from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training import train
 from adadiff.training.checkpoints import list_checkpoints
 from adadiff.training.config import LossConfig, ModelConfig
@@ -95,8 +94,9 @@ class Networks:
     def pipeline(self, recipe: Recipe) -> AdaDiffPipeline:
         """The trained network in a pipeline with the comparison's scheduler."""
         if recipe not in self._loaded:
-            pipeline = AdaDiffPipeline.from_pretrained(self._trained(recipe))
-            pipeline.scheduler = scheduler_like(self.config.scheduler, pipeline.scheduler)
+            pipeline = AdaDiffPipeline.from_pretrained(
+                self._trained(recipe), own_settings=False, scheduler=self.config.scheduler
+            )
             nn.Module.to(pipeline.transformer, getattr(torch, self.config.dtype))
             self._loaded[recipe] = pipeline
         return self._loaded[recipe]
@@ -115,7 +115,7 @@ class Networks:
 
     def _train(self, recipe: Recipe, out: Path) -> None:
         start = self._start(recipe)
-        started = AdaDiffPipeline.from_pretrained(start).transformer.config.backbone_config
+        started = AdaDiffPipeline.from_pretrained(start, own_settings=False).transformer.config.backbone_config
         sizes = {part.name: started[part.name] for part in fields(ModelConfig) if part.name in started}
         estimator: dict[str, Any] = {"estimator": recipe.estimator}
         model = replace(PRESETS[self.config.preset].train.model, **sizes, **estimator)
@@ -133,7 +133,7 @@ class Networks:
             return self.backbone
         out = self.folder / f"{recipe.name}-start"
         if not out.is_dir():
-            pipeline = AdaDiffPipeline.from_pretrained(self.backbone)
+            pipeline = AdaDiffPipeline.from_pretrained(self.backbone, own_settings=False)
             model = pipeline.transformer
             if recipe.depth is not None:
                 model = drop_layers(model, recipe.depth)

@@ -89,7 +89,7 @@ def convert_to_file(folder: Path, out: Path) -> bool:
     """
     if out.exists():
         raise InputError(f"{out} exists already: choose another file")
-    model = AdaDiffPipeline.from_pretrained(folder).transformer
+    model = AdaDiffPipeline.from_pretrained(folder, own_settings=False).transformer
     with whole_file(out) as part:
         torch.save(to_released(model), part)
     return model.config.estimator_type == "token"

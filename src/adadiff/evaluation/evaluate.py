@@ -158,7 +158,7 @@ def judge_for(model: str | Path, data: DataConfig, features: str, clip: str | No
         InputError: If something is not there, or the images are smaller than the model's, grey where those have
             colours, or too few for the metrics.
     """
-    pipeline = AdaDiffPipeline.from_pretrained(model)
+    pipeline = AdaDiffPipeline.from_pretrained(model, own_settings=False)
     channels, height, width = pipeline.image_shape
     if height != width or channels not in (1, 3):
         raise InputError(f"the model's images are {channels}x{height}x{width}: judged are square grey or RGB ones")

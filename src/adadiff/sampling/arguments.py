@@ -1,25 +1,30 @@
-"""Arguments of a sampling as diffusers' users write them, brought to one form."""
+"""Arguments of a sampling as diffusers' users write them, checked and brought to one form."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
+from typing_extensions import Self
 
 from adadiff.errors import InputError
-from adadiff.exits import ExitPolicy, NeverExit, ThresholdExit
-from adadiff.ranges import shown
+from adadiff.ranges import as_int, shown
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+CALLBACK_TENSORS = ("latents",)
 
 
 def label_list(labels: Any, batch_size: int | None) -> list[Any]:
-    """Class labels as a list: of one label, as many as there are images.
+    """Bring class labels to a list; one label is repeated `batch_size` times.
 
     Args:
-        labels: A name or an index for all images, or a list, tuple, numpy array or torch tensor of one for each.
-        batch_size: Number of images, where it is known; else one label is for one image.
+        labels: A name or an index, or a list, tuple, numpy array or torch tensor of them.
+        batch_size: How many labels are wanted, where that is known; by default one label stays one.
     """
     if isinstance(labels, (Tensor, np.ndarray)):
         labels = labels.tolist()
@@ -27,7 +32,7 @@ def label_list(labels: Any, batch_size: int | None) -> list[Any]:
 
 
 def text_list(texts: str | Sequence[str], batch_size: int | None) -> list[str]:
-    """Prompts as a list: of one text, as many as there are images, or 1 where their number is not known.
+    """Bring prompts to a list; one text is repeated `batch_size` times, or once where that is None.
 
     Raises:
         InputError: If something else than text is among them.
@@ -38,21 +43,63 @@ def text_list(texts: str | Sequence[str], batch_size: int | None) -> list[str]:
     return list(listed)
 
 
-def chosen_policy(tau: Any, policy: ExitPolicy | None) -> ExitPolicy:
-    """The policy of a call: the given one, or that of a threshold, a number or one per step; by default never to leave.
+def listed(prompt: Any, class_labels: Any, batch_size: Any) -> tuple[list[str] | None, list[Any] | None, int]:
+    """Prompts and class labels as lists, and how many there are, or images without conditions."""
+    size = None if batch_size is None else as_int(batch_size, "the batch size")
+    labels = None if class_labels is None else label_list(class_labels, size)
+    prompts = None if prompt is None else text_list(prompt, size)
+    return prompts, labels, size if size is not None else len(labels or prompts or [None])
+
+
+def repeated(conditions: dict[str, Tensor], repeats: int) -> dict[str, Tensor]:
+    """Each row as often as images are wanted of it, one after the other."""
+    return {name: rows.repeat_interleave(repeats, dim=0) for name, rows in conditions.items()}
+
+
+def checked_count(value: Any, name: str) -> int:
+    """Return a whole number of at least 1.
 
     Raises:
-        InputError: If both are given, or either is something else.
+        InputError: If it is something else.
     """
-    if tau is not None and policy is not None:
-        raise InputError("give either tau or a policy, not both")
-    if policy is not None and not isinstance(policy, ExitPolicy):
-        raise InputError(f"the policy is {shown(policy)}: give an ExitPolicy, or a threshold as tau")
-    return policy or (NeverExit() if tau is None else ThresholdExit(tau))
+    number = as_int(value, name)
+    if number < 1:
+        raise InputError(f"{name} is {number}: it must be at least 1")
+    return number
+
+
+def checked_output_type(output_type: Any) -> str:
+    """Return one of `OUTPUT_TYPES`; raise InputError for anything else."""
+    if output_type not in OUTPUT_TYPES:
+        known = ", ".join(f'"{known}"' for known in OUTPUT_TYPES[:-1])
+        raise InputError(f'the output type is {shown(output_type)}: it must be {known} or "{OUTPUT_TYPES[-1]}"')
+    return str(output_type)
+
+
+def checked_latents(latents: Any, shape: tuple[int, ...], device: torch.device, name: str = "latents") -> Tensor:
+    """Bring given latents to float32 on the device.
+
+    Args:
+        latents: A floating-point tensor.
+        shape: What it must have, (batch, channels, height, width).
+        device: Where the model runs.
+        name: What to call them in a message.
+
+    Raises:
+        InputError: If they are no tensor, of integers, or of another shape.
+    """
+    if not isinstance(latents, Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+        raise InputError(f"the {name} are of type {kind}: give a floating-point tensor, such as torch.float32")
+    if latents.shape != shape:
+        raise InputError(
+            f"the {name} are of shape {tuple(latents.shape)}: it must be (images, channels, height, width), {shape}"
+        )
+    return latents.to(device, torch.float32)
 
 
 def checked_generator(generator: Any, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
-    """The source of noise of a call: one generator, or a list of one for each image.
+    """Return the source of noise of a call: one generator, or a list of one for each image.
 
     Raises:
         InputError: If it is something else, or there are not as many as images.
@@ -66,3 +113,59 @@ def checked_generator(generator: Any, batch_size: int) -> torch.Generator | list
     if several is not None and len(several) != batch_size:
         raise InputError(f"there are {len(several)} generators for {batch_size} images: give one, or one each")
     return generator if several is None else several
+
+
+@dataclass(frozen=True)
+class StepCallback:
+    """Runs a caller's function after every step: the `callback_on_step_end` of diffusers.
+
+    Args:
+        function: Called with the pipeline, the step counted from 0, its time and a dict of tensors; the dict it returns
+            may replace the latents.
+        tensor_inputs: Names of the tensors it is given, among `CALLBACK_TENSORS`.
+    """
+
+    function: Callable[[Any, int, Any, dict[str, Any]], Any]
+    tensor_inputs: tuple[str, ...]
+
+    @classmethod
+    def checked(cls, function: Any, tensor_inputs: Sequence[str]) -> Self | None:
+        """Take the arguments of a call; None where there is no function.
+
+        Raises:
+            InputError: If it cannot be called, or wants tensors that are not there.
+        """
+        if function is None:
+            return None
+        if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = function.tensor_inputs
+        if not callable(function):
+            raise InputError(f"callback_on_step_end is {shown(function)}: give a function")
+        unknown = [name for name in tensor_inputs if name not in CALLBACK_TENSORS]
+        if unknown:
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs names {shown(unknown[0])}: a callback can be given "
+                f"{', '.join(CALLBACK_TENSORS)}"
+            )
+        return cls(function, tuple(tensor_inputs))
+
+    def __call__(self, pipeline: Any, step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        """Run it after a step.
+
+        Returns:
+            The latents to go on with.
+
+        Raises:
+            InputError: If the function returns something else than a dict, or latents of another shape or kind.
+        """
+        tensors = {"latents": latents}
+        returned = self.function(pipeline, step, timestep, {name: tensors[name] for name in self.tensor_inputs})
+        if not isinstance(returned, dict):
+            raise InputError(
+                f"callback_on_step_end returned {shown(returned)}: it must return a dict, of the latents to go on with "
+                f"or empty"
+            )
+        if "latents" not in returned:
+            return latents
+        replaced = returned["latents"]
+        return checked_latents(replaced, tuple(latents.shape), latents.device, "latents that the callback returned")

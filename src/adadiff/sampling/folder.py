@@ -23,10 +23,11 @@ from adadiff.exits.trace import TraceTotals
 from adadiff.files import check_claim, claim_folder, exclusive_folder, read_json, whole_file, write_json
 from adadiff.fingerprints import model_fingerprint, settings_of
 from adadiff.processes import process_state
+from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.images import image_path, read_image, read_traces, with_lines, write_image
-from adadiff.sampling.numbered import UNCONDITIONAL, Conditions, sample_numbered
+from adadiff.sampling.numbered import sample_numbered
 from adadiff.sampling.pipeline import AdaDiffPipeline
 from adadiff.sampling.schedulers import times_of
 

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import Self
 
-from adadiff.conditioning import TextEncoder, class_indices
-from adadiff.errors import InputError, suggestion
-from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy
+from adadiff.conditioning import class_indices
+from adadiff.errors import InputError
+from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
-from adadiff.files import model_folder, packaged_models, write_checksums
-from adadiff.ranges import as_int
-from adadiff.sampling.arguments import checked_generator, chosen_policy, label_list, text_list
+from adadiff.sampling.arguments import (
+    CALLBACK_TENSORS,
+    StepCallback,
+    checked_count,
+    checked_generator,
+    checked_latents,
+    checked_output_type,
+    listed,
+    repeated,
+    text_list,
+)
+from adadiff.sampling.conditions import Conditions
+from adadiff.sampling.denoising import Denoising
 from adadiff.sampling.finite import require_finite_images
 from adadiff.sampling.guidance import Guidance
-from adadiff.sampling.schedulers import noise_arguments, started, times_of
-from adadiff.verified import require_finite, verify_parts
+from adadiff.sampling.parts import ModelParts
+from adadiff.sampling.schedulers import started, times_of
 
 if TYPE_CHECKING:
     from adadiff.calibration import Calibration
@@ -41,7 +47,8 @@ class AdaDiffPipelineOutput(BaseOutput):
     """What `AdaDiffPipeline` returns.
 
     Args:
-        images: A list of PIL images, or with `output_type="pt"` a tensor (batch, channels, height, width) in [0, 1].
+        images: By `output_type` a list of PIL images; an array (images, height, width, channels) or a tensor (images,
+            channels, height, width) in [0, 1]; or what the model denoised, undecoded, shaped like that tensor.
         trace: Which layer each sample left after, at every step.
     """
 
@@ -49,170 +56,171 @@ class AdaDiffPipelineOutput(BaseOutput):
     trace: Trace
 
 
-class AdaDiffPipeline(DiffusionPipeline):
+class AdaDiffPipeline(ModelParts):
     """Samples images with an adaptive model and a diffusers scheduler.
+
+    Loaded from a folder it samples as the folder says (`own_settings`): with its scheduler, steps, guidance scale and
+    exit policy. Built from its parts it runs all layers in 50 steps unless a call says otherwise.
 
     Args:
         transformer: The denoiser.
-        scheduler: Any diffusers scheduler for the variance-preserving forward process; the default one of a trained
-            model is the one it was trained with.
+        scheduler: Any diffusers scheduler for the variance-preserving forward process.
         text_encoder: For a model that takes text.
         vae: For a model of latents.
+
+    Example:
+        >>> import torch
+        >>> from adadiff import AdaDiffPipeline
+        >>> pipe = AdaDiffPipeline.from_pretrained("digits")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> out = pipe(batch_size=2, generator=torch.Generator().manual_seed(0))
+        >>> [image.size for image in out.images], out.trace.exit_layers.shape
+        ([(8, 8), (8, 8)], torch.Size([50, 2]))
+        >>> f"{out.trace.compute_fraction:.0%} of the full model's compute"
+        "55% of the full model's compute"
+        >>> pipe(tau=0, num_inference_steps=5).trace.layer_fraction
+        1.0
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ["text_encoder", "vae"]  # noqa: RUF012 - diffusers' own
-
-    def __init__(
-        self,
-        transformer: AdaptiveModel,
-        scheduler: SchedulerMixin,
-        text_encoder: TextEncoder | None = None,
-        vae: AutoencoderKL | None = None,
-    ) -> None:
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, vae=vae)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Load a model folder, as `save_pretrained` and the training make it, a packaged model by name, or a hub model.
-
-        Raises:
-            InputError: If there is no such model, or its files are damaged or do not fit together.
-        """
-        folder = model_folder(pretrained_model_name_or_path)
-        if folder.exists():
-            verify_parts(folder)
-        try:
-            pipeline = super().from_pretrained(folder, **kwargs)
-        except InputError:
-            raise
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-            if folder.exists():
-                reason = " ".join(str(error).split())
-                raise InputError(f"{folder} cannot be loaded as a model: {reason}") from error
-            raise InputError(
-                f"there is no model folder {folder}, nor can a model of that name be fetched from the hub (in the "
-                f"package: {suggestion(str(folder), packaged_models())})"
-            ) from error
-        for name, part in pipeline.components.items():
-            if isinstance(part, torch.nn.Module):
-                require_finite(part, f"{folder / name}")
-        return pipeline
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as diffusers pipelines are, with the checksums of each part's files beside them."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        for name, part in self.components.items():
-            if part is not None:
-                write_checksums(Path(save_directory, name))
+    _callback_tensor_inputs = list(CALLBACK_TENSORS)  # noqa: RUF012 - diffusers' own
+    _interrupt = False
 
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int | None = None,
-        class_labels: int | str | Sequence[int | str] | NDArray[np.integer] | Tensor | None = None,
         prompt: str | Sequence[str] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
+        class_labels: int | str | Sequence[int | str] | NDArray[np.integer] | Tensor | None = None,
+        batch_size: int | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         tied_exits: bool = True,
         tau: float | Sequence[float] | None = None,
         policy: ExitPolicy | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
         return_uncertainties: bool = False,
-    ) -> AdaDiffPipelineOutput:
+    ) -> AdaDiffPipelineOutput | Any:
         """Sample.
 
         Args:
-            batch_size: Number of images; by default as many as there are class labels or prompts, or 1.
-            class_labels: Class of all images, or of each, where the model takes classes: a name (str) or an index
-                (int).
-            prompt: Text for all images, or one for each, where the model takes text.
-            negative_prompt: What guidance leads away from, for all images or for each, in place of the empty prompt.
-            num_inference_steps: Sampling steps. Heun's method, KDPM2 and PNDM evaluate the model more often; policies,
-                the guidance interval and the trace go by evaluations.
-            guidance_scale: Strength of classifier-free guidance, 1 for none; a U-ViT `scale` s is 1 + s here.
+            prompt: Text, or a list of texts, where the model takes text.
+            num_inference_steps: Sampling steps; by default the folder's, or 50. Heun's method, KDPM2 and PNDM evaluate
+                the model more often; policies, the guidance interval, the callback and the trace go by evaluations.
+            guidance_scale: Strength of classifier-free guidance, 1 for none; by default the folder's, or 1. A U-ViT
+                `scale` s is 1 + s here.
+            negative_prompt: What guidance leads away from, for all prompts or for each, in place of the empty prompt.
+            num_images_per_prompt: Images m of each prompt or class label: those of the j-th are images j * m to
+                j * m + m - 1.
+            generator: Source of the noise. With a list of one per image, image k depends on generator k alone.
+            latents: Noise to start from, in place of the generator's: standard normal, (images, channels, height,
+                width) of what the model denoises.
+            output_type: `"pil"`, `"np"`, `"pt"`, or `"latent"` for what the model denoised, undecoded.
+            return_dict: Whether to return an `AdaDiffPipelineOutput` or a tuple of its fields.
+            callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors)`; it returns a
+                dict, whose "latents", if any, replace those. Setting `pipe.interrupt` to True there skips the remaining
+                steps.
+            callback_on_step_end_tensor_inputs: Names of the tensors it is given: "latents".
+            class_labels: Class, or a list of classes, where the model takes them: names (str) or indices (int).
+            batch_size: How many images to sample without conditions, or how often to repeat one prompt or label; by
+                default as many as there are prompts or labels, or 1.
             guidance_interval: The steps that are guided, as fractions [start, end) of all the steps.
             tied_exits: Whether the conditional and the unconditional prediction of an image leave together.
-            tau: Exit threshold in [0, 1], one or one per step: short for `policy=ThresholdExit(tau)`. Larger is
-                faster and rougher; 0 is the full model.
-            policy: When samples leave; by default never.
-            generator: Source of the noise. With one per image, image k depends on generator k alone.
-            output_type: `"pil"` or `"pt"`.
+            tau: Exit threshold in [0, 1], one or one per step, from the folder's `min_layer` on. Larger is faster and
+                rougher; 0 is the full model.
+            policy: When samples leave; by default the folder's policy or threshold, or never.
             return_uncertainties: Run every estimator, and keep what it says in the trace.
 
         Raises:
             InputError: If an argument is out of range or does not fit the model.
             NonFiniteImagesError: If an image came out NaN or infinite.
         """
-        policy = chosen_policy(tau, policy)
-        guidance = Guidance(guidance_scale, guidance_interval, tied_exits)
-        size = None if batch_size is None else as_int(batch_size, "the batch size")
-        labels = None if class_labels is None else label_list(class_labels, size)
-        prompts = None if prompt is None else text_list(prompt, size)
-        batch_size = size if size is not None else len(labels or prompts or [None])
-        num_inference_steps = as_int(num_inference_steps, "the number of steps")
-        self.check_inputs(batch_size, num_inference_steps, policy)
-        if output_type not in ("pil", "pt"):
-            raise InputError(f'the output type is {output_type!r}: it must be "pil" or "pt"')
-        if output_type == "pil" and self.vae is None and self.transformer.backbone.in_channels not in (1, 3):
-            raise InputError("the model makes latents, and its folder holds no autoencoder to decode them")
-        generator = checked_generator(generator, batch_size)
-        conditions = self.conditions(batch_size, labels, prompts)
-        nothing = self.null_conditions(batch_size, negative_prompt) if guidance.scale > 1 else {}
-        device = self._execution_device
+        chosen = self.sampling_settings(num_inference_steps, guidance_scale, tau, policy)
+        guidance = Guidance(chosen.guidance_scale, guidance_interval, tied_exits)
+        callback = StepCallback.checked(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        output_type = self._checked_output_type(output_type)
+        prompts, labels, size = listed(prompt, class_labels, batch_size)
+        self.check_inputs(size, chosen.steps, chosen.policy)
+        repeats = checked_count(num_images_per_prompt, "num_images_per_prompt")
+        generator = checked_generator(generator, size * repeats)
+        conditions = self.conditions(size, labels, prompts)
+        nothing = self.null_conditions(size, negative_prompt) if guidance.scale > 1 else {}
+        noise = self._noise(size * repeats, generator, latents)
 
-        scheduler = started(self.scheduler, num_inference_steps, device)
-        shape = (batch_size, self.transformer.backbone.in_channels, *self.transformer.backbone.sample_size)
-        noise = randn_tensor(shape, generator=generator, device=device) * scheduler.init_noise_sigma
-        predict = partial(self.transformer.trajectory(), policy=policy, return_uncertainties=return_uncertainties)
-        sample, trace = self._denoise(noise, scheduler, predict, conditions, nothing, guidance, generator)
-
-        decoded = self.decode(sample)
-        require_finite_images(decoded)
-        images: Any = (decoded / 2 + 0.5).clamp(0, 1)
-        if output_type == "pil":
-            images = self.numpy_to_pil(images.permute(0, 2, 3, 1).float().cpu().numpy())
-        return AdaDiffPipelineOutput(images, trace)
-
-    def _denoise(
-        self,
-        sample: Tensor,
-        scheduler: SchedulerMixin,
-        predict: Callable[..., AdaptiveOutput],
-        conditions: dict[str, Tensor],
-        nothing: dict[str, Tensor],
-        guidance: Guidance,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> tuple[Tensor, Trace]:
-        """From noise to what is decoded, (batch, channels, height, width), at every time of a started scheduler."""
-        pairs = {name: torch.cat([conditions[name], nothing[name]]) for name in nothing}
-        model, timesteps, steps = self.transformer, scheduler.timesteps, []
-        noise = noise_arguments(scheduler, generator)
-        for step, timestep in enumerate(self.progress_bar(timesteps)):
-            guided = guidance.applies(step, len(timesteps))
-            noisy = scheduler.scale_model_input(sample, timestep).to(model.dtype)
-            output = predict(
-                torch.cat([noisy, noisy]) if guided else noisy,
-                timestep,
-                **(pairs if guided else conditions),
-                step=step,
-                tied_halves=guided and guidance.tied,
-            )
-            prediction = guidance.combine(*output.sample.chunk(2)) if guided else output.sample
-            sample = scheduler.step(prediction.to(sample.dtype), timestep, sample, **noise).prev_sample
-            steps.append(_trace_of_step(output, guided))
-
-        trace = Trace(
-            **{name: torch.stack([step[name] for step in steps]) for name in steps[0]},
-            depth=model.depth,
-            full_flops=model.part_flops.full,
-            timesteps=tuple(timesteps.tolist()),
+        predict = partial(
+            self.transformer.trajectory(), policy=chosen.policy, return_uncertainties=return_uncertainties
         )
-        return sample, trace
+        scheduler = started(self.scheduler, chosen.steps, noise.device)
+        denoising = Denoising(
+            self.transformer,
+            predict,
+            scheduler,
+            repeated(conditions, repeats),
+            repeated(nothing, repeats),
+            guidance,
+            generator,
+        )
+        sample = self._run(denoising, noise * scheduler.init_noise_sigma, callback)
+        output = AdaDiffPipelineOutput(self._output(sample, output_type), denoising.trace)
+        return output if return_dict else output.to_tuple()
+
+    def _checked_output_type(self, output_type: Any) -> str:
+        checked = checked_output_type(output_type)
+        if checked == "pil" and self.vae is None and self.transformer.backbone.in_channels not in (1, 3):
+            raise InputError("the model makes latents, and its folder holds no autoencoder to decode them")
+        return checked
+
+    def _noise(
+        self, images: int, generator: torch.Generator | list[torch.Generator] | None, latents: Tensor | None
+    ) -> Tensor:
+        """The noise to start from, (images, channels, height, width) float32."""
+        backbone, device = self.transformer.backbone, self._execution_device
+        shape = (images, backbone.in_channels, *backbone.sample_size)
+        if latents is not None:
+            return checked_latents(latents, shape, device)
+        return randn_tensor(shape, generator=generator, device=device)
+
+    def _run(self, denoising: Denoising, sample: Tensor, callback: StepCallback | None) -> Tensor:
+        """Take every step, or those until an interruption, from noise to what is decoded."""
+        self.interrupt = False
+        timesteps = denoising.timesteps
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, timestep in enumerate(timesteps):
+                sample = denoising.take(step, sample)
+                if callback is not None:
+                    sample = callback(self, step, timestep, sample)
+                progress.update()
+                if self.interrupt:
+                    break
+        return sample
+
+    def _output(self, sample: Tensor, output_type: str) -> Any:
+        """What was denoised, (images, channels, height, width), as the caller wants it."""
+        decoded = sample if output_type == "latent" else self.decode(sample)
+        require_finite_images(decoded)
+        if output_type == "latent":
+            return decoded
+        images = (decoded / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()  # (images, height, width, channels)
+        return pixels if output_type == "np" else self.numpy_to_pil(pixels)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the sampling that is going on shall skip its remaining steps; a callback sets it to True."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
 
     def calibrate(
         self,
@@ -220,7 +228,7 @@ class AdaDiffPipeline(DiffusionPipeline):
         error: float | None = None,
         speedup: float | None = None,
         confidence: float = 0.95,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         **options: Any,
     ) -> Calibration:
         """Find the exit policy for a budget, a bound on the error or a speedup: `adadiff.calibration.calibrate`.
@@ -230,8 +238,9 @@ class AdaDiffPipeline(DiffusionPipeline):
             error: Keep the mean difference from the full model's images below this, in (0, 1).
             speedup: Be so many times as fast as the full model, above 1.
             confidence: Of the bound on the error, in (0, 1).
-            num_inference_steps: Sampling steps.
-            options: `conditions`, `samples`, `metric`, ... of `calibrate`.
+            num_inference_steps: Sampling steps; by default as many as a call takes.
+            options: `conditions`, `samples`, `metric`, ... of `calibrate`. By default all classes of the model are
+                sampled, guided as a call guides them.
 
         Returns:
             What was found: its `policy` is for `pipe(..., policy=...)`, and `save(folder)` keeps it with the model.
@@ -241,11 +250,10 @@ class AdaDiffPipeline(DiffusionPipeline):
         """
         from adadiff.calibration import Goal, calibrate  # which samples with pipelines
 
-        return calibrate(self, Goal(compute, error, speedup, confidence), num_inference_steps, **options)
-
-    def with_parts(self, **parts: Any) -> Self:
-        """The same pipeline with other parts: `transformer`, `scheduler`, `text_encoder` or `vae`."""
-        return type(self)(**{**self.components, **parts})
+        chosen = self.sampling_settings(num_inference_steps, policy=NeverExit())
+        own = Conditions(self.transformer.class_indices, guidance=Guidance(chosen.guidance_scale))
+        options = {"conditions": own, **options}
+        return calibrate(self, Goal(compute, error, speedup, confidence), chosen.steps, **options)
 
     def check_inputs(self, batch_size: int, num_inference_steps: int, policy: ExitPolicy) -> None:
         """Raise InputError where arguments of a call, or the scheduler, do not fit the model."""
@@ -335,16 +343,3 @@ class AdaDiffPipeline(DiffusionPipeline):
             return sample
         latents = (sample / self.vae.config.scaling_factor).to(self.vae.dtype)
         return torch.cat([self.vae.decode(few).sample for few in latents.split(DECODE_BATCH)])
-
-
-def _trace_of_step(output: AdaptiveOutput, guided: bool) -> dict[str, Tensor]:
-    """The trace's tensors for one step; with guidance, the output's batch is conditional and unconditional halves."""
-    halves = 2 if guided else 1
-    exit_layers, uncertainties = output.exit_layers.chunk(halves), output.uncertainties.chunk(halves)
-    return {
-        "exit_layers": exit_layers[0],
-        "uncertainties": uncertainties[0],
-        "unconditional_exit_layers": exit_layers[1] if guided else torch.zeros_like(exit_layers[0]),
-        "unconditional_uncertainties": uncertainties[1] if guided else torch.full_like(uncertainties[0], torch.nan),
-        "flops": output.flops.unflatten(0, (halves, -1)).sum(0),
-    }

@@ -6,6 +6,7 @@ import copy
 import inspect
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -30,12 +31,23 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 
 
 def scheduler_like(name: str, trained_with: SchedulerMixin) -> SchedulerMixin:
-    """The named scheduler over the same forward process.
+    """Make the named scheduler over the same forward process.
+
+    Args:
+        name: A short name, or the name of a scheduler class of diffusers, as `scheduler_name` gives them.
+        trained_with: A scheduler over that process.
 
     Raises:
-        InputError: If there is no such scheduler.
+        InputError: If there is no such scheduler, or it is not made for that process.
     """
-    return lookup(name, SCHEDULERS, "scheduler").from_config(trained_with.config)
+    kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        kind = lookup(name, SCHEDULERS, "scheduler")
+    try:
+        return kind.from_config(trained_with.config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} cannot take the place of {type(trained_with).__name__}: {reason}") from error
 
 
 def scheduler_name(scheduler: SchedulerMixin) -> str:

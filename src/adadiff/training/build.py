@@ -41,7 +41,7 @@ def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveMode
     context_shape = None if text_encoder is None else text_encoder.shape
     model = config.model.build(images.shape, config.diffusion.network_time(), images.class_names, context_shape)
     if config.init_from is not None:
-        source = AdaDiffPipeline.from_pretrained(config.init_from)
+        source = AdaDiffPipeline.from_pretrained(config.init_from, own_settings=False)
         try:
             model.start_from(source.transformer.backbone)
             if text_encoder is not None and not text_encoder.frozen:

@@ -1,0 +1,153 @@
+"""How a model is sampled: what its folder says and what the caller chooses, resolved in one place.
+
+The pipeline, the command line and evaluation all call `resolve`, so that the same choices give the same images in each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffusers import SchedulerMixin
+from typing_extensions import Self
+
+from adadiff.errors import InputError
+from adadiff.exits import ExitPolicy, NeverExit, ThresholdExit
+from adadiff.files import weights_checksum
+from adadiff.policies.stored import EXIT_POLICY, StoredPolicy
+from adadiff.ranges import as_float, as_int, shown
+from adadiff.sampling.defaults import SAMPLING, SamplingDefaults
+from adadiff.sampling.schedulers import scheduler_name, times_of
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """What a model's folder says of sampling the model.
+
+    Args:
+        folder: The folder; None for a pipeline that was built from its parts, which has no settings.
+        defaults: Its sampling.json, or None.
+        stored: Its exit_policy.json, or None.
+    """
+
+    folder: Path | None = None
+    defaults: SamplingDefaults | None = None
+    stored: StoredPolicy | None = None
+
+    @classmethod
+    def load(cls, folder: Path, policy: bool = True) -> Self:
+        """Read them from a model folder.
+
+        Args:
+            folder: The folder; one that holds neither file has no settings.
+            policy: Whether to read exit_policy.json, too.
+
+        Raises:
+            InputError: If a file is damaged, out of range, or belongs to other weights.
+        """
+        defaults = SamplingDefaults.load(folder) if (folder / SAMPLING).is_file() else None
+        stored = StoredPolicy.load(folder) if policy and (folder / EXIT_POLICY).is_file() else None
+        return cls(folder, defaults, stored)
+
+    def save(self, folder: Path) -> None:
+        """Write the files into another model folder, whose weights may be stored in another precision."""
+        if self.defaults is not None:
+            self.defaults.save(folder)
+        if self.stored is not None:
+            made_for = replace(self.stored.calibrated_for, weights=weights_checksum(folder / "transformer"))
+            replace(self.stored, calibrated_for=made_for).save(folder)
+
+    @property
+    def scheduler(self) -> str | None:
+        """The scheduler to sample with, by name; None for the one saved in the folder."""
+        return None if self.defaults is None and self.stored is None else self.sampling.scheduler
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """What holds where the caller chooses nothing; a calibrated policy's settings come before sampling.json's."""
+        defaults = self.defaults or SamplingDefaults()
+        if self.stored is None:
+            return defaults
+        made_for = self.stored.calibrated_for
+        return defaults.changed(
+            scheduler=made_for.scheduler, steps=made_for.steps, guidance_scale=made_for.guidance_scale
+        )
+
+    def without_exits(self) -> Self:
+        """The settings for other weights, which neither the policy nor the threshold belongs to."""
+        if self.scheduler is None:
+            return self
+        return replace(self, defaults=replace(self.sampling, tau=0.0, min_layer=1), stored=None)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How images are sampled, with nothing left to defaults.
+
+    Args:
+        steps: Sampling steps.
+        guidance_scale: Strength of classifier-free guidance; 1 means none.
+        policy: When samples leave.
+        differences: In what this sampling differs from the one that the policy was calibrated for, in words.
+    """
+
+    steps: int
+    guidance_scale: float
+    policy: ExitPolicy
+    differences: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str | None:
+        """What to warn of where a calibrated policy is used for something else, in one line."""
+        if not self.differences:
+            return None
+        return (
+            f"the calibrated exit policy is used with {', '.join(self.differences)}: its compute and error are not "
+            f"known there; to know them, calibrate again"
+        )
+
+
+def resolve(
+    own: FolderSettings,
+    scheduler: SchedulerMixin,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    tau: Any = None,
+    policy: ExitPolicy | None = None,
+    min_layer: int | None = None,
+) -> SamplingSettings:
+    """Resolve how to sample: as the caller chooses, and where that is None, as the model's folder says.
+
+    A calibrated policy is stretched where it is used with another number of steps than it was calibrated for.
+
+    Args:
+        own: What the model's folder says.
+        scheduler: The scheduler that is sampled with.
+        num_inference_steps: Sampling steps.
+        guidance_scale: Strength of classifier-free guidance.
+        tau: Exit threshold in [0, 1], a number or one per step, in place of a calibrated policy; 0 is the full model.
+        policy: When samples leave, in place of the folder's policy or threshold.
+        min_layer: No sample leaves before this layer, with `tau` or the folder's threshold.
+
+    Raises:
+        InputError: If both `tau` and `policy` are given, or an argument is of another kind or out of range.
+    """
+    sampling = own.sampling
+    steps = sampling.steps if num_inference_steps is None else as_int(num_inference_steps, "the number of steps")
+    scale = sampling.guidance_scale if guidance_scale is None else as_float(guidance_scale, "the guidance scale")
+    if policy is not None:
+        if tau is not None:
+            raise InputError("give either tau or a policy, not both")
+        if not isinstance(policy, ExitPolicy):
+            raise InputError(f"the policy is {shown(policy)}: give an ExitPolicy, or a threshold as tau")
+        return SamplingSettings(steps, scale, policy)
+    if own.stored is None or tau is not None or min_layer is not None:
+        threshold = ThresholdExit(
+            sampling.tau if tau is None else tau,
+            min_layer=sampling.min_layer if min_layer is None else min_layer,
+        )
+        return SamplingSettings(steps, scale, NeverExit() if threshold.tau == 0 else threshold)
+    differences = own.stored.differences(scheduler_name(scheduler), steps, scale)
+    stretched = own.stored.for_steps(len(times_of(scheduler, steps)))
+    return SamplingSettings(steps, scale, stretched, tuple(differences))
