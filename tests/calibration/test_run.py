@@ -103,7 +103,7 @@ def test_another_metric_is_what_errors_are_measured_by(digits):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (lambda full, adaptive: (full - adaptive).abs().amax(), r"gave \(\) losses for \d+ images: give one an image"),
+        (lambda full, adaptive: (full - adaptive).abs().amax(), r"gave \(\) losses for \d+ images: give one per image"),
         (lambda full, adaptive: torch.linspace(-2, 3, len(full)), "losses from -2 to 3: bring them between 0 and 1"),
         (lambda full, adaptive: torch.full((len(full),), torch.nan), "losses from nan to nan"),
     ],

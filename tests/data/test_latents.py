@@ -222,7 +222,7 @@ def test_a_folder_of_other_files_stays_as_it_is(vae, tmp_path):
 
 def test_an_autoencoder_that_makes_nan_leaves_nothing_behind(vae, tmp_path):
     vae.encoder.conv_in.weight.data[0] = torch.nan
-    with pytest.raises(InputError, match="latents in float32 come out as NaN or infinite"):
+    with pytest.raises(InputError, match="latents in float32 are NaN or infinite"):
         encode_to_folder(ImageData(DATA), vae, tmp_path / "latents")
     assert not (tmp_path / "latents").exists()
 
@@ -236,7 +236,7 @@ def test_a_latent_that_is_infinite_stops_the_encoding(vae, tmp_path, monkeypatch
         return {**item, "image": item["image"] * (1e38 if index >= 200 else 1)}
 
     monkeypatch.setattr(ImageData, "__getitem__", bright_later)
-    with pytest.raises(InputError, match="come out as NaN or infinite"):
+    with pytest.raises(InputError, match="are NaN or infinite"):
         encode_to_folder(images, vae, tmp_path / "latents")
     assert (tmp_path / "latents/latents-00000.parquet").is_file()
     assert not (tmp_path / "latents/latents-00001.parquet").exists()

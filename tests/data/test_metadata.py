@@ -75,7 +75,7 @@ def test_metadata_at_the_top_describe_all_splits(photos):
         ("metadata.csv", "file_name,text,text\na.png,x,y\n", "must name the columns, each once"),
         ("metadata.csv", "", "must name the columns"),
         ("metadata.csv", 'file_name,text\na.png,"x\n', "is not CSV"),
-        ("metadata.csv", "file_name,image\na.png,x\nb.png,y\n", "have a column 'image', as the images"),
+        ("metadata.csv", "file_name,image\na.png,x\nb.png,y\n", "column 'image', the name of the images' column"),
         ("metadata.csv", b"file_name,text\na.png,caf\xe9\n", "not text in UTF-8"),
         ("metadata.jsonl", '{"file_name": "a.png"}\n{"file_name"', "line 2 .*is not JSON"),
         ("metadata.jsonl", "[1]\n", "line 1 .*is not a JSON object"),

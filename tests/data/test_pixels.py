@@ -90,9 +90,9 @@ def test_tiff_files_of_12_bits_run_to_4095():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([[0, 70000]], dtype=np.int32), "values are from 0 to 70000, not within 0 and 65535"),
+        (np.array([[0, 70000]], dtype=np.int32), "values are from 0 to 70000, not between 0 and 65535"),
         (np.array([[-5, 7]], dtype=np.int32), "from -5 to 7"),
-        (np.array([[0, 255]], dtype=np.float32), "from 0 to 255, not within 0 and 1"),
+        (np.array([[0, 255]], dtype=np.float32), "from 0 to 255, not between 0 and 1"),
         (np.array([[-0.5, 0.5]], dtype=np.float32), "from -0.5 to 0.5"),
         (np.array([[0, np.nan]], dtype=np.float32), "nan"),
         (np.array([[0, np.inf]], dtype=np.float32), "inf"),

@@ -86,7 +86,7 @@ def test_a_folder_of_a_small_network_knows_its_classes(tmp_path):
         ("smal", "there is no feature network 'smal': choose small, inception"),
         ("inception", "needs torch-fidelity and torchvision"),
         ("no.such:thing", "there is no 'thing' in a module 'no.such'"),
-        ("math:sqrt", "math:sqrt makes no network when called without arguments"),
+        ("math:sqrt", "math:sqrt returns no network when called without arguments"),
         ("builtins:dict", "builtins:dict is a dict, not a torch.nn.Module"),
         ("{tmp}", "holds no network like `small`"),
         ("{tmp}/text.txt", "is not a TorchScript file"),

@@ -79,7 +79,7 @@ def test_totals_of_parts_add_up_to_those_of_the_whole(batches, steps, guided, se
 
 def test_other_values_are_no_totals():
     for values in ({}, {"exits": 3}, {**TraceTotals.of(make_trace([[1]])).to_dict(), "exits": [[1], [2, 3]]}):
-        with pytest.raises(InputError, match="no totals of a trace"):
+        with pytest.raises(InputError, match="totals of the trace cannot be read"):
             TraceTotals.from_dict(values)
 
 

@@ -1,4 +1,4 @@
-"""Noise predictors that hand out their layers one at a time."""
+"""Backbones: denoisers whose layers can be run one at a time."""
 
 from typing import Any
 

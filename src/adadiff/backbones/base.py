@@ -1,7 +1,7 @@
-"""The contract between a backbone and everything that lets samples leave it early.
+"""The interface of a backbone, which lets samples exit after any of its layers.
 
-A backbone is a denoiser cut at its layers: `embed -> layer(1) -> ... -> layer(depth) -> head`. Between layers,
-all that a sample carries is its part of a `LayerState`, so that samples may be dropped from the batch anywhere.
+A backbone is a denoiser cut at its layers: `embed -> layer(1) -> ... -> layer(depth) -> head`. Between layers a
+sample's whole state is its rows of a `LayerState`, so samples can be dropped from the batch after any layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adadiff.errors import InputError
 
 
 def unpatchify(patches: Tensor, sample_size: tuple[int, int], patch_size: int) -> Tensor:
-    """Put patches, row by row, back in their places in the image.
+    """Assemble patches, ordered row by row, into images.
 
     Args:
         patches: (batch, patches, patch_size * patch_size * channels), the channels varying fastest.
@@ -28,13 +28,14 @@ def unpatchify(patches: Tensor, sample_size: tuple[int, int], patch_size: int) -
         Images, (batch, channels, height, width).
     """
     rows, columns = (side // patch_size for side in sample_size)
+    # (batch, rows, columns, patch_size, patch_size, channels)
     grid = patches.unflatten(1, (rows, columns)).unflatten(3, (patch_size, patch_size, -1))
     return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """What a batch carries from one layer to the next.
+    """The state of a batch between two layers.
 
     Args:
         tokens: Hidden tokens L_i, (batch, tokens, width).
@@ -45,7 +46,7 @@ class LayerState:
     time: Tensor
 
     def select(self, samples: Tensor) -> Self:
-        """The state of some samples alone; `samples` holds their positions in this batch, (kept,) int64."""
+        """Return the state of a subset of the samples; `samples` holds their positions in the batch, (kept,) int64."""
         raise NotImplementedError
 
 
@@ -53,18 +54,28 @@ State = TypeVar("State", bound=LayerState)
 
 
 class Backbone(nn.Module, ABC, Generic[State]):
-    """A noise predictor that hands out its layers one at a time.
+    """A denoiser whose layers can be run one at a time, so that samples can exit after any of them.
 
     Attributes:
         depth: Number of layers N; layers are numbered 1..N.
-        width: Size of a token.
-        patch_size: Side of the square patch that a token stands for, in pixels.
+        width: Number of values in a token.
+        patch_size: Side of the square patch that a token represents, in pixels.
         in_channels: Channels of the image.
         sample_size: Height and width of the image, in pixels.
-        num_classes: Size of the class table, or None where the backbone takes no classes.
-        context_shape: Length and width of the text features, or None where it takes no text.
+        num_classes: Size of the class table, or None if the backbone takes no classes.
+        context_shape: Length and width of the text features, or None if the backbone takes no text.
         head: Output head g_N, from patch tokens (batch, patches, width) to a prediction
             (batch, in_channels, height, width). Exits at other layers may share or copy it.
+
+    Example:
+        >>> import torch
+        >>> from adadiff.backbones import UViT
+        >>> backbone = UViT(sample_size=(8, 8), in_channels=1, width=32, depth=3, num_heads=2).eval()
+        >>> state = backbone.embed(torch.zeros(2, 1, 8, 8), timestep=torch.tensor([10, 20]))
+        >>> state = backbone.layer(1, state)
+        >>> state = state.select(torch.tensor([1]))  # the first sample exits, the second goes on
+        >>> backbone.head(backbone.patch_tokens(backbone.layer(2, state))).shape
+        torch.Size([1, 1, 8, 8])
     """
 
     depth: int
@@ -84,22 +95,22 @@ class Backbone(nn.Module, ABC, Generic[State]):
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
     ) -> State:
-        """The state before the first layer.
+        """Embed the inputs: return the state before the first layer.
 
         Args:
             sample: Noisy images x_t, (batch, in_channels, height, width).
             timestep: Time step of each sample, (batch,).
-            class_labels: Class of each sample, (batch,) int64, where the backbone takes classes.
-            encoder_hidden_states: Text features, (batch, context_length, context_dim), where it takes text.
+            class_labels: Class of each sample, (batch,) int64, if the backbone takes classes.
+            encoder_hidden_states: Text features, (batch, context_length, context_dim), if the backbone takes text.
         """
 
     @abstractmethod
     def layer(self, i: int, state: State) -> State:
-        """Run layer i (1-based) on the state left by layer i - 1."""
+        """Run layer i, 1..depth, on the state after layer i - 1, and return the state after layer i."""
 
     @abstractmethod
     def patch_tokens(self, state: State) -> Tensor:
-        """The tokens that stand for patches of the image, (batch, patches, width)."""
+        """Return the tokens that represent patches of the image, (batch, patches, width)."""
 
     def forward(
         self,
@@ -108,7 +119,7 @@ class Backbone(nn.Module, ABC, Generic[State]):
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
     ) -> Tensor:
-        """The plain backbone's prediction, all layers run: (batch, in_channels, height, width)."""
+        """Predict with all layers, without exits: (batch, in_channels, height, width)."""
         state = self.embed(sample, timestep, class_labels, encoder_hidden_states)
         for i in range(1, self.depth + 1):
             state = self.layer(i, state)
@@ -117,7 +128,7 @@ class Backbone(nn.Module, ABC, Generic[State]):
     def check_inputs(
         self, sample: Tensor, class_labels: Tensor | None = None, encoder_hidden_states: Tensor | None = None
     ) -> None:
-        """Raise InputError where the inputs' shapes or conditions are not this backbone's."""
+        """Raise InputError if the inputs' shapes or conditions do not fit this backbone."""
         wanted = (self.in_channels, *self.sample_size)
         if sample.shape[1:] != wanted:
             raise InputError(
@@ -132,9 +143,9 @@ class Backbone(nn.Module, ABC, Generic[State]):
 
     @property
     def patch_values(self) -> int:
-        """Numbers in a patch of the image: patch_size^2 * in_channels."""
+        """Number of values in a patch of the image: patch_size^2 * in_channels."""
         return self.patch_size**2 * self.in_channels
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """Put patches back in their places: (batch, patches, patch_values) to (batch, in_channels, height, width)."""
+        """Assemble patches, (batch, patches, patch_values), into images, (batch, in_channels, height, width)."""
         return unpatchify(patches, self.sample_size, self.patch_size)

@@ -1,4 +1,4 @@
-"""A budget or a bound on the error in, an exit policy out."""
+"""Calibration: find the exit policy that meets a compute budget, a speedup, or a bound on the error."""
 
 from adadiff.calibration.goal import Goal
 from adadiff.calibration.report import calibration_table, draw_calibration

@@ -1,4 +1,4 @@
-"""What is asked of a calibration: a budget, a speedup, or a bound on the error."""
+"""The goal of a calibration: a compute budget, a speedup, or a bound on the error."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from adadiff.errors import InputError
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked of a policy: one of the three.
+    """The goal that a calibrated policy has to meet: exactly one of `compute`, `error` and `speedup`.
 
     Args:
         compute: Spend this fraction of the full model's FLOPs, in (0, 1).
-        error: Keep the mean difference from the full model's images below this, in (0, 1).
-        speedup: Be so many times as fast as the full model on this machine, above 1.
-        confidence: Of the bound on the error, in (0, 1).
+        error: Keep the mean loss against the full model's images below this, in (0, 1).
+        speedup: Be this many times as fast as the full model on this machine, above 1.
+        confidence: Confidence of the bound on the error, in (0, 1).
 
     Raises:
-        InputError: If not exactly one is given, or a value is out of range.
+        InputError: If not exactly one goal is given, or a value is out of range.
+
+    Example:
+        >>> Goal(compute=0.55).asked
+        {'compute': 0.55}
+        >>> Goal(compute=0.55, speedup=2)
+        Traceback (most recent call last):
+        adadiff.errors.InputError: give exactly one goal: compute, error or speedup
     """
 
     compute: float | None = None
@@ -29,7 +36,7 @@ class Goal:
 
     def __post_init__(self) -> None:
         if len(self.asked) != 1:
-            raise InputError("say what to reach: one of compute, error and speedup")
+            raise InputError("give exactly one goal: compute, error or speedup")
         for name in ("compute", "error", "confidence"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
@@ -39,6 +46,6 @@ class Goal:
 
     @property
     def asked(self) -> dict[str, float]:
-        """The one that is given, by name."""
+        """The goal that is set, as a dictionary of its name and value."""
         values = {"compute": self.compute, "error": self.error, "speedup": self.speedup}
         return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""How far an error in one step's prediction moves the final image."""
+"""The influence of each step: how far an error in its prediction moves the final image."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ PROBED_SAMPLES = 16
 def measured_influence(
     pipeline: AdaDiffPipeline, record: ExitRecord, sampling_steps: int, conditions: Conditions, seed: int
 ) -> Tensor:
-    """How far the final image moves, squared, over the squared error of a step's prediction, (steps,) float64.
+    """Measure the influence of each step: squared change of the final image over squared error of its prediction.
 
-    Steps are evaluations of the model here, of which some schedulers make more than one a sampling step.
+    A step here is one evaluation of the model; some schedulers make more than one per sampling step.
 
-    One step after the other leaves after the middle layer, all others running in full, so the network's answers to the
-    moved sample are in it. They matter: on CIFAR-10 with a guidance scale of 6, an error of the first step counts
-    fourteen times what the scheduler's coefficients say. Of more than `PROBED_STEPS` steps some are probed,
-    and what they amplify the coefficients by is interpolated.
+    One probed step exits after the middle layer while all other steps run in full, so the measurement includes the
+    network's response to the changed sample. This response matters: on CIFAR-10 with a guidance scale of 6, an error
+    of the first step counts fourteen times what the scheduler's coefficients say. With more than `PROBED_STEPS` steps
+    only some are probed, and the ratio of measured influence to the scheduler's coefficients is interpolated.
 
     Args:
         pipeline: The model and the scheduler.
-        record: Of full samplings by it.
-        sampling_steps: Of the record, as the scheduler counts them.
-        conditions: What the record's samples show.
-        seed: Of the record's noise.
+        record: The record of full sampling runs with this pipeline.
+        sampling_steps: Number of sampling steps of the record, as the scheduler counts them.
+        conditions: Conditions of the record's samples.
+        seed: Seed of the record's noise.
+
+    Returns:
+        (steps,) float64.
     """
     steps, depth = len(record.errors), pipeline.transformer.depth
     coefficients, layer = step_influence(pipeline.scheduler, sampling_steps), (depth + 1) // 2
@@ -46,22 +49,25 @@ def measured_influence(
         images = (
             sample_numbered(pipeline, range(samples), sampling_steps, policy, seed, conditions).images.float().cpu()
         )
-        moved = 4 * (images - record.images[:samples]).square().mean()  # images are half of samples
+        moved = 4 * (images - record.images[:samples]).square().mean()  # images have half the scale of samples
         expected = coefficients[probe] * record.errors[probe, layer - 1, :samples].mean()
         amplification.append((moved / expected).item() if expected > 0 else 1.0)
     return coefficients * torch.from_numpy(np.interp(np.arange(steps), probed, amplification))
 
 
 def step_influence(scheduler: SchedulerMixin, num_steps: int) -> Tensor:
-    """The squared derivative of the final sample by each evaluation's prediction, (evaluations,) float64.
+    """Compute the squared derivative of the final sample with respect to each evaluation's prediction.
 
-    A scheduler's steps are linear in the sample and in the predictions (clipping apart), so a prediction of 1 among
-    zeros, taken through all steps, gives its coefficient, for any scheduler. That the network would answer to a moved
-    sample is left out; see `measured_influence`.
+    Without clipping, a scheduler's steps are linear in the sample and the predictions. Its coefficient for one
+    prediction is therefore the final sample when that prediction is 1 and all others are 0, for any scheduler. The
+    network's response to a changed sample is not included; see `measured_influence`.
 
     Args:
-        scheduler: Any of diffusers; it is copied.
-        num_steps: Sampling steps.
+        scheduler: Any scheduler of diffusers; it is copied.
+        num_steps: Number of sampling steps.
+
+    Returns:
+        (evaluations,) float64.
     """
     nothing = _final_sample(scheduler, num_steps, nudged=None)
     evaluations = len(times_of(scheduler, num_steps))
@@ -70,7 +76,7 @@ def step_influence(scheduler: SchedulerMixin, num_steps: int) -> Tensor:
 
 
 def _final_sample(scheduler: SchedulerMixin, num_steps: int, nudged: int | None) -> Tensor:
-    """What zero becomes, one prediction being 1 and the others zero; noise is the same at every call."""
+    """Run the scheduler from a zero sample, with prediction 1 at the nudged step and 0 elsewhere, and fixed noise."""
     twin = type(scheduler).from_config(scheduler.config, clip_sample=False, thresholding=False)
     twin = started(twin, num_steps)
     noise = noise_arguments(twin, torch.Generator().manual_seed(0))

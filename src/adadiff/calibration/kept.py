@@ -1,4 +1,4 @@
-"""What a calibration has sampled, so that nothing is sampled twice, not even after an interruption."""
+"""A cache of a calibration's tensors, so that nothing is sampled twice, even after an interruption."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ Tensors = dict[str, Tensor]
 
 
 class Kept:
-    """Tensors, made once: kept in a folder, or in memory where none is given.
+    """A cache of named tensors, in a folder, or in memory if no folder is given.
 
     Args:
-        folder: New, empty, or of an earlier calibration; what was kept under other settings is deleted.
-        settings: What all that is kept depends on, as plain values.
+        folder: A new or empty folder, or the cache of an earlier calibration; a cache made under other settings is
+            deleted.
+        settings: The settings that all cached tensors depend on, as plain values.
 
     Raises:
         InputError: If the folder holds other files.
@@ -45,7 +46,7 @@ class Kept:
             self.discard()
 
     def once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
-        """What is kept under this name, made now if nothing is."""
+        """Return the tensors cached under this name; make and cache them first if there are none."""
         if self.folder is not None:
             return self._from_file(self.folder, what, make)
         if what not in self._known:
@@ -53,7 +54,7 @@ class Kept:
         return self._known[what]
 
     def discard(self) -> None:
-        """Delete what was kept, and the folder unless it holds files of somebody else's."""
+        """Delete the cached tensors, and the folder if it holds no other files."""
         if self.folder is None or not self.folder.is_dir():
             return
         for path in self.folder.iterdir():
@@ -67,14 +68,14 @@ class Kept:
         if (found := _sound_tensors(path)) is not None:
             return found
         tensors = {name: tensor.contiguous() for name, tensor in make().items()}
-        claim_folder(folder, SETTINGS, self.settings, "a calibration")  # now, so that a failure writes nothing
+        claim_folder(folder, SETTINGS, self.settings, "a calibration")  # after `make`: its failure writes nothing
         with whole_file(path) as part:
             save_file(tensors, part, metadata={"sha256": fingerprint(_parts(tensors))})
         return tensors
 
 
 def _settings_in(note: Path) -> dict[str, Any] | None:
-    """The settings in a note; None where it is damaged, which stands for other settings."""
+    """Read the settings of a cache; return None if the file is damaged, which never equals any settings."""
     try:
         return read_json(note)
     except InputError:
@@ -82,12 +83,12 @@ def _settings_in(note: Path) -> dict[str, Any] | None:
 
 
 def _sound_tensors(path: Path) -> Tensors | None:
-    """The tensors in a file, or None where there is none or it is damaged."""
+    """Load the tensors of a file; return None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             noted = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError):
         return None

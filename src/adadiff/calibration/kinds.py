@@ -1,6 +1,6 @@
-"""Kinds of policies, each giving the best of its kind at a price per FLOP, or the one that meets a budget.
+"""Kinds of policies: each kind finds its best policy for a price of compute, or for a compute budget.
 
-At a price, each kind minimises error + price * cost, averaged over samples.
+For a price, a kind minimises error + price * cost, averaged over samples.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import LONGEST_GAP
 from adadiff.exits import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
 
-HALVINGS = 30  # of the logarithm of the price
+HALVINGS = 30  # bisection steps on the logarithm of the price
 
 
 class Kind(ABC):
-    """A kind of policy with one knob: the more of it, the less compute."""
+    """A family of policies with one parameter, the knob; a larger knob means less compute.
+
+    Attributes:
+        name: Name of the kind, as tables and plots show it.
+        largest: The largest knob that the search tries.
+        smallest: The smallest knob that the search tries, above 0.
+    """
 
     name: str
     largest: float
@@ -29,14 +35,14 @@ class Kind(ABC):
 
     @abstractmethod
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
-        """The policy."""
+        """Return the policy of this kind for a value of the knob."""
 
     def meeting(self, problem: Problem, compute: float) -> ExitPolicy:
-        """The policy whose cost is nearest to this fraction of the full model's FLOPs, by bisection of the knob."""
+        """Find, by bisection of the knob, the policy whose cost is closest to this fraction of the full FLOPs."""
         return min(self._bisected(problem, compute), key=lambda pair: abs(pair[0] - compute))[1]
 
     def _bisected(self, problem: Problem, compute: float) -> list[tuple[float, ExitPolicy]]:
-        """Policies of costs nearer and nearer to a fraction of the full model's FLOPs, each with its cost."""
+        """Bisect the knob towards a fraction of the full model's FLOPs; return all (cost, policy) pairs tried."""
         low, high = math.log(self.smallest), math.log(self.largest)
         tried = []
         for _ in range(HALVINGS):
@@ -48,7 +54,7 @@ class Kind(ABC):
 
 
 class SingleThreshold(Kind):
-    """The paper's: one threshold for all layers and steps."""
+    """One threshold for all layers and steps, as in the paper; the knob is the threshold."""
 
     name, smallest, largest = "single threshold", 1e-4, 1.0
 
@@ -57,7 +63,7 @@ class SingleThreshold(Kind):
 
 
 class StepThresholds(Kind):
-    """One threshold a step: among quantiles of the uncertainties seen there, the one with the least objective."""
+    """One threshold per step: the quantile of that step's uncertainties that minimises the objective."""
 
     name, smallest, largest = "thresholds per step", 1e-12, 1e6
 
@@ -68,7 +74,7 @@ class StepThresholds(Kind):
 
 
 class Schedule(Kind):
-    """One exit layer a step, without looking at the samples: the same optimum with no estimator at run time."""
+    """One exit layer per step, equal for all samples, so that no estimator runs while sampling."""
 
     name, smallest, largest = "step schedule", 1e-12, 1e6
 
@@ -78,10 +84,10 @@ class Schedule(Kind):
 
 
 class CorrectedSchedule(Kind):
-    """One exit layer a step, exits being corrected by what going on added at full steps before.
+    """One exit layer per step, with early exits corrected by what later layers added at earlier full steps.
 
-    What an exit errs by depends on which two steps before it were full, so the best schedule at a price is found by
-    dynamic programming over these, from the last step to the first.
+    The error of an exit depends on which two earlier steps were full. The best schedule for a price is therefore found
+    by dynamic programming over these two steps, from the last step to the first.
     """
 
     name, smallest, largest = "corrected schedule", 1e-12, 1e6
@@ -89,13 +95,15 @@ class CorrectedSchedule(Kind):
     def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
         objective = problem.corrected_errors + knob * _schedule_costs(problem)
         steps, _, _, depth = objective.shape
-        to_come = np.zeros((LONGEST_GAP + 2, LONGEST_GAP + 2))  # by the gaps before a step; a last one too old is in it
+        # Least objective of the remaining steps, by gap and gap_before (see `Problem.corrected_errors`). The last gap,
+        # LONGEST_GAP + 1, is too old for corrections: only a full step may follow.
+        to_come = np.zeros((LONGEST_GAP + 2, LONGEST_GAP + 2))
         choices = []
         for step in reversed(range(steps)):
             options = np.full((*to_come.shape, depth), np.inf)
             options[0, :, :-1] = objective[step, 0, :, :-1] + to_come[0, :, None]
             options[1:-1, :, :-1] = objective[step, 1:, :, :-1] + to_come[2:, :, None]
-            options[:, :, -1] = objective[step, 0, 0, -1] + to_come[1, :, None]  # the gap is the one before from now on
+            options[:, :, -1] = objective[step, 0, 0, -1] + to_come[1, :, None]  # full: gap becomes gap_before
             choices.append(options.argmin(2))
             to_come = options.min(2)
         layers, gaps = [], (0, 0)
@@ -105,7 +113,10 @@ class CorrectedSchedule(Kind):
         return CorrectedScheduleExit(tuple(layers))
 
     def meeting(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
-        """The best at some price within the budget; what is left of it goes to single steps, the best value first."""
+        """Find the best policy within the budget, then spend the rest on deeper exits at single steps.
+
+        Each round deepens the step that lowers the error most per additional FLOP.
+        """
         within = [pair for pair in self._bisected(problem, compute) if pair[0] <= compute]
         policy = max(within, key=lambda pair: pair[0])[1] if within else self.at(problem, self.largest)
         assert isinstance(policy, CorrectedScheduleExit)
@@ -125,10 +136,10 @@ class CorrectedSchedule(Kind):
             policy = best
 
     def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
-        """The expected error of a schedule whose exits are never more than `LONGEST_GAP` steps after a full one."""
+        """Return the expected error of a schedule; no exit may be more than `LONGEST_GAP` steps after a full step."""
         layers, steps = np.array(policy.layers), np.arange(len(policy.layers))
         is_full = layers == len(problem.parts.layers)
-        full = np.concatenate([[-1, -1], np.flatnonzero(is_full)])  # after two steps that never were
+        full = np.concatenate([[-1, -1], np.flatnonzero(is_full)])  # with two sentinel entries
         passed = np.cumsum(is_full) - is_full
         last, before = full[passed + 1], full[passed]
         gaps, gaps_before = np.where(last >= 0, steps - last, 0), np.where(before >= 0, last - before, 0)
@@ -141,7 +152,7 @@ def _schedule_costs(problem: Problem) -> NDArray[np.floating]:
 
 
 def _gaps_after(gaps: tuple[int, int], full: bool) -> tuple[int, int]:
-    """How many steps ago the last full one was at the next step, 0 for none, and the one before it."""
+    """Return (gap, gap_before) at the next step; 0 stands for no full step (see `Problem.corrected_errors`)."""
     gap, gap_before = gaps
     if full:
         return 1, gap
@@ -149,12 +160,12 @@ def _gaps_after(gaps: tuple[int, int], full: bool) -> tuple[int, int]:
 
 
 class ExcessError(Kind):
-    """Leave where the gain that going on is expected to bring is below its price.
+    """One threshold per step and layer: a sample exits when running more layers is not worth their price.
 
-    At a step, a sample whose uncertainty after layer i is u is expected to be E_i(u) from the full prediction
-    (increasing, by isotonic regression). Going on to layer j is expected to leave E_i(u) * mean E_j / mean E_i, and
-    costs c_j - c_i more. So it leaves where, for every j, E_i(u) (1 - mean E_j / mean E_i) <= price (c_j - c_i): below
-    a threshold on u, one for each step and layer.
+    At each step, E_i(u) is the expected error of a sample whose uncertainty after layer i is u (increasing in u, by
+    isotonic regression). Running on to layer j is expected to reduce it to E_i(u) * mean E_j / mean E_i, and costs
+    c_j - c_i more. So the sample exits if E_i(u) (1 - mean E_j / mean E_i) <= price (c_j - c_i) for every j > i, which
+    is a threshold on u.
     """
 
     name, smallest, largest = "excess error", 1e-12, 1e6
@@ -167,7 +178,7 @@ class ExcessError(Kind):
         for step in range(steps):
             row = []
             for i in range(layers - 1):
-                gained = means[step, i] - means[step, i + 1 :]  # of the mean error, by going on to each later layer
+                gained = means[step, i] - means[step, i + 1 :]  # drop of the mean error at each later layer
                 bearable = knob * (costs[i + 1 :] - costs[i]) * means[step, i] / gained.clamp(min=1e-300)
                 row.append(problem.threshold(step, i, bearable.min().item()))
             table.append(tuple(row))

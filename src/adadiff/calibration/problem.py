@@ -1,7 +1,7 @@
-"""What is weighed in a calibration: every exit's error and cost, by step, layer and sample.
+"""The optimisation problem of a calibration: error and cost of every exit, by step, layer and sample.
 
-All errors are weighted by their step's influence on the final image, so that they add up over the steps; a cost is a
-share of the full model's FLOPs.
+Errors are weighted by their step's influence on the final image, so that they can be summed over steps. Costs are
+fractions of the full model's FLOPs.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from adadiff.calibration.record import LONGEST_GAP, ExitRecord
 from adadiff.exits import ExitPolicy, ExitQuery
 from adadiff.exits.flops import PartFlops
 
-CANDIDATES = 64  # thresholds that are tried at a step
+CANDIDATES = 64  # thresholds tried at each step
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is weighed against what.
+    """The data that policies are optimised on: recorded exits, influence of the steps, and FLOPs.
 
     Args:
-        record: Of full samplings.
-        influence: Of each step, (steps,).
-        parts: What the model's parts cost.
+        record: Every exit's error and uncertainty along full sampling runs.
+        influence: Influence of each step on the final image, (steps,).
+        parts: FLOPs of the model's parts.
     """
 
     record: ExitRecord
@@ -40,20 +40,26 @@ class Problem:
 
     @cached_property
     def errors(self) -> Tensor:
-        """How far leaving there moves the final image, squared and averaged over pixels, (steps, layers, samples)."""
+        """Mean squared change of the final image caused by each exit, (steps, layers, samples)."""
         return self.record.errors.double() * self.influence[:, None, None]
 
     def costs(self, estimated: Tensor, corrected: Sequence[int] = ()) -> Tensor:
-        """What leaving after each layer costs, (layers,), where estimators run, and corrections are measured, there."""
+        """Return the cost of exiting after each layer, (layers,).
+
+        Args:
+            estimated: For each layer whether an estimator runs after it, (layers,) bool.
+            corrected: The layers whose corrections are measured.
+        """
         layers = torch.arange(1, len(self.parts.layers) + 1)
         return self.parts.until_exit(layers, estimated, corrected).double() / self.parts.full
 
     @cached_property
     def corrected_errors(self) -> NDArray[np.floating]:
-        """`errors` with corrections, averaged over the samples: (steps, gaps, gaps before, layers).
+        """Mean error of corrected exits, (steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers).
 
-        The last full step is `gap` before, 1..`LONGEST_GAP`, and 0 stands for none; the last but one is `gap_before`
-        before that, 1..`LONGEST_GAP` + 1, and 0 for none.
+        The second axis is `gap`, the number of steps since the last full step, 1..`LONGEST_GAP`. The third axis is
+        `gap_before`, the number of steps between that one and the full step before it, 1..`LONGEST_GAP` + 1. On both
+        axes 0 stands for no such step.
         """
         steps, layers, _ = self.errors.shape
         products = self.record.products.double().mean(3)
@@ -62,7 +68,7 @@ class Problem:
         for step, gap in itertools.product(range(steps), range(1, LONGEST_GAP + 1)):
             for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1 if gap <= step else 0):
                 last, before = step - gap, step - gap - gap_before
-                # The correction is (1 + c) last - c before: the squared difference, multiplied out.
+                # The extrapolated correction is (1 + c) * last - c * before; this expands its squared error.
                 c = gap / gap_before if gap_before else 0.0
                 squares = products[step, 0] + (1 + c) ** 2 * products[last, 0] + c**2 * products[before, 0]
                 crossed = (1 + c) * products[step, gap] - c * products[step, gap + gap_before]
@@ -71,7 +77,7 @@ class Problem:
 
     @cached_property
     def _maps(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """Uncertainties seen at each step and layer but the last, sorted, with the expected error at each."""
+        """For each step and layer before the last, the sorted uncertainties with the expected error at each."""
         maps = []
         for errors, uncertainties in zip(self.errors, self.record.uncertainties, strict=True):
             row = []
@@ -83,7 +89,10 @@ class Problem:
         return maps
 
     def threshold(self, step: int, i: int, bearable: float) -> float:
-        """Below which uncertainty after layer i + 1 the expected error is at most this: 0 for none, 1 for any."""
+        """Return the uncertainty after layer i + 1 below which the expected error is at most `bearable`.
+
+        0 if no recorded uncertainty qualifies, 1 if all do.
+        """
         seen, expected = self._maps[step][i]
         count = int((expected <= bearable).sum())
         if count in (0, len(seen)):
@@ -92,7 +101,7 @@ class Problem:
 
     @cached_property
     def step_candidates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Thresholds worth a try at each step, and the error and the cost of each, (steps, candidates)."""
+        """Candidate thresholds for each step, with their errors and costs, each (steps, candidates)."""
         steps, layers, samples = self.errors.shape
         estimated = torch.arange(layers) < layers - 1
         price = self.costs(estimated)
@@ -102,15 +111,18 @@ class Problem:
             quantiles = seen.flatten().quantile(torch.linspace(0, 1, CANDIDATES))
             taus = torch.cat([torch.zeros(1), quantiles, torch.ones(1)])
             passed = torch.cat([seen < taus[:, None, None], torch.ones(len(taus), 1, samples, dtype=torch.bool)], 1)
-            exits = passed.int().argmax(1)
+            exits = passed.int().argmax(1)  # (candidates, samples), counted from 0
             thresholds.append(taus)
             errors.append(self.errors[step].gather(0, exits).mean(1))
             costs.append(price[exits].mean(1))
-            costs[-1][0] = 1.0  # at a threshold of 0 no estimator runs
+            costs[-1][0] = 1.0  # with threshold 0 no estimator runs
         return torch.stack(thresholds), torch.stack(errors), torch.stack(costs)
 
     def outcome(self, policy: ExitPolicy) -> tuple[float, float]:
-        """Error (of uncorrected exits) and cost of a policy, averaged over the samples, the cost also over steps."""
+        """Return a policy's error, summed over steps, and cost, averaged over steps; both averaged over samples.
+
+        The error is that of uncorrected exits.
+        """
         error, cost = 0.0, 0.0
         for step in range(len(self.influence)):
             exits = exit_layers(policy, step, self.record.uncertainties[step])
@@ -123,7 +135,7 @@ class Problem:
 
 
 def exit_layers(policy: ExitPolicy, step: int, uncertainties: Tensor) -> Tensor:
-    """Where samples with these uncertainties, (layers, samples), leave at this step: (samples,) int64 in 1..layers."""
+    """Return the exit layers of samples with these uncertainties, (layers, samples): (samples,) int64 in 1..layers."""
     depth, count = uncertainties.shape
     exits = torch.full((count,), depth)
     remaining = torch.arange(count)
@@ -137,6 +149,6 @@ def exit_layers(policy: ExitPolicy, step: int, uncertainties: Tensor) -> Tensor:
 
 
 def least_compute(parts: PartFlops) -> float:
-    """Compute the FLOPs of leaving after the first layer at every step, over the full model's."""
+    """Return the least possible compute: FLOPs of exiting after layer 1 at every step, over the full model's."""
     no_estimator = torch.zeros(len(parts.layers), dtype=torch.bool)
     return parts.until_exit(torch.tensor([1]), no_estimator).item() / parts.full

@@ -1,4 +1,4 @@
-"""What every exit would have said along samplings of the full model."""
+"""Recording: what every exit would have predicted along sampling runs of the full model."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from adadiff.exits import AdaptiveModel, AdaptiveOutput, NeverExit
 from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
 
-LONGEST_GAP = 8  # steps from a full one to the last that its corrections serve
-WINDOW = 2 * LONGEST_GAP + 2  # so that the two full steps before lie in it
+LONGEST_GAP = 8  # most steps from a full step to an exit that its corrections are used for
+WINDOW = 2 * LONGEST_GAP + 2  # covers the two full steps before any such exit
 
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """Every exit's difference from the full prediction, and its uncertainty, at every step of full samplings.
+    """Every exit's difference from the full prediction, and its uncertainty, at every step of full sampling runs.
 
-    With guidance, the predictions are the guided ones, both halves leaving at that layer, and the uncertainty is the
-    larger of the two: tied pairs leave when both may.
+    With guidance, an exit's prediction is the guided one with both predictions of the pair exiting at that layer, and
+    its uncertainty is the larger of the two, since tied pairs exit only when both may.
 
     Args:
-        products: Of the differences at a step and k steps before, the mean over the pixels, (steps, `WINDOW`, layers,
-            samples), k along the second axis; 0 at the last layer, and where there is no step so long before.
-        uncertainties: In [0, 1], (steps, layers, samples).
-        images: Of the full model, (samples, channels, height, width) in [0, 1], or latents' decodings.
+        products: Products of the differences at a step and k steps earlier, averaged over pixels, (steps, `WINDOW`,
+            layers, samples) with k along the second axis; 0 at the last layer, and if there is no step so early.
+        uncertainties: Mean uncertainties in [0, 1], (steps, layers, samples).
+        images: Images of the full model, decoded if it samples latents, (samples, channels, height, width) in [0, 1].
     """
 
     products: Tensor
@@ -46,7 +46,7 @@ class ExitRecord:
         return self.products[:, 0]
 
     def select(self, samples: Tensor) -> ExitRecord:
-        """Of some samples alone."""
+        """Return the record of a subset of the samples; `samples` holds their positions, (kept,) int64."""
         return ExitRecord(self.products[..., samples], self.uncertainties[..., samples], self.images[samples])
 
 
@@ -59,16 +59,16 @@ def record_exits(
     batch_size: int = 32,
     kept: Kept | None = None,
 ) -> ExitRecord:
-    """Sample with the full model, and look at every exit on the way.
+    """Sample with the full model and record every exit's prediction error and uncertainty.
 
     Args:
         pipeline: The model and the scheduler.
-        samples: How many; sample k depends on the seed and k alone.
-        steps: Sampling steps.
-        conditions: What the samples show, and the guidance.
-        seed: Of the noise.
-        batch_size: Samples at once.
-        kept: Where batches are kept, and found.
+        samples: Number of samples; sample k depends only on the seed and k.
+        steps: Number of sampling steps.
+        conditions: Conditions of the samples, and the guidance.
+        seed: Seed of the noise.
+        batch_size: Samples per batch.
+        kept: Cache for the recorded batches.
     """
     kept = kept or Kept()
     recorder = _Recorder(pipeline.transformer, conditions.guidance)
@@ -94,7 +94,7 @@ def record_exits(
 
 
 class _Recorder(Rival):
-    """Predicts as the full model does, and notes what each exit would have predicted."""
+    """Predicts with the full model and records what each exit would have predicted."""
 
     def __init__(self, model: AdaptiveModel, guidance: Guidance) -> None:
         super().__init__(model)
@@ -112,7 +112,7 @@ class _Recorder(Rival):
 class _Recording(Trajectory):
     def __init__(self, recorder: _Recorder) -> None:
         self.recorder = recorder
-        self.differences: list[Tensor] = []  # of this step and those before it, (layers, batch, ...) each
+        self.differences: list[Tensor] = []  # newest step first, each (layers, batch, channels, height, width)
 
     def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
         model, guidance = self.recorder.model, self.recorder.guidance

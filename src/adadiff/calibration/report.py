@@ -1,4 +1,4 @@
-"""A calibration for people: a table and a plot of what could be had, the chosen policy marked."""
+"""Reports of a calibration: a table and a plot of the trade-off between compute and error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adadiff.files import whole_file
 
 
 def calibration_table(calibration: Calibration) -> Table:
-    """Every policy that was sampled with, and the chosen one on the samples it was chosen by and on fresh ones.
+    """Build a table of all policies on the trade-off, and of the chosen one, on choosing and on fresh samples.
 
     Errors are given with their standard errors.
     """
@@ -29,7 +29,7 @@ def calibration_table(calibration: Calibration) -> Table:
 
 
 def draw_calibration(calibration: Calibration, path: Path) -> None:
-    """Draw error against compute, a line for each kind of policy and a star for the chosen one, into a picture file."""
+    """Plot error against compute into an image file, one line per kind of policy, with a star for the chosen one."""
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for kind in dict.fromkeys(point.kind for point in calibration.trade_off):

@@ -1,4 +1,4 @@
-"""What a calibration found: the policy, and what was measured of it."""
+"""The result of a calibration: the chosen policy with its measured error, compute and speedup."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from adadiff.policies.stored import Circumstances, StoredPolicy
 
 @dataclass(frozen=True)
 class Point:
-    """A policy, and what sampling with it came to.
+    """A policy with the compute and the losses measured by sampling with it.
 
     Args:
-        kind: Name of its kind.
-        policy: When samples leave.
+        kind: Name of its kind of policy.
+        policy: The exit policy.
         compute: FLOPs over the full model's.
-        losses: Of each sample, (samples,) in [0, 1].
+        losses: Loss of each sample, (samples,) in [0, 1].
     """
 
     kind: str
@@ -37,24 +37,33 @@ class Point:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean loss."""
+        """The standard error of the mean loss."""
         return float(self.losses.std(ddof=1) / math.sqrt(len(self.losses)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A policy for a goal, and what is known of it.
+    """A policy that meets a goal, with the measurements it was chosen by and those on fresh samples.
 
     Args:
-        goal: What was asked.
-        trade_off: Policies of every kind, on the samples that the choice was made by.
-        predicted: The chosen one on these samples.
-        checked: The same on fresh samples.
-        error_bound: Above its true mean loss, with the goal's confidence: the error that was asked for, or, the fresh
-            samples having had no part in the choice, what they show.
-        speedup: Of a batch of `TIMED_IMAGES`, measured in turns with the full model.
-        calibrated_for: What it belongs to.
-        metric: What losses are, in words, or the name of the function that gave them.
+        goal: The goal of the calibration.
+        trade_off: Policies of every kind, measured on the samples used for choosing.
+        predicted: The chosen policy on the samples used for choosing.
+        checked: The chosen policy on fresh samples.
+        error_bound: Upper bound on the true mean loss, with the goal's confidence: the requested error if the goal is
+            one, else the bound that the fresh samples give, which had no part in the choice.
+        speedup: Speedup on a batch of `TIMED_IMAGES` images, timed alternately with the full model.
+        calibrated_for: The model and sampling settings that the policy fits.
+        metric: Description of the loss, or the name of the metric function.
+
+    Example:
+        >>> import numpy as np
+        >>> from adadiff.policies import ScheduleExit
+        >>> point = Point("step schedule", ScheduleExit((9, 4)), compute=0.7, losses=np.array([0.01, 0.03]))
+        >>> settings = Circumstances(weights=None, depth=9, scheduler="ddim", steps=2, guidance_scale=1.0)
+        >>> found = Calibration(Goal(compute=0.7), (point,), point, point, 0.1, 1.4, settings, "squared error")
+        >>> found.policy.layers, found.checked.error  # `adadiff.calibrate` returns one; `found.save(folder)` stores it
+        ((9, 4), 0.02)
     """
 
     goal: Goal
@@ -68,12 +77,12 @@ class Calibration:
 
     @property
     def policy(self) -> ExitPolicy:
-        """When samples leave."""
+        """The chosen exit policy."""
         return self.predicted.policy
 
     @property
     def stored(self) -> StoredPolicy:
-        """As it is kept in a model folder."""
+        """The policy and its measurements in the form that model folders store."""
         found = {
             "kind": self.predicted.kind,
             "compute": self.checked.compute,
@@ -87,5 +96,5 @@ class Calibration:
         return StoredPolicy(self.policy, self.calibrated_for, self.goal.asked, found)
 
     def save(self, folder: Path) -> Path:
-        """Write the policy into a model folder."""
+        """Write the policy and its measurements into a model folder; return the path of the file."""
         return self.stored.save(folder)

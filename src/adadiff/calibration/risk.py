@@ -1,9 +1,9 @@
-"""Bounds on a risk that hold with a stated confidence, from finitely many samples, whatever the losses' distribution.
+"""Distribution-free bounds on a mean loss, valid with a stated confidence for finitely many samples.
 
 Losses are in [0, 1]. "Distribution-Free, Risk-Controlling Prediction Sets" (Bates et al. 2021, arXiv 2101.02703) gives
-the bound, after Waudby-Smith & Ramdas (2020, arXiv 2010.09686): a bettor against "the mean is at least R"
-multiplies its money by 1 + nu (R - loss) at every loss; were the mean R or more, it would multiply by 1 / delta at any
-time with probability delta at most.
+the bound, after Waudby-Smith & Ramdas (2020, arXiv 2010.09686): a bettor against the hypothesis "the mean is at least
+R" multiplies their money by 1 + nu (R - loss) at every loss. If the hypothesis holds, the money ever reaches 1 / delta
+times its start with probability at most delta.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ MOST_SAMPLES = 100_000
 
 
 def upper_bound(losses: NDArray[np.floating], delta: float) -> float:
-    """What the losses' mean is below, with probability at least 1 - delta over the draw of the samples, in [0, 1].
+    """Return an upper bound on the expected loss that holds with probability at least 1 - delta, in [0, 1].
+
+    The probability is over the draw of the samples.
 
     Args:
-        losses: Independent and alike, (samples,) in [0, 1].
-        delta: In (0, 1).
+        losses: Independent, identically distributed losses, (samples,) in [0, 1].
+        delta: Probability that the bound fails, in (0, 1).
     """
     low, high = float(losses.mean()), 1.0
     if not is_below(losses, high, delta):
@@ -38,15 +40,15 @@ def upper_bound(losses: NDArray[np.floating], delta: float) -> float:
 
 
 def is_below(losses: NDArray[np.floating], level: float, delta: float) -> bool:
-    """Whether the test at level delta rejects that the losses' mean is `level` or more.
+    """Test at significance level delta whether the expected loss is below `level`.
 
-    The stake is Waudby-Smith and Ramdas': sqrt(2 log(1 / delta) / (n variance)), at most 1, the variance estimated from
-    the losses before.
+    The stake is that of Waudby-Smith and Ramdas: sqrt(2 log(1 / delta) / (n variance)), at most 1, with the variance
+    estimated from the earlier losses.
 
     Args:
-        losses: Independent and alike, (samples,) in [0, 1].
-        level: In [0, 1].
-        delta: In (0, 1).
+        losses: Independent, identically distributed losses, (samples,) in [0, 1].
+        level: The level that the expected loss is tested against, in [0, 1].
+        delta: Significance level of the test, in (0, 1).
     """
     n = len(losses)
     counts = np.arange(1, n + 1)
@@ -59,18 +61,18 @@ def is_below(losses: NDArray[np.floating], level: float, delta: float) -> bool:
 
 
 def last_safe(candidates: Iterable[NDArray[np.floating]], level: float, delta: float) -> int | None:
-    """How far down a list of rules, the safest first, the risk is below `level`: "Learn then Test", fixed sequence.
+    """Find the last rule, in a list ordered from safest to riskiest, that is shown to have a risk below `level`.
 
-    Each rule is tested at level delta until one fails; all before it are safe at once with probability at least
-    1 - delta (Angelopoulos et al. 2021, arXiv 2110.01052, proposition 2).
+    Fixed-sequence testing of "Learn then Test" (Angelopoulos et al. 2021, arXiv 2110.01052, proposition 2): each rule
+    is tested at level delta until one fails; with probability at least 1 - delta, all rules before it are safe.
 
     Args:
-        candidates: Losses of each rule, (samples,) in [0, 1], computed when its turn comes.
+        candidates: Losses of each rule, (samples,) in [0, 1], computed only if the rule is tested.
         level: Bound on the risk, in (0, 1).
-        delta: In (0, 1).
+        delta: Significance level of the tests, in (0, 1).
 
     Returns:
-        Position of the last safe rule, or None.
+        Position of the last safe rule, or None if the first rule fails.
     """
     safe = None
     for position, losses in enumerate(candidates):
@@ -81,7 +83,11 @@ def last_safe(candidates: Iterable[NDArray[np.floating]], level: float, delta: f
 
 
 def least_samples(level: float, delta: float) -> int:
-    """With fewer samples not even losses of 0 throughout would show a risk below `level`."""
+    """Return the least number of samples that can show a risk below `level`, reached if all losses are 0.
+
+    Raises:
+        InputError: If it is `MOST_SAMPLES` or more.
+    """
     shows = bisect.bisect_left(range(1, MOST_SAMPLES), True, key=lambda n: is_below(np.zeros(n), level, delta))
     if shows == MOST_SAMPLES - 1:
         raise InputError(f"a risk below {level} cannot be shown with fewer than {MOST_SAMPLES:,} samples: allow more")

@@ -1,8 +1,8 @@
-"""A budget, a speedup or a bound on the error in; a policy out, with what was measured of it on fresh samples.
+"""The calibration as a whole: from a goal to an exit policy that meets it, measured on fresh samples.
 
-The full model is sampled once, and every exit recorded (`record.py`). On one half of these samples policies of every
-kind are made at many prices (`problem.py`, `kinds.py`); on the other half they are sampled with (`trials.py`), and the
-best kind is taken (`search.py`). What is said of the chosen policy comes from fresh samples.
+The full model is sampled once, and every exit is recorded (`record.py`). On one half of these samples, policies of
+every kind are optimised (`problem.py`, `kinds.py`). On the other half they are sampled with (`trials.py`), and the best
+kind is chosen (`search.py`). The reported measurements of the chosen policy come from fresh samples.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name
 
-SEED = 2_000_000  # noise that sampling by default does not use
+SEED = 2_000_000  # gives noise that sampling does not use by default
 
 
 def calibrate(
@@ -45,26 +45,27 @@ def calibrate(
     batch_size: int = 32,
     keep: Path | None = None,
 ) -> Calibration:
-    """Find the policy that meets a goal at the best quality, or a bound on the error at the least compute.
+    """Find the policy that meets a goal: the least error for a compute or speedup, the least compute for an error.
 
-    The bound holds by "Learn then Test" (Angelopoulos et al. 2021, arXiv 2110.01052; for early exits Jazbec et al.
-    2024, arXiv 2405.20915): policies of growing error are tested on fresh samples until one fails.
+    A bound on the error holds by "Learn then Test" (Angelopoulos et al. 2021, arXiv 2110.01052; for early exits Jazbec
+    et al. 2024, arXiv 2405.20915): policies of growing error are tested on fresh samples until one fails.
 
     Args:
         pipeline: The model and the scheduler.
-        goal: What to reach.
-        steps: Sampling steps.
-        conditions: What the samples show, and the guidance.
-        samples: How many to calibrate on, half of them to choose by; and as many fresh ones to check.
+        goal: The goal to meet.
+        steps: Number of sampling steps.
+        conditions: Conditions of the samples, and the guidance.
+        samples: Number of samples to calibrate on, half of them for choosing; as many fresh ones are sampled to check.
         metric: The loss of a pair of images; by default `normalised_squared_error`.
         kinds: Kinds of policies to choose among.
-        seed: Of the noise.
-        batch_size: Samples at once.
-        keep: Folder for what was sampled, deleted at the end: with it a calibration that was interrupted, or whose goal
-            could not be met, goes on. What another one left there is deleted.
+        seed: Seed of the noise.
+        batch_size: Samples per batch.
+        keep: Folder that caches the samples, so that a calibration that was interrupted, or whose goal could not be
+            met, can be continued. It is deleted at the end; a cache with other settings is deleted at the start.
 
     Raises:
-        InputError: If the goal cannot be met, or not be shown to be met with so few samples, or the metric is none.
+        InputError: If the goal cannot be met, or cannot be shown to be met with so few samples, or the metric is
+            invalid.
     """
     check_request(pipeline, goal, steps, samples, metric)
     delta = 1 - goal.confidence
@@ -100,7 +101,7 @@ def calibrate(
 def check_request(
     pipeline: AdaDiffPipeline, goal: Goal, steps: int, samples: int, metric: Metric | None = None
 ) -> None:
-    """Raise InputError, before anything is sampled, where a goal cannot be met or shown, or the metric is invalid."""
+    """Raise InputError, before anything is sampled, if the goal cannot be met or shown, or the metric is invalid."""
     pipeline.check_inputs(1, steps, NeverExit())
     if samples < 8:
         raise InputError(f"there are {samples} samples: calibrate on at least 8")
@@ -120,7 +121,7 @@ def check_request(
 
 
 def circumstances_of(pipeline: AdaDiffPipeline, steps: int, conditions: Conditions, evaluations: int) -> Circumstances:
-    """Note what a policy found for these samplings belongs to."""
+    """Return the model and sampling settings that a policy calibrated here fits."""
     model = pipeline.transformer
     return Circumstances(
         weights_checksum(Path(model.config.get("_name_or_path", ""))),

@@ -1,4 +1,4 @@
-"""The search for the policy that meets a goal, among kinds of policies at many prices."""
+"""The search for the policy that meets a goal, among all kinds of policies."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from adadiff.calibration.trials import Trials
 from adadiff.errors import InputError
 from adadiff.exits import ExitPolicy
 
-COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # at which the trade-off is measured
-CORRECTIONS = 4
-TOLERANCE = 0.003  # of the compute, on the samples that correct it
-LEVELS = (0.05, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)  # predicted errors that are tested, over the allowed one
-SPEED_TRIALS = 6
-REPEATED = 8  # images that the full model samples again
+COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # fractions of full compute at which the trade-off is measured
+CORRECTIONS = 4  # most trials to bring a policy's measured compute to the requested one
+TOLERANCE = 0.003  # accepted difference between measured and requested compute
+LEVELS = (0.05, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)  # predicted errors to test, as fractions of the allowed error
+SPEED_TRIALS = 6  # bisection steps towards a speedup, each one timed
+REPEATED = 8  # images that the full model samples twice, to measure rounding errors
 
 
 class Search:
-    """Finds policies on samples 0, 1, ... of a record: made on the first half, chosen on the second.
+    """Searches for policies: optimises them on the first half of a record's samples, and chooses on the second.
 
     Args:
-        trials: Samples with policies.
-        record: Of full samplings of the same noise.
-        kinds: Kinds of policies.
+        trials: Samples with a policy and measures its losses.
+        record: The record of full sampling runs from the same noise as `trials`.
+        kinds: Kinds of policies to choose among.
     """
 
     def __init__(self, trials: Trials, record: ExitRecord, kinds: Sequence[Kind]) -> None:
@@ -56,12 +56,12 @@ class Search:
 
     @cached_property
     def trade_off(self) -> list[Point]:
-        """Policies of every kind at several computes."""
+        """Policies of every kind at several fractions of the full compute."""
         computes = [compute for compute in COMPUTES if compute > self.least_compute]
         return [self._at(kind, compute) for kind in self.kinds for compute in computes]
 
     def for_goal(self, goal: Goal, fresh: Sequence[int]) -> Point:
-        """Find the policy for a goal; a bound on the error is shown on the fresh samples.
+        """Find the policy for a goal; a bound on the error is tested on the samples numbered `fresh`.
 
         Raises:
             InputError: If the goal cannot be met.
@@ -74,11 +74,14 @@ class Search:
         return self.for_error(goal.error, 1 - goal.confidence, fresh)
 
     def for_compute(self, compute: float) -> Point:
-        """The best kind's policy that takes this compute."""
+        """Return the policy for a compute budget, of the kind with the least expected error at it."""
         return self.meeting(min(self.kinds, key=lambda kind: self._curve(kind).error_at(compute)), compute)
 
     def meeting(self, kind: Kind, compute: float) -> Point:
-        """This kind's policy that takes this compute, corrected by what it takes when it is sampled with."""
+        """Find the policy of this kind with the given compute, as measured by sampling with it.
+
+        The budget is adjusted by the difference between measured and requested compute until they agree.
+        """
         asked, found = compute, []
         for _ in range(CORRECTIONS):
             found.append(self._at(kind, asked))
@@ -89,10 +92,10 @@ class Search:
         return min(found, key=lambda point: abs(point.compute - compute))
 
     def for_speedup(self, speedup: float) -> Point:
-        """The best kind's policy that is so much faster.
+        """Find the policy that reaches a speedup, of the kind with the least expected error at compute 1 / speedup.
 
         Raises:
-            InputError: If no compute gives that.
+            InputError: If no trial reaches the speedup.
         """
         kind = min(self.kinds, key=lambda kind: self._curve(kind).error_at(1 / speedup))
         low, high = self.least_compute, 1.0
@@ -110,10 +113,10 @@ class Search:
         return self.trials.sample(kind.name, reached[least], self.choosing)
 
     def for_error(self, error: float, delta: float, fresh: Sequence[int]) -> Point:
-        """The policy of the least compute whose mean loss is shown to be below `error`.
+        """Find the policy of the least compute whose mean loss is shown to be below `error`, at level `delta`.
 
         Raises:
-            InputError: If none is.
+            InputError: If no policy is shown to be, or rounding errors alone exceed `error`.
         """
         repeat = self.trials.repeat_error(fresh[:REPEATED])
         if error <= repeat:
@@ -147,23 +150,23 @@ class Search:
 
 
 class Curve:
-    """Error against compute of one kind of policies, the logarithm of the error being linear between its points.
+    """Error as a function of compute for one kind of policy, log-linear between measured points.
 
     Args:
-        points: At least one; the full model, of compute 1 and no error, is the end of the curve.
+        points: At least one measured point; the curve ends at the full model, with compute 1 and no error.
     """
 
     def __init__(self, points: Sequence[Point]) -> None:
         ordered = sorted(points, key=lambda point: point.compute)
         self.computes = np.array([point.compute for point in ordered])
-        # The envelope: an error that can be had for less compute is not a larger one's.
+        # The lower envelope: an error reached at some compute is also reachable with more.
         self.logs = np.minimum.accumulate([math.log(max(point.error, 1e-12)) for point in ordered])
 
     def error_at(self, compute: float) -> float:
-        """The expected error at a compute; between the last point and 1 that of the last point."""
+        """Return the expected error at a compute; beyond the last point it is that of the last point."""
         return math.exp(np.interp(compute, self.computes, self.logs))
 
     def compute_at(self, error: float) -> float:
-        """The least compute with this expected error."""
+        """Return the least compute with this expected error."""
         logs, computes = np.append(self.logs, self.logs[-1] - 5), np.append(self.computes, 0.999)
         return float(np.interp(-math.log(error), -logs, computes))

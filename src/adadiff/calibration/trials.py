@@ -1,4 +1,4 @@
-"""Sampling with policies, and the losses of their images against the full model's."""
+"""Trials: sample with a policy and measure the losses of its images against the full model's."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TIMED_IMAGES = 16
 
 
 class Trials:
-    """Samples with policies, and holds the images against the full model's.
+    """Samples with policies and compares the images with the full model's.
 
     Args:
         pipeline: The model and the scheduler.
-        steps: Sampling steps.
-        conditions: What the samples show.
-        seed: Of the noise.
-        batch_size: Samples at once.
+        steps: Number of sampling steps.
+        conditions: Conditions of the samples, and the guidance.
+        seed: Seed of the noise.
+        batch_size: Samples per batch.
         metric: The loss of a pair of images.
-        kept: Where the losses are kept, and found.
+        kept: Cache for the losses.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Trials:
         self._full: dict[int, Tensor] = {}
 
     def know(self, images: Tensor) -> None:
-        """Take over the full model's images 0, 1, ..."""
+        """Store images 0, 1, ... of the full model, so that they are not sampled again."""
         self._full.update(enumerate(images))
 
     def sample(self, kind: str, policy: ExitPolicy, numbers: Sequence[int]) -> Point:
-        """Sample these numbers with a policy, and with the full model, where that was not done yet."""
+        """Sample the images numbered `numbers` with a policy and with the full model, unless cached, and compare."""
 
         def measure() -> Tensors:
             full = self._full_images(numbers)
@@ -64,13 +64,13 @@ class Trials:
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
     def repeat_error(self, numbers: Sequence[int]) -> float:
-        """The mean loss of the full model against itself, in batches of another size: rounding."""
+        """Return the mean loss of the full model against itself at batch size 1, which is due to rounding."""
         full = self._full_images(numbers)
         again = [self._batch(NeverExit(), [k])[0] for k in numbers]
         return losses_by(self.metric, full, torch.cat(again)).mean().item()
 
     def speedup(self, policy: ExitPolicy) -> float:
-        """Time of the full model over time with the policy, in turns."""
+        """Measure the speedup: time of the full model over time with the policy, timed alternately."""
         numbers = range(TIMED_IMAGES)
         seconds = median_seconds(
             {"full": lambda: self._batch(NeverExit(), numbers), "adaptive": lambda: self._batch(policy, numbers)}, 3

@@ -1,4 +1,4 @@
-"""Images, or latents of them, with labels and captions where there are any, as batches."""
+"""Data sets of images or latents, with class labels and captions if the source has them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ __all__ = [
 
 
 def cache_folder() -> Path:
-    """Where features are kept that would take long to compute again."""
+    """Return the folder that caches features which take long to compute."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "adadiff"
 
 
 def open_data(config: DataConfig, smallest_side: int = 1, condition: ConditionName | None = None) -> LabelledData:
-    """What the source holds: latents where it is a folder of them, else images.
+    """Open a data source: as latents if it is a folder that `encode_to_folder` wrote, else as images.
 
     Args:
-        config: What to load.
-        smallest_side: Images with a shorter side than this, in pixels, are an error.
-        condition: What a model needs beside the images, as `ImageData` takes it.
+        config: The source and how to prepare its images.
+        smallest_side: An image with a side shorter than this, in pixels, is an error.
+        condition: The condition that a model needs with each image, as `ImageData` takes it.
+
+    Raises:
+        InputError: If the source is missing, empty or damaged, or lacks what the condition needs.
     """
     if (Path(config.source) / DESCRIPTION).is_file():
         return LatentData(config, condition)

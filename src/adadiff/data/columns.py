@@ -1,4 +1,4 @@
-"""Checks of a table's columns, on Arrow's buffers: no image is decoded."""
+"""Checks of a table's columns, made on Arrow buffers, so that no image is decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WANTED = {"label": "class labels, integers or strings", "caption": "strings"}
 
 
 def require_image_column(table: datasets.Dataset, column: str, source: str) -> None:
-    """Raise InputError unless the column is there and of a type that holds one image a row."""
+    """Raise InputError unless the column exists and has a type that holds one image per row."""
     if column not in table.column_names:
         raise InputError(
             f"{source} has no column {column!r}: set --data.image-column to one of {', '.join(table.column_names)}"
@@ -25,13 +25,13 @@ def require_image_column(table: datasets.Dataset, column: str, source: str) -> N
     feature = table.features[column]
     if not (isinstance(feature, datasets.Image) or _is_string(feature) or _is_binary(feature) or _is_encoded(feature)):
         raise InputError(
-            f"the column {column!r} of {source} holds {_type_name(feature)}: it must hold one image a row, as a file's "
-            f"bytes or path; set --data.image-column to another"
+            f"the column {column!r} of {source} holds {_type_name(feature)}: it must hold one image per row, as a "
+            f"file's bytes or path; set --data.image-column to another"
         )
 
 
 def require_condition_type(feature: Any, kind: Kind, column: str, source: str) -> None:
-    """Raise InputError unless the column is of a type that labels, or captions, have."""
+    """Raise InputError unless the column's type fits labels, or captions, whichever `kind` names."""
     is_label = isinstance(feature, datasets.ClassLabel) or (
         isinstance(feature, datasets.Value) and pa.types.is_integer(feature.pa_type)
     )
@@ -43,11 +43,14 @@ def require_condition_type(feature: Any, kind: Kind, column: str, source: str) -
 
 
 def rows_without_image(table: datasets.Dataset, column: str) -> NDArray[np.int64]:
-    """Rows whose cell is null, or has neither bytes nor a path.
+    """Find the rows whose image cell is null, or has neither bytes nor a path.
 
     Args:
-        table: Without a selection of rows.
-        column: Cast to `datasets.Image(decode=False)`.
+        table: A table without a selection of rows.
+        column: Name of the image column, cast to `datasets.Image(decode=False)`.
+
+    Returns:
+        Row numbers, (missing,) int64.
     """
     cells = table.data[column]
     content, path = (pc.struct_field(cells, name) for name in ("bytes", "path"))
@@ -57,7 +60,10 @@ def rows_without_image(table: datasets.Dataset, column: str) -> NDArray[np.int64
 
 
 def rows_without_condition(table: datasets.Dataset, column: str) -> NDArray[np.int64]:
-    """Rows whose label is null or negative (as data sets mark hidden labels), or whose caption is null or blank."""
+    """Find the rows whose label is null or negative, or whose caption is null or blank: (missing,) int64.
+
+    Data sets mark hidden labels, as those of a test split, with negative numbers.
+    """
     cells = _cells(table, column)
     if pa.types.is_integer(cells.type):
         missing = pc.fill_null(pc.less(cells, pa.scalar(0, cells.type)), True)
@@ -67,9 +73,9 @@ def rows_without_condition(table: datasets.Dataset, column: str) -> NDArray[np.i
 
 
 def encode_string_labels(table: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Turn labels that are strings into class labels, names sorted and blank ones null; other labels stay.
+    """Convert string labels to class labels, with sorted names and null for blank strings; keep other labels.
 
-    As `Dataset.class_encode_column` does, without writing the other columns anew.
+    Unlike `Dataset.class_encode_column`, this does not rewrite the other columns.
     """
     if not _is_string(table.features[column]):
         return table
@@ -82,7 +88,7 @@ def encode_string_labels(table: datasets.Dataset, column: str) -> datasets.Datas
 
 
 def count_labels(table: datasets.Dataset, column: str) -> dict[int, int]:
-    """How many rows have each label, null ones aside."""
+    """Count the rows of each label, ignoring null labels."""
     counts = pc.value_counts(_cells(table, column).combine_chunks())
     return {entry["values"]: entry["counts"] for entry in counts.to_pylist() if entry["values"] is not None}
 
@@ -100,7 +106,7 @@ def _is_binary(feature: Any) -> bool:
 
 
 def _is_encoded(feature: Any) -> bool:
-    """Whether the type is a struct of bytes and path, or one of them; either may be null in all rows."""
+    """Return whether the type is a struct of `bytes`, `path` or both; either may be null in all rows."""
     if not isinstance(feature, dict) or not feature or not set(feature) <= {"bytes", "path"}:
         return False
     allowed = {"bytes": ("binary", "large_binary", "null"), "path": ("string", "large_string", "null")}
@@ -108,7 +114,7 @@ def _is_encoded(feature: Any) -> bool:
 
 
 def _type_name(feature: Any) -> str:
-    """The type in a word, for messages."""
+    """Return a short name of the type, for messages."""
     if isinstance(feature, datasets.Value):
         return feature.dtype
     return "structs" if isinstance(feature, dict) else "lists" if "List" in type(feature).__name__ else repr(feature)

@@ -1,4 +1,4 @@
-"""Images with their labels and captions, from every kind of source."""
+"""Data sets of images with labels and captions, from any kind of source."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ SHOWN_NAMES, SHOWN_CLASSES = 5, 20
 
 
 class LabelledData(Dataset[dict[str, Any]]):
-    """Items with class labels and captions, where the table has such columns.
+    """Base class of data sets: items with class labels and captions, if the table has such columns.
 
     Args:
-        config: Where the table is from, and its columns.
-        source: The table, one row an item.
+        config: The source and the names of its columns.
+        source: The table, one row per item.
 
     Attributes:
         class_names: Names of the classes, or None.
-        shape: Channels, height and width of what the model denoises.
-        vae: What latents were made with, or None where the items are images.
+        shape: Channels, height and width of the images or latents that a model denoises.
+        vae: The autoencoder that made the latents, or None if the items are images.
         left_out: Names of files and rows that are not used, by reason.
     """
 
@@ -57,7 +57,7 @@ class LabelledData(Dataset[dict[str, Any]]):
         if (label := self._columns["label"]) is not None:
             self._table = columns.encode_string_labels(self._table, label)
         self.class_names: list[str] | None = getattr(self._table.features.get(label), "names", None)
-        self._rows: NDArray[np.int64] = np.arange(len(self._table))  # of the source that are left
+        self._rows: NDArray[np.int64] = np.arange(len(self._table))  # rows of the source in use
         self.left_out = {reason: list(names) for reason, names in source.left_out.items() if names}
 
     def __len__(self) -> int:
@@ -65,40 +65,40 @@ class LabelledData(Dataset[dict[str, Any]]):
 
     @property
     def skipped(self) -> list[str]:
-        """Names of the unreadable images left out."""
+        """Names of the unreadable images that were left out."""
         return self.left_out.get(UNREADABLE, [])
 
     def check(self) -> None:
-        """Raise InputError at the first item that is unusable, as far as can be found quickly."""
+        """Raise InputError at the first unusable item, as far as a quick check can find one."""
 
     def labels(self) -> list[int]:
-        """All items' labels.
+        """Return the labels of all items.
 
         Raises:
-            InputError: If there is no such column, its type is another, or a row has none.
+            InputError: If there is no label column, it has another type, or a row has no label.
         """
         return self._complete_column("label")
 
     def captions(self) -> list[str]:
-        """All items' captions.
+        """Return the captions of all items.
 
         Raises:
-            InputError: If there is no such column, its type is another, or a row has none.
+            InputError: If there is no caption column, it has another type, or a row has no caption.
         """
         return self._complete_column("caption")
 
     def identity(self) -> dict[str, Any]:
-        """What tells these data from others, as plain values: the number of items, class names and a fingerprint.
+        """Return values that identify the data: the number of items, the class names and a fingerprint.
 
         The fingerprint covers each file's path under the source, its size and samples of its content (as
-        `Source.identity` takes them), captions and labels of metadata files, and which rows were left out. File times
-        are no part of it, since copying data changes them.
+        `Source.identity` takes them), captions and labels of metadata files, and which rows were left out. It ignores
+        file times, since copying data changes them.
         """
         key = fingerprint([*self._source.identity(), self._rows.tobytes()])
         return {"items": len(self), "classes": self.class_names, "fingerprint": key}
 
     def describe(self) -> list[str]:
-        """Lines that say what is used and what is left out: number of items and split, classes with counts, files."""
+        """Summarise, in one line each, the items and split, the classes with counts, and what was left out."""
         split = "" if self._source.split is None else f", split {self._source.split}"
         lines = [f"{len(self)} {self._noun} of {self._source.name}{split}"]
         if self.class_names is not None:
@@ -112,7 +112,7 @@ class LabelledData(Dataset[dict[str, Any]]):
 
     @property
     def condition_features(self) -> datasets.Features:
-        """The types of `label` and `caption`, where there are such columns."""
+        """The types of the columns `label` and `caption`, if the data have them."""
         return datasets.Features({kind: self._table.features[name] for kind, name in self._columns.items() if name})
 
     @property
@@ -120,7 +120,7 @@ class LabelledData(Dataset[dict[str, Any]]):
         return "images"
 
     def _name(self, index: int) -> str:
-        """An item's name, for messages."""
+        """Return an item's name, for messages."""
         return f"{self._source.name}, row {self._rows[index]}"
 
     def _label_and_caption(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -133,13 +133,13 @@ class LabelledData(Dataset[dict[str, Any]]):
         return self._table[self._columns[kind]][:]
 
     def _require_condition(self, condition: ConditionName | None) -> None:
-        """Check the labels or captions that a model needs; rows without one are an error, or left out."""
+        """Check the labels or captions that a model needs; rows without one raise InputError or are left out."""
         kind = CONDITION_KIND.get(condition) if condition is not None else None
         if kind is not None:
             self._require(self._rows_without(kind), kind)
 
     def _rows_without(self, kind: columns.Kind) -> NDArray[np.int64]:
-        """Rows with no label or caption; InputError where there is no such column, or its type is another."""
+        """Find the rows without label or caption; raise InputError if the column is missing or has another type."""
         column, source = self._columns[kind], self._source
         if column is None:
             if kind == "label" and source.no_labels is not None:
@@ -153,7 +153,7 @@ class LabelledData(Dataset[dict[str, Any]]):
         return columns.rows_without_condition(self._table, column)
 
     def _require(self, missing: NDArray[np.int64], kind: str) -> None:
-        """Raise InputError for rows that lack something, or leave them out where the config says so."""
+        """Raise InputError for rows that lack a value, or leave them out if `config.on_error` is "skip"."""
         if len(missing) and self.config.on_error == "stop":
             raise self._missing(missing, kind)
         self._leave_out(missing.tolist(), f"rows without {kind}")
@@ -178,18 +178,28 @@ def _listed(names: Sequence[str], most: int) -> str:
 
 
 class ImageData(LabelledData):
-    """Images in [-1, 1], with their labels and captions where the source has them.
+    """A data set of images in [-1, 1], with labels and captions if the source has them.
 
-    Item k is a dict: `image` (channels, size, size) float32, and where there are, `label` (int) and `caption` (str).
+    Item k is a dict: `image` (channels, size, size) float32, and if the source has them, `label` (int) and `caption`
+    (str).
 
     Args:
-        config: What to load.
-        smallest_side: Images with a shorter side than this, in pixels, are an error.
-        condition: What a model needs beside the images: rows without their class or text are an error, or left out.
-            None for what the source has, unchecked until `labels` or `captions` is called.
+        config: The source and how to prepare its images.
+        smallest_side: An image with a side shorter than this, in pixels, is an error.
+        condition: The condition that a model needs with each image: rows without their class or text are an error, or
+            left out. None to take what the source has, unchecked until `labels` or `captions` is called.
 
     Raises:
-        InputError: If the source is missing, empty or has no such column; when read, if an image is unreadable.
+        InputError: If the source is missing or empty, or has no such column; on reading an item, if its image is
+            unreadable.
+
+    Example:
+        >>> from adadiff.data import DataConfig
+        >>> images = ImageData(DataConfig(source="digits", size=16, channels=1))
+        >>> len(images), images[0]["image"].shape
+        (1437, torch.Size([1, 16, 16]))
+        >>> images.class_names[images[0]["label"]]
+        '3'
     """
 
     def __init__(self, config: DataConfig, smallest_side: int = 1, condition: ConditionName | None = None) -> None:
@@ -212,18 +222,18 @@ class ImageData(LabelledData):
             return {"image": self._prepare(image), **self._label_and_caption(row)}
 
     def check(self) -> None:
-        """Read every image's header; raise InputError at the first that is unreadable or too small."""
+        """Read every image's header; raise InputError at the first image that is unreadable or too small."""
         for index in tqdm(range(len(self)), desc="checking images", leave=False):
             with self._open(self._table[index], index) as image:
                 pixels.check_header(image)
 
     def is_grey(self) -> bool:
-        """Whether the first image has no colours."""
+        """Return whether the first image is grey."""
         with self._open(self._table[0], 0) as image:
             return pixels.is_grey(image)
 
     def contents(self) -> Iterator[bytes]:
-        """Every image's file, as it is stored."""
+        """Yield the encoded file content of every image, as stored."""
         for row in self._table:
             encoded = row[self.config.image_column]
             yield encoded["bytes"] or Path(encoded["path"]).read_bytes()
@@ -248,7 +258,7 @@ class ImageData(LabelledData):
                 yield image
         except InputError:
             raise
-        except Exception as error:  # decoders raise many kinds, struct.error and RuntimeError among them
+        except Exception as error:  # decoders raise many types, struct.error and RuntimeError among them
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"cannot read the image {self._name(index)} ({reason}): repair it, or leave it out with "
@@ -260,7 +270,7 @@ class ImageData(LabelledData):
         picture = pixels.flatten(image, channels)
         fitted = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
         values = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(side, side, channels)
-        return values.permute(2, 0, 1) / 127.5 - 1
+        return values.permute(2, 0, 1) / 127.5 - 1  # (channels, size, size)
 
     def _leave_out_unreadable(self) -> None:
         unreadable = []

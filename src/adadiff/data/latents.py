@@ -1,4 +1,4 @@
-"""Images as latents of a variational autoencoder, computed once and kept on disk."""
+"""Data sets of latents: images encoded once by a variational autoencoder and stored on disk."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SHARD_IMAGES = 1024
 
 
 def load_vae(name: str) -> AutoencoderKL:
-    """Load an autoencoder by its name on the hub or its folder, safetensors only.
+    """Load an autoencoder from a folder or by its name on the hub; only safetensors files are read.
 
     Raises:
-        InputError: If there is no such autoencoder, it cannot be fetched, or its files are damaged.
+        InputError: If the autoencoder does not exist, cannot be fetched, or has damaged files.
     """
     folder = Path(name)
     if (folder / "config.json").is_file():
@@ -61,22 +61,22 @@ def load_vae(name: str) -> AutoencoderKL:
 
 
 def shard_name(number: int) -> str:
-    """File of 1,024 images' latents."""
+    """Return the name of a parquet file, which holds the latents of 1,024 images."""
     return f"latents-{number:05d}.parquet"
 
 
 class LatentData(LabelledData):
-    """A folder that `encode_to_folder` made.
+    """A data set of latents, read from a folder that `encode_to_folder` wrote.
 
-    Item k is a dict: `mean` and `std` of the latent, (channels, height, width) float32, times the scaling factor, and
-    where there are, `label` (int) and `caption` (str).
+    Item k is a dict: `mean` and `std` of the latent's distribution, (channels, height, width) float32, both multiplied
+    by the scaling factor, and if the images have them, `label` (int) and `caption` (str).
 
     Args:
-        config: Where the folder is; `config.size` is the side of the images that were encoded.
-        condition: What a model needs beside the latents, as `ImageData` takes it.
+        config: The folder; `config.size` is the side of the images that were encoded.
+        condition: The condition that a model needs with each latent, as `ImageData` takes it.
 
     Raises:
-        InputError: If latents are missing, damaged, or of images of another size.
+        InputError: If latents are missing or damaged, or were made from images of another size.
     """
 
     def __init__(self, config: DataConfig, condition: ConditionName | None = None) -> None:
@@ -118,7 +118,7 @@ class LatentData(LabelledData):
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    """What the folder's latents.json says; InputError where it lacks something."""
+    """Read the folder's latents.json; raise InputError if a value is missing."""
     description = read_json(folder / DESCRIPTION)
     for name, kind in (("size", int), ("shards", int), ("shape", list)):
         if not isinstance(description.get(name), kind):
@@ -137,24 +137,25 @@ def _require_columns(table: datasets.Dataset, shape: Sequence[int], folder: Path
 
 @torch.no_grad()
 def encode_to_folder(images: ImageData, vae: AutoencoderKL, out: Path, batch_size: int = 16) -> int:
-    """Write the latents of all images, in parquet files of 1,024 images; called again, it goes on where it stopped.
+    """Write the latents of all images to parquet files of 1,024 images; an interrupted encoding is continued.
 
-    Mean and log-variance are kept, so that training can draw from them. With `images.config.flip` every image is
-    there twice, the second time mirrored, since a mirrored latent is not the mirrored image's.
+    Mean and log-variance are stored, so that training can draw latents from them. With `images.config.flip` every
+    image is encoded twice, the second time mirrored, because mirroring a latent is not the same as encoding the
+    mirrored image.
 
     Args:
-        images: What to encode.
-        vae: The autoencoder; a copy of it is put into the folder, and with it its scaling factor, which latents are
-            multiplied with before the diffusion.
-        out: The folder: new, empty, or one begun with the same images and autoencoder.
-        batch_size: Images encoded at once.
+        images: The images to encode.
+        vae: The autoencoder; a copy is saved in the folder with its scaling factor, which latents are multiplied by
+            before the diffusion.
+        out: A new or empty folder, or one begun with the same images and autoencoder.
+        batch_size: Images encoded per batch.
 
     Returns:
         The number of latents in the folder.
 
     Raises:
-        InputError: If the folder holds something else, latents of another autoencoder or other images, is being written
-            by another process, or a latent comes out as NaN.
+        InputError: If the folder holds other files or latents of other images or another autoencoder, another process
+            is writing to it, or a latent is NaN or infinite.
     """
     starts = range(0, len(images), SHARD_IMAGES)
     shape = _latent_shape(images, vae)
@@ -182,7 +183,7 @@ def encode_to_folder(images: ImageData, vae: AutoencoderKL, out: Path, batch_siz
 
 
 def _encode(images: ImageData, numbers: Sequence[int], vae: AutoencoderKL) -> Iterator[dict[str, Any]]:
-    """Rows of these images, then of their mirror images where wanted."""
+    """Yield the table rows of these images, followed by those of their mirror images if flipping is on."""
     items = [images[k] for k in numbers]
     pixels = torch.stack([item.pop("image") for item in items]).to(vae.device, vae.dtype)
     for flipped in (False, True) if images.config.flip else (False,):
@@ -192,12 +193,12 @@ def _encode(images: ImageData, numbers: Sequence[int], vae: AutoencoderKL) -> It
 
 
 def _distribution(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance of the latents of images, both (batch, channels, height, width) float32 on the CPU."""
+    """Encode images to mean and log-variance, both (batch, channels, height, width) float32, on the CPU."""
     latents = vae.encode(pixels).latent_dist
     mean, logvar = latents.mean.float().cpu(), latents.logvar.float().cpu()
     if not (mean.isfinite().all() and logvar.isfinite().all()):
         raise InputError(
-            f"the autoencoder's latents in {str(vae.dtype).removeprefix('torch.')} come out as NaN or infinite: set "
+            f"the autoencoder's latents in {str(vae.dtype).removeprefix('torch.')} are NaN or infinite: set "
             f"--dtype float32, with a new output folder, or choose another autoencoder"
         )
     return mean, logvar
@@ -208,7 +209,7 @@ def _batches(numbers: range, batch_size: int) -> list[range]:
 
 
 def _latent_shape(images: ImageData, vae: AutoencoderKL) -> list[int]:
-    """Channels, height and width of a latent; InputError where the autoencoder does not take such images."""
+    """Return a latent's channels, height and width; raise InputError if the autoencoder cannot encode the images."""
     channels, height, width = images.shape
     if channels != vae.config.in_channels:
         raise InputError(
@@ -220,7 +221,7 @@ def _latent_shape(images: ImageData, vae: AutoencoderKL) -> list[int]:
 
 
 def _describe(images: ImageData, vae: AutoencoderKL, shape: Sequence[int], shards: int) -> dict[str, Any]:
-    """All that the latents depend on."""
+    """Return everything that the latents depend on, as plain values."""
     config = images.config
     key = fingerprint([vae.config.scaling_factor, *weights_of(vae)])
     return {

@@ -1,4 +1,4 @@
-"""Files of a local source: what is an image, what is left out, and which split and class each file belongs to."""
+"""Files of a local source: which are images, which are left out, and the split and class of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPLITS = {
     **{"val": "validation", "valid": "validation", "validation": "validation", "dev": "validation"},
     **{"test": "test", "testing": "test", "eval": "test"},
 }
-"""Split of each word that names one in a folder or file."""
+"""The split that each word in the name of a folder or file stands for."""
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 MODEL = "model_index.json"
@@ -31,7 +31,7 @@ OWN_NOTES = {
     "latents.json": ("latents", "shards"),
     "request.json": ("samples", "policy"),
 }
-"""What a folder is that holds such a note, and a key that the note always has."""
+"""For each file that adadiff writes into its output folders: what such a folder holds, and a key in the file."""
 NOTE_BYTES = 1 << 20  # ours are far smaller; a COCO train.json is far larger
 SAMPLE_PLOTS = ("grid.png", "exits.png")
 
@@ -44,20 +44,20 @@ NOT_PHOTOS = {
 
 @functools.cache
 def image_formats() -> dict[str, str]:
-    """Pillow's format of each image file extension that this installation can open, as ".png" to "PNG"."""
+    """Map each image file extension that this installation can open to Pillow's format, as ".png" to "PNG"."""
     extensions = Image.registered_extensions()  # loads all plugins
     return {extension: name for extension, name in extensions.items() if name in Image.OPEN and name not in NOT_PHOTOS}
 
 
 @functools.cache
 def openable_formats() -> tuple[str, ...]:
-    """Pillow's formats that images may have, whatever their file is called."""
+    """Return Pillow's formats that an image may have, whatever its file extension."""
     return tuple(sorted(set(image_formats().values())))
 
 
 @dataclass
 class Found:
-    """Files in a folder and its sub-folders, links followed.
+    """The files in a folder and its sub-folders, including linked ones, sorted by their use.
 
     Args:
         root: The folder.
@@ -65,7 +65,7 @@ class Found:
         parquet: Parquet files, sorted by path.
         metadata: Files named in `METADATA`.
         texts: Text files, by their path without suffix.
-        left_out: Names, relative to `root`, of what is not used, by reason.
+        left_out: Names, relative to `root`, of unused files and folders, by reason.
     """
 
     root: Path
@@ -76,13 +76,13 @@ class Found:
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def leave_out(self, reason: str, path: Path) -> None:
-        """Note a path that is not used."""
+        """Record an unused path under the reason for leaving it out."""
         self.left_out[reason].append(path.relative_to(self.root).as_posix())
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Class of each image, by its folder.
+    """The class of each image, taken from the name of its folder.
 
     Args:
         names: Names of the classes, sorted.
@@ -98,7 +98,7 @@ class Labels:
 
 
 def find_files(root: Path) -> Found:
-    """List a source folder.
+    """Find the images, parquet files, metadata and texts in a source folder.
 
     Raises:
         InputError: If it is an output folder of adadiff, or a folder in it cannot be read.
@@ -116,7 +116,10 @@ def find_files(root: Path) -> Found:
 
 
 def _visit(folder: Path, above: frozenset[tuple[int, int]], found: Found) -> None:
-    """Add a folder's files; `above` are device and inode of the folders around it, for links that lead back there."""
+    """Add a folder's files to `found`.
+
+    `above` holds device and inode of all enclosing folders, to detect links that lead back to one of them.
+    """
     try:
         status = folder.stat()
         here = above | {(status.st_dev, status.st_ino)}
@@ -165,7 +168,7 @@ def _add_file(path: Path, found: Found) -> None:
 
 
 def _own_output(folder: Path) -> str | None:
-    """What adadiff made this folder for, or None where it did not."""
+    """Return what an output folder of adadiff holds, or None if the folder is not one."""
     if (folder / MODEL).is_file():
         return "a model"
     for name, (kind, key) in OWN_NOTES.items():
@@ -183,7 +186,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """The name in one line, with escapes for what cannot be printed."""
+    """Return the name as one line, with escapes for characters that cannot be printed."""
     shown = name.encode(errors="backslashreplace").decode()
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
 
@@ -193,9 +196,9 @@ def printable(name: str) -> str:
 
 
 def image_splits(found: Found) -> dict[str, Path]:
-    """Folder of each split, or nothing where the folder is not divided into splits.
+    """Return the folder of each split, or an empty dict if the folder is not divided into splits.
 
-    It is where every top-level folder with images is named after a split, and no image lies outside of them.
+    It is divided if every top-level folder with images is named after a split, and no image lies outside of them.
 
     Raises:
         InputError: If two folders name the same split.
@@ -220,10 +223,12 @@ def _unique_splits(root: Path, folders: Iterable[str]) -> dict[str, Path]:
 
 
 def parquet_split(path: Path, root: Path) -> str | None:
-    """The split that a parquet file's name says, as in train-00000-of-00005.parquet, or else the nearest folder's.
+    """Return the split that a parquet file is named after, as in train-00000-of-00005.parquet.
+
+    If the file name has no split, the nearest enclosing folder under `root` whose name has one decides.
 
     Raises:
-        InputError: If the name says two.
+        InputError: If a name contains two splits.
     """
     for name in (path.stem, *reversed(path.relative_to(root).parent.parts)):
         words = re.findall(rf"(?<![a-z])(?:{'|'.join(SPLITS)})(?![a-z])", name.lower())
@@ -236,7 +241,7 @@ def parquet_split(path: Path, root: Path) -> str | None:
 
 
 def parquet_splits(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Files of each split; of the one split train where no file names a split.
+    """Group parquet files by split; if no file names a split, all belong to the split train.
 
     Raises:
         InputError: If some files name a split and others do not.
@@ -254,10 +259,10 @@ def parquet_splits(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def choose_split(wanted: str | None, available: Iterable[str], source: str) -> str:
-    """The split that was asked for; by default train, or the only one there is.
+    """Return the requested split; by default train, or the only one available.
 
     Raises:
-        InputError: If it is not there, or none was asked for and there are several without train.
+        InputError: If the split does not exist, or none was requested and there are several, none of them train.
     """
     names = sorted(available)
     split = TRAIN if wanted is None else SPLITS.get(wanted.lower(), wanted)
@@ -275,12 +280,12 @@ def choose_split(wanted: str | None, available: Iterable[str], source: str) -> s
 
 
 def folder_labels(images: Sequence[Path], root: Path) -> Labels | str:
-    """Classes by the first folder under `root` that an image lies in, or why there are none."""
+    """Return each image's class, the first folder under `root` on its path, or the reason why there are no classes."""
     tops = [path.relative_to(root).parts for path in images]
     outside = next((path for path, parts in zip(images, tops, strict=True) if len(parts) == 1), None)
     if outside is not None:
         if all(len(parts) == 1 for parts in tops):
-            return f"{root} has no class folders: put its images into one folder a class"
+            return f"{root} has no class folders: put its images into one folder per class"
         return f"the image {outside} lies outside of the class folders: move it into one, or elsewhere"
     names = sorted({parts[0] for parts in tops})
     index = {name: k for k, name in enumerate(names)}
@@ -288,7 +293,7 @@ def folder_labels(images: Sequence[Path], root: Path) -> Labels | str:
 
 
 def note_empty_folders(found: Found, root: Path) -> None:
-    """Leave out, by name, the folders right under `root` in which there is neither an image nor anything left out."""
+    """Record as left out the folders directly under `root` with neither images nor other files left out."""
     mentioned = {path.relative_to(root).parts[0] for path in found.images if path.is_relative_to(root)}
     prefix = root.relative_to(found.root).as_posix() + "/" if root != found.root else ""
     mentioned |= {name.removeprefix(prefix).split("/")[0] for names in list(found.left_out.values()) for name in names}

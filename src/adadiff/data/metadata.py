@@ -1,4 +1,4 @@
-"""Captions and other columns of image files: metadata.csv or metadata.jsonl beside them, or a text file for each."""
+"""Captions and other columns of image files, from metadata.csv, metadata.jsonl, or one text file per image."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FILE_NAME = "file_name"
 
 
 def metadata_columns(files: Sequence[Path], images: Sequence[Path], known: Sequence[Path]) -> dict[str, list[Any]]:
-    """Columns of metadata files, one value for each image; cells of CSV files stay the strings they are.
+    """Read the columns of metadata files, one value per image; cells of CSV files stay strings.
 
     Args:
-        files: Named metadata.csv or metadata.jsonl, as in `datasets`' ImageFolder: the column `file_name` holds paths
-            relative to the file's folder.
+        files: Files named metadata.csv or metadata.jsonl, as in `datasets`' ImageFolder: the column `file_name` holds
+            paths relative to the file's folder.
         images: The images to describe.
-        known: All images that rows may be about, those of other splits too.
+        known: All images that rows may describe, including those of other splits.
 
     Raises:
-        InputError: If a file is damaged, a row is about no known image, or an image has no row or several.
+        InputError: If a file is damaged, a row describes no known image, or an image has no row or several.
     """
     names = {os.path.normpath(path) for path in known}
     rows: dict[str, dict[str, Any]] = {}
@@ -50,11 +50,14 @@ def metadata_columns(files: Sequence[Path], images: Sequence[Path], known: Seque
 
 
 def text_captions(texts: Mapping[Path, Path], images: Sequence[Path]) -> list[str | None] | None:
-    """Caption of each image from the text file of the same name, white space collapsed; None where no image has one.
+    """Read each image's caption from the text file with the same stem, with white space collapsed.
 
     Args:
         texts: Text files by their path without suffix.
         images: The images to describe.
+
+    Returns:
+        One caption per image, None for an image without a text file; or None if no image has one.
 
     Raises:
         InputError: If a text is not in UTF-8.
@@ -66,7 +69,7 @@ def text_captions(texts: Mapping[Path, Path], images: Sequence[Path]) -> list[st
 
 
 def _read_rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Rows as dicts, each with its place in words; every one has a file name."""
+    """Read the rows as pairs of a place, such as "line 2 of metadata.csv", and a dict that has a file name."""
     text = read_text(file)
     rows = _csv_rows(file, text) if file.suffix == ".csv" else _json_rows(file, text)
     for place, row in rows:

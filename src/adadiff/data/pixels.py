@@ -1,4 +1,4 @@
-"""From an image in any of Pillow's modes to 8 bits of grey or RGB."""
+"""Conversion of images in any of Pillow's modes to 8-bit grey or RGB."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-"""Modes that Pillow would cut off at 255, not scale, when it converts them to 8 bits."""
+"""Modes whose values Pillow clips at 255, instead of scaling them, when it converts them to 8 bits."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether the image's mode has no colours."""
+    """Return whether the image's mode is grey."""
     return image.mode in ("1", "L", "LA", "La", *DEEP_GREY)
 
 
 def check_header(image: Image.Image) -> None:
-    """Raise what `flatten` would raise for the image's EXIF data or its range of values.
+    """Raise the error that `flatten` would raise for the image's EXIF data or its range of values.
 
-    Nothing is decoded but the modes whose values may have any range.
+    Only images in modes whose values may have any range are decoded.
     """
     if image.mode in ("I", "F"):
         flatten(image, channels=1)
     if "exif" in image.info:
         exif = image.getexif()
         if exif.get(ExifTags.Base.Orientation, 1) != 1:
-            exif.tobytes()  # `exif_transpose` writes it anew
+            exif.tobytes()  # `exif_transpose` writes the EXIF data again
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:
-    """Turn an image upright, into 8 bits of grey or RGB, with transparent parts white.
+    """Turn an image upright and convert it to 8-bit grey or RGB, with transparent parts white.
 
     Args:
-        image: As Pillow opens it.
+        image: An image as Pillow opens it.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
-        ValueError: If its values do not say what white is.
+        ValueError: If the values are outside the range of the mode, so that the value of white is unknown.
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode in DEEP_GREY:
@@ -55,19 +55,19 @@ def flatten(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, tags: Any) -> Image.Image:
-    """Scale deep grey to 8 bits.
+    """Scale grey images of more than 8 bits to 8 bits.
 
-    Integers run to 65535, in 32-bit files too, which hold 16-bit values where Pillow or a program made them from such;
-    12-bit TIFF files, which Pillow does not scale, to 4095; floats to 1.
+    White is 65535 for integers, also in 32-bit files, since Pillow and other programs store 16-bit values in them;
+    4095 in 12-bit TIFF files, which Pillow does not scale; and 1 for floats.
     """
     values = np.asarray(image)
     white = 1.0 if image.mode == "F" else 4095.0 if tags.get(TIFF_BITS) == (12,) else 65535.0
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # NaN compares as false
-        raise ValueError(f"its values are from {low:g} to {high:g}, not within 0 and {white:g}")
+        raise ValueError(f"its values are from {low:g} to {high:g}, not between 0 and {white:g}")
     transparency = image.info.get("transparency")
     alpha = None if transparency is None else values != transparency
-    if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts these in 8 bits alone
+    if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts only 8-bit ones itself
         values = white - values
     grey = Image.fromarray(_scaled(values, 255 / white))
     if alpha is not None:

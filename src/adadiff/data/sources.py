@@ -1,4 +1,4 @@
-"""Tables of images from scikit-learn's digits, parquet files, folders and the hub."""
+"""Sources of images as tables: scikit-learn's digits, parquet files, folders and the hub."""
 
 from __future__ import annotations
 
@@ -30,40 +30,41 @@ class DataConfig:
     """Where images come from and how they are prepared."""
 
     source: Annotated[str, arg(aliases=["--data"])] = DIGITS
-    """"digits" (built in), a parquet file or a folder of them, a folder of images (flat, or one folder a class), or a
-    hub name."""
+    """"digits" (built in), a parquet file or a folder of them, a folder of images (flat, or one folder per class), or
+    a hub name."""
     split: str | None = None
-    """Which split of the source; by default train, or the only one there is."""
+    """Split of the source; by default train, or the only one available."""
     size: int = 32
-    """Side of the square images, in pixels: resized to cover it, then cropped at the centre."""
+    """Side of the square images, in pixels; images are resized to cover the square, then cropped at the centre."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
     flip: bool = True
     """Mirror every other training image, at random."""
     on_error: Literal["stop", "skip"] = "stop"
-    """An unreadable image or empty cell stops with its name; or all are looked at first and such ones left out."""
+    """stop: an unreadable image or empty cell is an error that names it; skip: check all items first and leave such
+    ones out."""
     image_column: str = "image"
-    """Column of the images."""
+    """Name of the column of images."""
     label_column: str | None = "label"
-    """Column of the class labels, if there is one."""
+    """Name of the column of class labels, if there is one."""
     caption_column: str | None = "text"
-    """Column of the captions, if there is one."""
+    """Name of the column of captions, if there is one."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table, one row an image, and what is known of its origin.
+    """A table with one row per image, and its origin.
 
     Args:
-        table: The columns.
-        name: The source in words.
-        split: The split it is, or None where the source has no splits.
+        table: The table.
+        name: The source in words, for messages.
+        split: The split that the table holds, or None if the source has no splits.
         root: Folder or file that `files` are in.
         files: Files that the table was read from.
-        origin: What identifies a table that was not read from files.
-        own_columns: Columns whose values come from metadata files or texts.
-        no_labels: Why there are no labels, where the folders might have given some.
-        left_out: Names of files that are not used, by reason.
+        origin: Identifies a table that was not read from files.
+        own_columns: Columns whose values come from metadata or text files.
+        no_labels: Why the images' folders give no class labels; None if they do, or for other kinds of sources.
+        left_out: Names of unused files, by reason.
     """
 
     table: datasets.Dataset
@@ -77,10 +78,10 @@ class Source:
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
 
     def identity(self) -> Iterator[object]:
-        """Parts of a fingerprint that changes with the data.
+        """Yield the parts of a fingerprint that changes with the data.
 
-        Of each file its path under the source, its size, and its content: all of it up to 12 KiB, else 4 KiB at the
-        start, the middle and the end. Times are no part of it, since copying data changes them.
+        For each file these are its path under the source, its size, and its content: all of it up to 12 KiB, else
+        4 KiB each at the start, the middle and the end. File times are ignored, since copying data changes them.
         """
         yield from (self.origin, self.split)
         for file in self.files:
@@ -91,14 +92,14 @@ class Source:
 
 
 def open_source(config: DataConfig, captions: bool = True) -> Source:
-    """Open what `config.source` names.
+    """Open the source that `config.source` names, as a table.
 
     Args:
-        config: The source, its split and columns.
-        captions: Whether to read the text files beside images.
+        config: The source, its split and its columns.
+        captions: Whether to read captions from text files next to the images.
 
     Raises:
-        InputError: If it is missing, damaged, empty, or has no such split.
+        InputError: If the source is missing, damaged or empty, or has no such split.
     """
     path = Path(config.source)
     if config.source == DIGITS:
@@ -132,14 +133,18 @@ def _open_parquet_folder(found: listing.Found, config: DataConfig) -> Source:
 
 
 def load_parquet(files: Sequence[Path], source: Path, split: str = listing.TRAIN) -> datasets.Dataset:
-    """Load parquet files by their exact names; an InputError names `source`."""
-    # Names are patterns to `datasets`, and so is the current folder that it puts before relative ones.
+    """Load parquet files by their exact names.
+
+    Raises:
+        InputError: If a file cannot be loaded; the message names `source`.
+    """
+    # `datasets` treats names as glob patterns, even the current folder that it prepends to relative names.
     escaped = [glob.escape(str(file.absolute())) for file in files]
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs an error beside the one it raises
     try:
         return datasets.load_dataset("parquet", data_files={split: escaped}, split=split)
-    except Exception as error:  # what is damaged makes many kinds
+    except Exception as error:  # damaged files raise many types of errors
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -188,11 +193,11 @@ def _image_table(
     own_columns: Sequence[str],
     config: DataConfig,
 ) -> datasets.Dataset:
-    """Paths, with labels by folder unless the metadata have some, and the columns that are wanted of these."""
+    """Build the table of image paths, with labels by folder unless the metadata have labels, and metadata columns."""
     if config.image_column in columns:
         raise InputError(
-            f"the metadata of {config.source} have a column {config.image_column!r}, as the images: set "
-            f"--data.image-column to another name"
+            f"the metadata of {config.source} have a column {config.image_column!r}, the name of the images' "
+            f"column: set --data.image-column to another name"
         )
     values: dict[str, Any] = {config.image_column: [str(path) for path in images]}
     features = datasets.Features({config.image_column: datasets.Image(decode=False)})
@@ -210,7 +215,7 @@ def _image_table(
 
 
 def _note_unused(found: listing.Found, root: Path, others: Sequence[Path], has_metadata: bool) -> None:
-    """Leave out texts that are no image's caption and class folders without images; forget the other splits'."""
+    """Record unused texts and class folders without images as left out; drop records of the other splits."""
     stems = set() if has_metadata else {path.with_suffix("") for path in found.images}
     for stem, path in found.texts.items():
         if stem not in stems:
@@ -223,7 +228,7 @@ def _note_unused(found: listing.Found, root: Path, others: Sequence[Path], has_m
 
 def _nothing_but(left_out: Mapping[str, list[str]]) -> str:
     held = [f"{len(names)} {reason} ({listing.printable(names[0])})" for reason, names in left_out.items()]
-    return f"it holds {', '.join(held)}" if held else "put them there, flat or one folder a class"
+    return f"it holds {', '.join(held)}" if held else "put them there, flat or one folder per class"
 
 
 def _content_samples(file: Path) -> Iterator[object]:
@@ -244,7 +249,7 @@ def _content_samples(file: Path) -> Iterator[object]:
 
 
 def _open_digits(wanted: str | None) -> Source:
-    """scikit-learn's 1,797 digits, 8x8 grey: four fifths of each class to train, the rest to test."""
+    """Load scikit-learn's 1,797 digits, 8x8 grey: four fifths of each class are the train split, the rest is test."""
     digits = load_digits()
     train, test = train_test_split(np.arange(len(digits.images)), test_size=0.2, stratify=digits.target, random_state=0)
     splits = {"train": train, "test": test}
@@ -263,7 +268,7 @@ def _open_hub(config: DataConfig) -> Source:
     split = config.split or listing.TRAIN
     try:
         table = datasets.load_dataset(config.source, split=split)
-    except Exception as error:  # the hub's client raises many kinds
+    except Exception as error:  # the hub's client raises many types of errors
         reason = " ".join(str(error).split())
         raise InputError(
             f"{config.source!r} is neither digits, nor a folder or parquet file here, nor a data set with a split "

@@ -1,1 +1,1 @@
-"""What a method costs and what its images are worth."""
+"""Evaluation: the cost of sampling and the quality of its images."""

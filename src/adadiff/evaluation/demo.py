@@ -1,4 +1,4 @@
-"""The same noise sampled by the full model and adaptively: a table and a picture."""
+"""The demo: sample the same noise with the full model and adaptively, and show both in a table and a picture."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutp
 
 @dataclass(frozen=True)
 class Comparison:
-    """The full model against the adaptive one, from the same noise.
+    """Images of the full model and with early exits, from the same noise, with their sampling times.
 
     Args:
         full: Images of the full model, (batch, channels, height, width) in [0, 1].
-        adaptive: Images with early exits.
-        trace: Which layers the adaptive one ran.
-        full_seconds: Median time of a batch.
-        adaptive_seconds: Median time of a batch.
+        adaptive: Images with early exits, of the same shape.
+        trace: Trace of the run with early exits.
+        full_seconds: Median seconds to sample the batch with the full model.
+        adaptive_seconds: Median seconds to sample the batch with early exits.
     """
 
     full: Tensor
@@ -37,12 +37,12 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        """Full time over adaptive time."""
+        """Seconds of the full model over seconds with early exits."""
         return self.full_seconds / self.adaptive_seconds
 
     @property
     def difference(self) -> float:
-        """Root mean squared difference between the two images of a pair, in grey levels of 255."""
+        """Root mean squared difference between full and adaptive images, in grey levels of 255."""
         return 255 * (self.full - self.adaptive).square().mean().sqrt().item()
 
 
@@ -55,7 +55,7 @@ def compare(
     conditions: Conditions = UNCONDITIONAL,
     repeats: int = 5,
 ) -> Comparison:
-    """Sample n images in one batch, in full and adaptively in turns, `repeats` times each."""
+    """Sample n images in one batch, alternating between full and adaptive sampling, `repeats` times each."""
     outputs: dict[str, AdaDiffPipelineOutput] = {}
 
     def sample(name: str, rule: ExitPolicy) -> None:
@@ -74,7 +74,7 @@ def compare(
 
 
 def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> None:
-    """Draw a row of the full model's images, the adaptive ones below, and the exit heat map, into a picture file."""
+    """Draw full images, adaptive images below them, and the heat map of exits into an image file."""
     columns = min(columns, len(comparison.full))
     figure = Figure(figsize=(0.8 * columns + 0.6, 5.2), layout="constrained")
     panels: Any = figure.subfigures(2, 1, height_ratios=(2, 3))
@@ -96,13 +96,13 @@ def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> No
 
 
 def require_own_folder(out: Path, own: set[str]) -> None:
-    """Raise InputError where the folder holds files other than the command's own."""
+    """Raise InputError if the folder holds files other than those that the command writes."""
     if out.exists() and (not out.is_dir() or any(entry.name not in own for entry in out.iterdir())):
         raise InputError(f"{out} already holds other files: choose another output folder with --out")
 
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The table's rows: name, layers, compute, seconds, speedup, difference."""
+    """Return the table's rows: name, layers, compute, seconds, speedup, difference."""
     trace = comparison.trace
     return [
         ("full", "100.0%", "100.0%", f"{comparison.full_seconds:.2f}", "1.00x", ""),

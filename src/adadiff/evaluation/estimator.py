@@ -1,4 +1,4 @@
-"""What the uncertainty estimators know: their word against the true error, by step, layer and sample."""
+"""A study of the uncertainty estimators: estimated uncertainty against true error, by step, layer and image."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from adadiff.seeding import generator_for
 from adadiff.training.objective import training_target
 
 BINS = 10
-MAPPED = 4  # images whose maps are kept
+MAPPED = 4  # images whose uncertainty maps are kept
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class EstimatorStudy:
-    """Estimated uncertainty against true error, of real images noised to several time steps.
+    """Estimated uncertainty and true error of real images, noised to several time steps.
 
     Args:
-        timesteps: (steps,) int64.
-        estimated: Mean uncertainty u_i of each image, (steps, images, layers).
-        true: Mean of tanh |g_i - target|, which the estimators are to foretell, shaped like it.
-        images: The mapped images, (mapped, channels, height, width) in [0, 1].
+        timesteps: The time steps, (steps,) int64.
+        estimated: Mean estimated uncertainty u_i of each image, (steps, images, layers).
+        true: Mean of tanh |g_i - target|, the estimators' target, (steps, images, layers).
+        images: The images with maps, (mapped, channels, height, width) in [0, 1].
         estimated_maps: Uncertainty at the middle layer and step, averaged over channels, (mapped, height, width).
-        true_maps: The true error there, shaped like it.
+        true_maps: True error at the middle layer and step, averaged over channels, (mapped, height, width).
     """
 
     timesteps: NDArray[np.int64]
@@ -45,12 +45,12 @@ class EstimatorStudy:
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, over all steps, images and layers, in [-1, 1]."""
+        """Spearman's rank correlation of estimate and truth over all steps, images and layers, in [-1, 1]."""
         return float(spearmanr(self.estimated.ravel(), self.true.ravel()).statistic)
 
     @property
     def sample_correlations(self) -> NDArray[np.floating]:
-        """Spearman's over the images alone, at each step and layer, (steps, layers)."""
+        """Spearman's rank correlation over the images at each step and layer, (steps, layers)."""
         steps, _, layers = self.estimated.shape
         return np.array(
             [
@@ -61,11 +61,11 @@ class EstimatorStudy:
 
     @property
     def variance_shares(self) -> dict[str, float]:
-        """How much of the estimates' variance each factor explains: `variance_shares` of them."""
+        """The share of the estimates' variance that each factor explains, as the function `variance_shares` gives."""
         return variance_shares(self.estimated)
 
     def reliability(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Mean estimate and mean truth of each tenth of the estimates, from the least to the largest, (10,) each."""
+        """Compute mean estimate and mean truth in each tenth of the estimates, sorted by estimate: (10,) each."""
         order = self.estimated.ravel().argsort()
         tenths = np.array_split(order, BINS)
         estimated, true = self.estimated.ravel(), self.true.ravel()
@@ -74,7 +74,7 @@ class EstimatorStudy:
 
     @property
     def verdict(self) -> str:
-        """What this comes to, in a sentence."""
+        """The result of the study in words."""
         shares, within = self.variance_shares, float(np.nanmean(self.sample_correlations))
         beyond = 1 - shares["step"] - shares["layer"] - shares["step and layer"]
         known = "little more than the step and the layer" if beyond < 0.05 else "more than the step and the layer"
@@ -86,10 +86,11 @@ class EstimatorStudy:
 
 
 def variance_shares(values: NDArray[np.floating]) -> dict[str, float]:
-    """The analysis of variance of a full table (steps, images, layers): shares of step, layer, both, image, and rest.
+    """Analyse the variance of a full table, (steps, images, layers), into shares that add up to 1.
 
-    `step and layer` is what the two explain together beyond each alone; `image` what an image's mean over all explains;
-    `rest` everything that depends on the image together with step or layer. They add up to 1.
+    Returns:
+        Shares of `step` and `layer` alone; of `step and layer`, their interaction; of `image`, each image's mean over
+        steps and layers; and of the `rest`, all interactions of the image with step or layer.
     """
     mean = values.mean()
     step, image, layer = (values.mean(axis, keepdims=True) - mean for axis in ((1, 2), (0, 2), (0, 1)))
@@ -104,24 +105,24 @@ def variance_shares(values: NDArray[np.floating]) -> dict[str, float]:
 def study_estimators(
     pipeline: AdaDiffPipeline, data: ImageData, images: int = 256, steps: int = 10, seed: int = 0
 ) -> EstimatorStudy:
-    """Noise real images to evenly spread time steps, run every exit, and compare.
+    """Add noise to real images at evenly spaced time steps, run every exit, and compare estimates with true errors.
 
     Args:
         pipeline: The model and its scheduler.
-        data: Real images of the model's size, best not those of the training; with labels, for a model of classes.
-        images: How many; each keeps its noise at all steps.
-        steps: How many time steps.
-        seed: Of the noise.
+        data: Real images of the model's size, preferably not training images; with labels if the model takes classes.
+        images: Number of images; each has the same noise at all steps.
+        steps: Number of time steps.
+        seed: Seed of the noise.
 
     Raises:
-        InputError: If the model takes text, for which there are no captions here, or there are too few images.
+        InputError: If the model takes text, since no captions are given, or there are too few images.
     """
     model = pipeline.transformer
     if model.backbone.context_shape is not None:
         raise InputError("the estimators of a model that takes text cannot be studied on images without captions")
     if len(data) < images:
         raise InputError(f"there are {len(data)} images: the study needs {images}")
-    scheduler = scheduler_like("ddpm", pipeline.scheduler)  # others do not give the velocity
+    scheduler = scheduler_like("ddpm", pipeline.scheduler)  # others cannot compute the velocity
     last = scheduler.config.num_train_timesteps
     timesteps = torch.linspace(0, last - 1, steps).round().long()
     clean = torch.stack([data[k]["image"] for k in range(images)])
@@ -136,7 +137,7 @@ def study_estimators(
             noisy = scheduler.add_noise(clean[few], noise[few], times).to(model.dtype)
             target = training_target(scheduler, clean[few], noise[few], times)
             predictions, uncertainties = model.all_exits(noisy, times, None if labels is None else labels[few])
-            predictions, uncertainties = predictions.float(), uncertainties.float()
+            predictions, uncertainties = predictions.float(), uncertainties.float()  # (layers, batch, ...) each
             errors = pseudo_uncertainty(predictions, target)
             estimated[place, few] = uncertainties.flatten(2).mean(2).T
             true[place, few] = errors.flatten(2).mean(2).T

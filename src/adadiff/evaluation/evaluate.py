@@ -1,4 +1,4 @@
-"""Every metric of a folder of samples, in one file and one table."""
+"""Evaluation of a folder of samples: all metrics, in one JSON file and one table."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What samples are worth, and what they cost.
+    """The quality of samples and the cost of making them.
 
     Args:
-        images: How many were judged.
+        images: Number of samples evaluated.
         features: Name of the feature network.
         frechet: Fréchet distance to the real images.
-        frechet_error: Its standard error, by bootstrap over the samples.
-        kernel: Kernel distance (KID), unbiased.
-        precision: Share of the samples among the real ones, in [0, 1].
-        recall: Share of the real ones among the samples, in [0, 1].
-        class_agreement: How often the network sees the class that was asked for, in [0, 1]; None where there were no
-            classes, or the network does not know them.
-        clip_score: 100 times the mean cosine of image and text by a CLIP model, at least 0 each; None without one.
+        frechet_error: Standard error of the Fréchet distance, by bootstrap over the samples.
+        kernel: Kernel distance (KID) to the real images, unbiased.
+        precision: Share of samples that lie on the manifold of real images, in [0, 1].
+        recall: Share of real images that lie on the manifold of samples, in [0, 1].
+        class_agreement: Share of samples that the network assigns to their requested class, in [0, 1]; None if no
+            classes were requested, or the network does not know them.
+        clip_score: Mean over samples of 100 max(cos(image, text), 0) by a CLIP model; None without a CLIP model.
         layer_fraction: Layers run over the full model's, in (0, 1].
-        compute_fraction: The same in FLOPs.
-        images_per_second: Of one process, while it sampled.
-        constant_images: Numbers of the samples that are of one colour, which a diverging sampler makes.
+        compute_fraction: FLOPs spent over the full model's, heads and estimators included.
+        images_per_second: Sampling speed of one process.
+        constant_images: Numbers of the samples that have a single colour, as a diverging sampler makes them.
     """
 
     images: int
@@ -77,14 +77,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ClipScorer:
-    """A CLIP model and what prepares its inputs."""
+    """Scores how well images match texts, with a CLIP model and its processor."""
 
     model: CLIPModel
     processor: CLIPProcessor
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """100 max(cos(image, text), 0) of each pair (Hessel et al. 2021, arXiv 2104.08718, with w = 1 in percent)."""
+        """Compute 100 max(cos(image, text), 0) of each pair, (pairs,).
+
+        This is CLIPScore (Hessel et al. 2021, arXiv 2104.08718) with w = 1, in percent.
+        """
         inputs = self.processor(
             text=list(texts),
             images=[image.convert("RGB") for image in images],
@@ -97,10 +100,10 @@ class ClipScorer:
 
 
 def load_clip(name: str) -> ClipScorer:
-    """A CLIP model of transformers by its name on the hub or its folder, safetensors only.
+    """Load a CLIP model of transformers from a folder or by its name on the hub; only safetensors files are read.
 
     Raises:
-        InputError: If there is none, it cannot be fetched, or its weights are damaged.
+        InputError: If the model does not exist, cannot be fetched, or has damaged weights.
     """
     try:
         loaded: Any = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
@@ -117,13 +120,13 @@ def load_clip(name: str) -> ClipScorer:
 
 @dataclass(frozen=True)
 class Judge:
-    """What samples are held against.
+    """The reference that samples are evaluated against: real images and the networks that compare them.
 
     Args:
-        network: Gives the features.
+        network: The feature network.
         real: The real images.
-        reference: Their features.
-        clip: For samples with prompts.
+        reference: Features of the real images.
+        clip: CLIP scorer for samples with prompts, or None.
     """
 
     network: FeatureNetwork
@@ -133,11 +136,11 @@ class Judge:
 
     @property
     def least_images(self) -> int:
-        """How many images the metrics need, real ones and samples alike."""
+        """Least number of images that the metrics need, of real ones and of samples."""
         return max(self.reference.vectors.shape[1], NEIGHBOURS) + 1
 
     def require_enough(self, n: int) -> None:
-        """Raise InputError where so many samples are too few for these features."""
+        """Raise InputError if n samples are too few for metrics on these features."""
         if n < self.least_images:
             raise InputError(
                 f"{n} images are too few to judge by {self.network.name}: at least {self.least_images} are needed"
@@ -145,18 +148,18 @@ class Judge:
 
 
 def judge_for(model: str | Path, data: DataConfig, features: str, clip: str | None, device: torch.device) -> Judge:
-    """The judge of a model's images: the features of real images as large as they.
+    """Build the judge of a model's samples, with features of real images in the model's size.
 
     Args:
         model: Model folder, or the name of a packaged model.
-        data: Real images, brought to the size and channels of the model's.
+        data: Real images; resized to the model's size and converted to its channels.
         features: Name of the feature network.
         clip: Name of a CLIP model, for a model that takes text.
-        device: Where the networks run.
+        device: Device that the networks run on.
 
     Raises:
-        InputError: If something is not there, or the images are smaller than the model's, grey where those have
-            colours, or too few for the metrics.
+        InputError: If the model, the data or a network is missing; or the real images are smaller than the model's,
+            grey although the model's have colours, or too few for the metrics.
     """
     pipeline = AdaDiffPipeline.from_pretrained(model, own_settings=False)
     channels, height, width = pipeline.image_shape
@@ -180,12 +183,12 @@ def judge_for(model: str | Path, data: DataConfig, features: str, clip: str | No
 
 
 def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evaluation:
-    """Judge the samples in a folder, and write the figures into it.
+    """Evaluate the samples in a folder and write `metrics.json` into it.
 
     Args:
-        folder: As `sample_to_folder` fills it.
-        summary: What that returned.
-        judge: What they are held against.
+        folder: A folder that `sample_to_folder` filled.
+        summary: The summary that `sample_to_folder` returned.
+        judge: The real images and networks to evaluate with.
 
     Raises:
         InputError: If there are too few samples.
@@ -224,7 +227,7 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """The figures for people."""
+    """Build a table of the metrics for display."""
     table = Table("", "", title=f"{evaluation.images} images, features: {evaluation.features}", show_header=False)
     table.add_row("Fréchet distance", with_error(evaluation.frechet, evaluation.frechet_error))
     table.add_row("kernel distance", f"{evaluation.kernel:.5f}")
@@ -243,10 +246,11 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def _batches(folder: Path, n: int, constant: list[int]) -> Iterator[Tensor]:
-    """The samples in [0, 1]; numbers of those of one colour are noted in `constant`."""
+    """Yield batches of samples in [0, 1]; append the numbers of single-coloured samples to `constant`."""
     for first in tqdm(range(0, n, BATCH), desc="features of samples"):
         numbers = range(first, min(first + BATCH, n))
         pixels = np.stack([np.array(read_image(image_path(folder, k))) for k in numbers])
+        # (batch, channels, height, width); grey images have no channel axis on disk
         images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2) / 255
         alike = (images == images[:, :, :1, :1]).flatten(1).all(1)
         constant.extend(k for k, same in zip(numbers, alike, strict=True) if same)
@@ -256,12 +260,12 @@ def _batches(folder: Path, n: int, constant: list[int]) -> Iterator[Tensor]:
 def class_agreement(
     guesses: NDArray[np.int64] | None, known: Sequence[str], asked: Sequence[str | int]
 ) -> float | None:
-    """How often the guess for image k is the k-th class asked for, in turns; None where the network knows them not.
+    """Return the share of images whose guessed class is the requested one; None if the network lacks such classes.
 
     Args:
-        guesses: Numbers of `known`, (images,).
+        guesses: Positions in `known` of the guessed classes, (images,), or None.
         known: Names of the network's classes.
-        asked: Names of the classes asked for.
+        asked: Names of the requested classes; image k was requested to show class k modulo their number.
     """
     if guesses is None or not asked or not set(asked) <= set(known):
         return None

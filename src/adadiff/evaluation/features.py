@@ -1,4 +1,4 @@
-"""Networks that turn images into the features metrics are taken on, and the features of real images, kept on disk."""
+"""Feature networks, on whose outputs the metrics are computed, and a disk cache of real images' features."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What a network says of images, in order.
+    """The outputs of a feature network for a sequence of images.
 
     Args:
         vectors: Features, (images, features) float32.
-        guesses: The likeliest class of each, (images,) int64, where the network is a classifier with named classes.
+        guesses: The most likely class of each image, (images,) int64, if the network is a classifier with named
+            classes, else None.
     """
 
     vectors: NDArray[np.float32]
@@ -37,14 +38,14 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network to judge images by.
+    """A network that maps images to features.
 
     Args:
-        name: What it was asked for by.
+        name: The name it was loaded by, as `load_feature_network` takes it.
         network: Takes images (batch, channels, height, width) in [0, 1] and returns features (batch, features), or
             features and logits (batch, classes).
-        class_names: What the logits stand for, where they are known.
-        device: Where it runs.
+        class_names: Names of the logits' classes, if they are known.
+        device: Device that it runs on.
     """
 
     name: str
@@ -54,12 +55,12 @@ class FeatureNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """Another one for other weights."""
+        """A short hash of the network's name and weights."""
         return fingerprint([self.name, *weights_of(self.network)])
 
     @torch.no_grad()
     def of(self, batches: Iterable[Tensor]) -> ImageFeatures:
-        """Features of batches of images, (batch, channels, height, width) in [0, 1]."""
+        """Compute the features of batches of images, (batch, channels, height, width) in [0, 1]."""
         vectors, guesses = [], []
         for images in batches:
             output = self.network(images.to(self.device))
@@ -71,16 +72,16 @@ class FeatureNetwork:
 
 
 def load_feature_network(name: str, device: str | torch.device = "cpu") -> FeatureNetwork:
-    """A network by name.
+    """Load a feature network by name.
 
     Args:
-        name: `"small"`, which comes with the package; `"inception"`, the network of the usual FID (Heusel et al. 2017),
-            by torch-fidelity; the folder of a network like `small`; a TorchScript file; or `"package.module:name"` of a
-            `torch.nn.Module`, or of what returns one when called without arguments.
-        device: Where it shall run.
+        name: `"small"`, which comes with the package; `"inception"`, the network of the standard FID (Heusel et al.
+            2017), by torch-fidelity; the folder of a network like `small`; a TorchScript file; or
+            `"package.module:name"` of a `torch.nn.Module`, or of a function without arguments that returns one.
+        device: Device to run it on.
 
     Raises:
-        InputError: If there is no such network, or it cannot be fetched.
+        InputError: If the network does not exist or cannot be fetched.
     """
     path = SMALL if name == "small" else Path(name)
     class_names: tuple[str, ...] = ()
@@ -109,7 +110,7 @@ def load_feature_network(name: str, device: str | torch.device = "cpu") -> Featu
 
 
 def reference_features(network: FeatureNetwork, data: ImageData) -> ImageFeatures:
-    """Features of all real images, computed once for each network and data, and kept in the cache folder."""
+    """Return the features of all real images, cached on disk for each network and data set."""
     size, channels = data.config.size, data.config.channels
     key = fingerprint([network.fingerprint, size, channels, *data.contents()])
     path = cache_folder() / f"features-{key}.npz"
@@ -130,7 +131,7 @@ def _batches(data: ImageData) -> Iterator[Tensor]:
 
 
 class _Inception(nn.Module):
-    """The 2,048 pooled features of the Inception network of the usual FID, through torch-fidelity."""
+    """Maps images to the 2,048 pooled features of the standard FID's Inception network, through torch-fidelity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ def _import_network(name: str) -> nn.Module:
     try:
         network = found if isinstance(found, nn.Module) else found()
     except TypeError as error:
-        raise InputError(f"{name} makes no network when called without arguments: {error}") from error
+        raise InputError(f"{name} returns no network when called without arguments: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} is a {type(network).__name__}, not a torch.nn.Module")
     return network

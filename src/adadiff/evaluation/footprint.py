@@ -1,4 +1,4 @@
-"""What a training and its model will need, told before anything is trained: parameters, FLOPs, memory."""
+"""The footprint of a model, computed before it is trained: parameters, FLOPs and memory."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from adadiff.presets import Preset
 from adadiff.training.config import TrainConfig
 
 STATE_BYTES = 4 * 5
-"""Of a parameter in training: itself, its gradient, AdamW's two moments, its moving average, in float32."""
+"""Bytes of a parameter in training: itself, its gradient, AdamW's two moments and its moving average, in float32."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model needs.
+    """The parameters, FLOPs and memory that a model needs for sampling and training.
 
     Args:
-        parameters: Of the backbone, with its output head.
-        exit_parameters: Of the other output heads and the estimators.
-        flops: Of the full model for one image at one step, without guidance (a multiply-add counts 2).
-        weights: Bytes of the weights in float32; in bfloat16 half of it.
-        sampling_per_image: Bytes more for each image of a batch, all layers run in float32; in bfloat16 half.
-        training_states: Bytes of weights, gradients, optimizer and moving average, in float32.
-        training_per_image: Bytes more for each image of a process's batch, in the training's precision.
+        parameters: Number of parameters of the backbone, including its output head.
+        exit_parameters: Number of parameters of the other output heads and the estimators.
+        flops: FLOPs of the full model for one image at one step, without guidance (a multiply-add counts 2).
+        weights: Bytes of the weights in float32; half of it in bfloat16.
+        sampling_per_image: Additional bytes per image of a batch with all layers run in float32; half in bfloat16.
+        training_states: Bytes of weights, gradients, optimizer states and moving average, in float32.
+        training_per_image: Additional bytes per image of a process's batch, in the precision of the training.
     """
 
     parameters: int
@@ -47,7 +47,7 @@ class Footprint:
 
 
 def footprint(preset: Preset) -> Footprint:
-    """What a preset's model needs, by running its parts on tensors without contents."""
+    """Compute the footprint of a preset's model by running it on fake tensors, which hold no data."""
     config = preset.train
     with torch.device("meta"):
         model = config.model.build(
@@ -72,7 +72,7 @@ def footprint(preset: Preset) -> Footprint:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of the tensors made inside it that were alive at once, at most."""
+    """Measures the peak memory of tensors made inside its `with` block, in bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,10 @@ class PeakMemory(TorchDispatchMode):
 
 
 def _per_image(run: Callable[[int], Any]) -> int:
-    """How much the peak grows with each image, in batches so large that what is made once does not set the peak."""
+    """Return the growth of peak memory per image, in bytes.
+
+    It is measured between two batch sizes large enough that tensors independent of the batch do not set the peak.
+    """
     peaks = []
     for batch in (128, 256):
         with PeakMemory() as memory:
@@ -134,5 +137,5 @@ def _inputs(model: AdaptiveModel, batch: int) -> tuple[Any, ...]:
 
 
 def _class_names(config: TrainConfig) -> list[str] | None:
-    """Stand-ins for the data's class names where the configuration leaves their number to the data."""
+    """Return placeholder class names if the configuration leaves the number of classes to the data."""
     return [str(k) for k in range(10)] if config.model.num_classes is None else None

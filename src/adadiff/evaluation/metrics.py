@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, each metric a function on two arrays of features, (images, features)."""
+"""Metrics between generated and real images, as functions on two arrays of features, (images, features)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing_extensions import Self
 from adadiff.errors import InputError
 
 Features = NDArray[np.floating]
-NEIGHBOURS = 3  # of precision and recall
-BLOCK = 1000  # rows of a table of pairs that are in memory at once
+NEIGHBOURS = 3  # nearest neighbours in precision and recall
+BLOCK = 1000  # rows of the pairwise matrix computed at once, to bound memory
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A mean, (features,), and a covariance, (features, features), in float64."""
+    """A normal distribution of features: mean, (features,), and covariance, (features, features), in float64."""
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
 
     @classmethod
     def fit(cls, features: Features) -> Self:
-        """That of a set of features.
+        """Fit a Gaussian to a set of features, (images, features).
 
         Raises:
             InputError: If the set is too small for a covariance of that size.
@@ -38,9 +38,10 @@ class Gaussian:
         return cls(exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False)))
 
     def distance(self, other: Gaussian) -> float:
-        """|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
+        """Compute the Fréchet distance between two Gaussians (Heusel et al. 2017, arXiv 1706.08500).
 
-        The trace of the root is the sum of the roots of the eigenvalues of C1 C2, which are real and not negative.
+        It is |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)). The trace of the root is the sum of the square roots of
+        the eigenvalues of C1 C2, which are real and not negative.
         """
         means = self.mean - other.mean
         root = np.sqrt(np.linalg.eigvals(self.covariance @ other.covariance).real.clip(min=0)).sum()
@@ -48,7 +49,7 @@ class Gaussian:
 
 
 def frechet_distance(features: Features, reference: Features) -> float:
-    """The distance, >= 0, of Gaussians fitted to the two sets.
+    """Compute the Fréchet distance, >= 0, between Gaussians fitted to two sets of features.
 
     Raises:
         InputError: If a set is too small for a covariance of that size.
@@ -57,12 +58,13 @@ def frechet_distance(features: Features, reference: Features) -> float:
 
 
 def kernel_distance(features: Features, reference: Features) -> float:
-    """KID: the unbiased estimate of the squared maximum mean discrepancy (Binkowski et al. 2018, arXiv 1801.01401).
+    """Compute the kernel distance (KID), an unbiased estimate of the squared maximum mean discrepancy.
 
-    The kernel is (x.y / d + 1)^3. All pairs of all images count, so there are no subsets to draw.
+    Binkowski et al. 2018, arXiv 1801.01401. The kernel is (x.y / d + 1)^3. All pairs of all images are used, instead of
+    averaging over random subsets.
 
     Returns:
-        The distance; 0 in the mean for two sets of one distribution, and so at times below.
+        The distance; for two sets from one distribution its expectation is 0, so it can be negative.
     """
     for part in (features, reference):
         _require_enough(part, 2, "the kernel distance")
@@ -79,14 +81,15 @@ def kernel_distance(features: Features, reference: Features) -> float:
 
 
 def precision_recall(features: Features, reference: Features, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+    """Compute improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
 
     Precision is the share of generated images that lie within the distance from some real image to its k-th nearest
-    real neighbour; recall is the same with generated and real exchanged.
+    real neighbour. Recall is the share of real images that lie within the distance from some generated image to its
+    k-th nearest generated neighbour.
 
     Args:
-        features: Of generated images.
-        reference: Of real ones, best as many: both shares depend on the numbers.
+        features: Features of generated images.
+        reference: Features of real images, preferably equally many, since both shares depend on the numbers.
         neighbours: k, 3 in the paper.
 
     Returns:
@@ -99,13 +102,13 @@ def precision_recall(features: Features, reference: Features, neighbours: int = 
 
 
 def bootstrap(metric: Callable[[Features], float], features: Features, repeats: int = 50, seed: int = 0) -> float:
-    """Standard error of a metric of these features, by drawing as many of them again, with repetition.
+    """Estimate the standard error of a metric by the bootstrap: drawing as many images with replacement.
 
     Args:
-        metric: Of features, (images, features).
-        features: Of the images.
-        repeats: Draws.
-        seed: Of the draws.
+        metric: A function of features, (images, features).
+        features: Features of the images, (images, features).
+        repeats: Number of draws.
+        seed: Seed of the draws.
     """
     rng = np.random.default_rng(seed)
     draws = [metric(features[rng.integers(len(features), size=len(features))]) for _ in range(repeats)]
@@ -113,7 +116,7 @@ def bootstrap(metric: Callable[[Features], float], features: Features, repeats: 
 
 
 def with_error(value: float, error: float) -> str:
-    """A figure and its standard error, for people: to two significant figures of the error."""
+    """Format a value with its standard error, rounded to two significant digits of the error."""
     if not 0 < error < math.inf:
         return f"{value:.3g} ± {error:g}"
     exponent = math.floor(math.log10(max(abs(value), error)))
@@ -124,7 +127,7 @@ def with_error(value: float, error: float) -> str:
 
 
 def _share_within(points: Tensor, others: Tensor, neighbours: int) -> float:
-    """How many of the points lie in the ball of some other, which reaches to its k-th nearest neighbour."""
+    """Return the share of points within the ball of some other point, whose radius is its k-th neighbour distance."""
     radii = torch.cat([rows.kthvalue(neighbours + 1, dim=1).values for rows in _distances(others, others)])
     return torch.cat([(rows <= radii).any(1) for rows in _distances(points, others)]).double().mean().item()
 

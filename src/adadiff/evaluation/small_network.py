@@ -1,4 +1,4 @@
-"""`small`: a convolutional classifier whose pooled features judge images where no other network can be downloaded."""
+"""The feature network `small`: a convolutional classifier that comes with the package and needs no download."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from adadiff.verified import VerifiedModel
 
 
 class SmallNetwork(VerifiedModel):
-    """Seven 3x3 convolutions, each with batch normalisation and a ReLU, and a linear classifier on their average.
+    """A small convolutional classifier, a narrow ResNet-9, whose pooled features serve as image features.
 
-    The plan is that of a narrow ResNet-9: resolution halves where the width doubles, and a residual block follows at
-    each of the two lowest resolutions.
+    Seven 3x3 convolutions, each with batch normalisation and a ReLU, and a linear classifier on their average. The
+    resolution halves where the width doubles; a residual block follows at each of the two lowest resolutions.
 
     Args:
-        class_names: The classes it tells apart.
+        class_names: Names of the classes that it distinguishes.
         width: Channels of the first convolution; there are 8 times as many features.
-        sample_size: Side of the images it was trained on; others are resized to it.
-        mirror: Whether, once trained, an image's features are averaged with those of its mirror image.
+        sample_size: Side of the training images, in pixels; other sizes are resized to it.
+        mirror: Whether, in evaluation mode, an image's features are averaged with those of its mirror image.
     """
 
     @register_to_config
@@ -39,9 +39,13 @@ class SmallNetwork(VerifiedModel):
         self.classifier = nn.Linear(8 * width, len(class_names))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits, (batch, 8 * width) and (batch, classes), of images (batch, 1 or 3, any, any) in [0, 1].
+        """Compute features and logits of images.
 
-        Grey images count as RGB with three channels alike.
+        Args:
+            images: (batch, channels, height, width) in [0, 1], with 3 channels, or 1 for grey, which is repeated.
+
+        Returns:
+            Features, (batch, 8 * width), and logits, (batch, classes).
         """
         size = (self.config.sample_size,) * 2
         if images.shape[2:] != size:
@@ -54,7 +58,7 @@ class SmallNetwork(VerifiedModel):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside the identity."""
+    """A residual block: the identity plus two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -65,6 +69,6 @@ class Residual(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, halve: bool = False) -> nn.Sequential:
-    """A 3x3 convolution, halved in resolution where asked, normalised, through a ReLU."""
+    """Build a 3x3 convolution with batch normalisation and a ReLU, optionally halving the resolution."""
     pool = nn.MaxPool2d(2) if halve else nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), pool, nn.BatchNorm2d(outputs), nn.ReLU())

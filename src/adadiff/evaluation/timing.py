@@ -1,4 +1,4 @@
-"""Seconds of rival ways to do the same, measured fairly."""
+"""Fair timing of alternatives: they take turns in one process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 def interleaved_seconds(rivals: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
-    """Run all rivals in turns in this process, after one warm-up each, so that all meet the same machine.
+    """Time functions alternately in this process, after one warm-up each, so that all see the same machine load.
 
     Args:
-        rivals: What to time, by name.
-        repeats: Timed runs of each.
+        rivals: The functions to time, by name.
+        repeats: Number of timed runs of each function.
 
     Returns:
-        Seconds of each run, by name, in order.
+        Seconds of each run in order, by name.
     """
     for run in rivals.values():
         run()
@@ -34,7 +34,7 @@ def interleaved_seconds(rivals: Mapping[str, Callable[[], Any]], repeats: int = 
 
 
 def median_seconds(rivals: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, float]:
-    """Medians of `interleaved_seconds`."""
+    """Return the median of each function's seconds, timed by `interleaved_seconds`."""
     return {name: statistics.median(runs) for name, runs in interleaved_seconds(rivals, repeats).items()}
 
 

@@ -1,4 +1,4 @@
-"""Trains the `small` feature network: python -m adadiff.evaluation.train_small --help."""
+"""Training of the feature network `small`: python -m adadiff.evaluation.train_small --help."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.files import require_empty_folder
 from adadiff.training.build import native_precision
 
-SHIFT = 4  # pixels an image is moved by, at most
+SHIFT = 4  # largest shift of a training image, in pixels
 
 
 @dataclass(frozen=True)
 class SmallTraining:
-    """Train the small feature network on labelled images, and say how many of the test images it names rightly."""
+    """Train the small feature network on labelled images, and print its accuracy on test images."""
 
     train: DataConfig
-    """Images to learn from."""
+    """Labelled training images."""
     test: DataConfig
-    """Images to be tested on, never learned from."""
+    """Labelled test images."""
     out: Path
     """New folder for the network."""
     epochs: int = 15
@@ -40,14 +40,14 @@ class SmallTraining:
     weight_decay: float = 5e-4
     """Weight decay."""
     seed: int = 0
-    """Of weights, order, flips and shifts."""
+    """Seed of weights, order, flips and shifts."""
 
 
 def train_small(config: SmallTraining) -> float:
-    """Train, save in float16, and return the share of test images that the saved network names rightly.
+    """Train the network, save it in float16, and return the saved network's accuracy on the test images.
 
-    SGD with Nesterov momentum under one cycle of the learning rate (Smith & Topin 2019, arXiv 1708.07120); images are
-    flipped where the data say so and shifted by up to four pixels.
+    SGD with Nesterov momentum and a one-cycle learning rate (Smith & Topin 2019, arXiv 1708.07120); images are flipped
+    if the data configuration says so, and shifted by up to four pixels.
 
     Raises:
         InputError: If the data have no named classes, or the folder is not empty.
@@ -86,7 +86,7 @@ def train_small(config: SmallTraining) -> float:
 
 
 def load_labelled(config: DataConfig) -> tuple[Tensor, Tensor, list[str]]:
-    """All images as (n, channels, size, size) uint8, their labels, and the names of the classes."""
+    """Load all images, (n, channels, size, size) uint8, their labels, (n,), and the names of the classes."""
     data = ImageData(config, condition="class")
     if data.class_names is None:
         raise InputError(f"{config.source} has no named classes: choose labelled images")
@@ -95,7 +95,7 @@ def load_labelled(config: DataConfig) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def augment(images: Tensor, flip: bool) -> Tensor:
-    """Each image shifted by up to `SHIFT` pixels, its border mirrored into the gap, and half of them flipped."""
+    """Shift each image by up to `SHIFT` pixels, mirroring its border into the gap, and flip half of them at random."""
     n, _, height, width = images.shape
     padded = F.pad(images, (SHIFT,) * 4, mode="reflect")
     down, right = torch.randint(0, 2 * SHIFT + 1, (2, n, 1))
@@ -108,7 +108,7 @@ def augment(images: Tensor, flip: bool) -> Tensor:
 
 @torch.no_grad()
 def accuracy(network: SmallNetwork, images: Tensor, labels: Tensor) -> float:
-    """The share of images named rightly, in [0, 1]."""
+    """Return the share of images that the network classifies correctly, in [0, 1]."""
     guesses = torch.cat([network(few / 255)[1].argmax(1) for few in images.split(500)])
     return (guesses == labels).double().mean().item()
 
@@ -116,4 +116,4 @@ def accuracy(network: SmallNetwork, images: Tensor, labels: Tensor) -> float:
 if __name__ == "__main__":
     chosen = tyro.cli(SmallTraining)
     share = train_small(chosen)
-    print(f"{share:.2%} of the test images named rightly; the network is in {chosen.out}")
+    print(f"{share:.2%} of the test images are classified correctly; the network is in {chosen.out}")

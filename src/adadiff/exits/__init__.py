@@ -1,4 +1,4 @@
-"""What the paper adds to a backbone: exits, uncertainty estimators, losses, and rules for leaving."""
+"""What the paper adds to a backbone: output heads at every layer, uncertainty estimators, losses and exit policies."""
 
 from adadiff.exits.adaptive import AdaptiveModel, AdaptiveOutput
 from adadiff.policies import (

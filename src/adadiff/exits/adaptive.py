@@ -1,7 +1,8 @@
 """AdaptiveModel: a backbone with an exit after every layer.
 
-All layers for training (`all_exits`); for sampling, every sample leaves on its own as soon as the policy lets it
-(`forward`): it is read off by the head of the layer it leaves at and dropped from the batch, and the rest go on.
+Training runs all layers and every exit (`all_exits`). Sampling lets each sample exit on its own (`forward`): when the
+policy decides that a sample exits, the head of that layer makes its prediction, the sample is dropped from the batch,
+and the remaining samples run the next layer.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from adadiff.verified import VerifiedModel
 
 @dataclass
 class AdaptiveOutput(BaseOutput):
-    """What `AdaptiveModel` returns.
+    """The output of `AdaptiveModel`: predictions, and for each sample its exit layer, uncertainties and FLOPs.
 
     Args:
         sample: Predictions, (batch, channels, height, width).
-        exit_layers: The layer each sample left after, (batch,) int64 in 1..N, on the CPU.
+        exit_layers: The layer each sample exited after, (batch,) int64 in 1..N, on the CPU.
         uncertainties: Mean uncertainty of each sample after each layer, (batch, N) float32 on the CPU; NaN where no
             estimator ran.
-        flops: What was computed for each sample, (batch,) int64, on the CPU.
+        flops: FLOPs spent on each sample, (batch,) int64, on the CPU.
     """
 
     sample: Tensor
@@ -47,22 +48,34 @@ class AdaptiveOutput(BaseOutput):
 
 
 class AdaptiveModel(VerifiedModel):
-    """A denoiser with an exit after every layer; called like any diffusers denoiser, it runs in full.
+    """A denoiser with an exit after every layer; without a policy it runs all layers, like any diffusers denoiser.
 
     Args:
         sample_size: Side of the square image, or its height and width, in pixels.
         in_channels: Channels of the image.
-        out_channels: Channels of the prediction, the same; diffusers' pipelines look it up in the config.
+        out_channels: Channels of the prediction; must equal `in_channels`. diffusers' pipelines read it in the config.
         backbone_type: Kind of backbone, a key of `adadiff.backbones.BACKBONES`.
-        backbone_config: The backbone's other settings, as in its class.
+        backbone_config: The backbone's other settings: further arguments of its class.
         head_type: Output heads g_i: `"shared"` or `"per_layer"`.
         estimator_type: Uncertainty estimators u_i: `"concat"`, `"token"`, `"attention"`, `"shared_token"` (BERxiT) or
             `"saturation"` (CALM).
-        class_names: Names of classes 0, 1, ..., where the model takes classes and they have names.
-        null_class: The class that stands for none, where the model was trained with one.
+        class_names: Names of classes 0, 1, ..., if the model takes classes and they have names.
+        null_class: The class that stands for "no class", if the model was trained with one.
 
     Raises:
         InputError: If a name is unknown or the sizes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from adadiff.policies import FixedExit
+        >>> small = {"patch_size": 4, "width": 32, "depth": 3, "num_heads": 2}
+        >>> model = AdaptiveModel(sample_size=8, in_channels=1, backbone_config=small).eval()
+        >>> with torch.no_grad():
+        ...     output = model(torch.zeros(2, 1, 8, 8), timestep=10, policy=FixedExit(1))
+        >>> output.sample.shape
+        torch.Size([2, 1, 8, 8])
+        >>> output.exit_layers
+        tensor([1, 1])
     """
 
     _supports_gradient_checkpointing = True
@@ -98,24 +111,27 @@ class AdaptiveModel(VerifiedModel):
 
     @property
     def class_indices(self) -> tuple[int, ...]:
-        """The classes that can be asked for, the null class left out; none where the model takes no classes."""
+        """The classes that can be sampled, without the null class; empty if the model takes no classes."""
         return tuple(k for k in range(self.backbone.num_classes or 0) if k != self.config.null_class)
 
     @cached_property
     def part_flops(self) -> PartFlops:
-        """What each part costs for one sample."""
+        """FLOPs of each part of the model, for one sample."""
         return count_part_flops(self)
 
     def trajectory(self) -> Callable[..., AdaptiveOutput]:
-        """What predicts the steps of one sampling, and keeps its corrections; the model itself keeps nothing."""
+        """Return a function that predicts the steps of one sampling run and keeps its corrections between them.
+
+        The model itself keeps no state between calls.
+        """
         return partial(self.__call__, corrections=Corrections())
 
     def identity(self) -> dict[str, Any]:
-        """What the predictions depend on, as plain values."""
+        """Return what the predictions depend on, a fingerprint of the weights and configuration, as plain values."""
         return {"fingerprint": model_fingerprint(self)}
 
     def start_from(self, backbone: Backbone[Any]) -> None:
-        """Take over a trained backbone's weights; per-layer heads start anew as copies of its head.
+        """Copy a trained backbone's weights; reset per-layer heads to copies of its head.
 
         Raises:
             RuntimeError: If the sizes differ.
@@ -124,13 +140,16 @@ class AdaptiveModel(VerifiedModel):
         self.heads = HEADS[self.config.head_type](self.backbone)
 
     def predict(self, i: int, state: LayerState) -> Tensor:
-        """g_i(L_i): the prediction read off after layer i, (batch, channels, height, width)."""
+        """Compute g_i(L_i), the prediction after layer i: (batch, channels, height, width)."""
         return self.heads(i, self.backbone.patch_tokens(state), self.backbone.head)
 
     def uncertainty(self, i: int, state: LayerState, before: LayerState) -> Tensor:
-        """u_i: (batch, patches, patch values) in [0, 1], from the states after and before layer i.
+        """Estimate u_i, the uncertainty after layer i, from the states after and before it.
 
-        Tokens and time are detached: no gradient reaches the backbone.
+        Tokens and time embedding are detached, so that the estimators never train the backbone.
+
+        Returns:
+            (batch, patches, patch values) in [0, 1].
         """
         tokens, previous = (self.backbone.patch_tokens(each).detach() for each in (state, before))
         return self.estimators[(i - 1) % len(self.estimators)](tokens, state.time.detach(), previous)
@@ -142,13 +161,13 @@ class AdaptiveModel(VerifiedModel):
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Every layer's prediction and uncertainty, for training.
+        """Compute the prediction and the uncertainty of every layer, for training.
 
         Args:
             sample: Noisy images x_t, (batch, channels, height, width).
-            timestep: (batch,).
-            class_labels: (batch,) int64, where the model takes classes.
-            encoder_hidden_states: Text features, where it takes text.
+            timestep: Time step of each sample, (batch,).
+            class_labels: Class of each sample, (batch,) int64, if the model takes classes.
+            encoder_hidden_states: Text features, (batch, context_length, context_dim), if the model takes text.
 
         Returns:
             Predictions and uncertainties, each (N, batch, channels, height, width).
@@ -174,20 +193,23 @@ class AdaptiveModel(VerifiedModel):
         corrections: Corrections | None = None,
         return_dict: bool = True,
     ) -> AdaptiveOutput | tuple[Tensor, ...]:
-        """Predict, each sample leaving after the layer that the policy says.
+        """Predict, with each sample exiting after the layer that the policy decides.
 
         Args:
             sample: Noisy images x_t, (batch, channels, height, width).
-            timestep: One for all, or (batch,).
-            class_labels: (batch,) int64, where the model takes classes.
-            encoder_hidden_states: Text features, (batch, context_length, context_dim), where it takes text.
-            policy: When samples leave; by default never.
-            step: Which sampling step this is, counted from 0, for policies that differ by step.
-            return_uncertainties: Run the estimator after every layer, for all samples that are still there.
-            tied_halves: The batch is two halves, and sample k of the one leaves together with sample k of the other,
-                once both may.
-            corrections: Those known from the batch's earlier steps, which this step adds to; by default none.
+            timestep: Time step, one for the whole batch or one per sample, (batch,).
+            class_labels: Class of each sample, (batch,) int64, if the model takes classes.
+            encoder_hidden_states: Text features, (batch, context_length, context_dim), if the model takes text.
+            policy: The exit policy; by default no sample exits early.
+            step: Sampling step, counted from 0, for policies that depend on it.
+            return_uncertainties: Run the estimator after every layer, for all samples that have not exited.
+            tied_halves: Tie sample k of the batch's first half to sample k of its second half: they exit together,
+                after the first layer where the policy lets both exit.
+            corrections: Corrections measured at earlier steps of this batch, updated in place; by default none.
             return_dict: Whether to return an `AdaptiveOutput` or a tuple of its fields.
+
+        Raises:
+            InputError: If the shapes or conditions do not fit the model.
         """
         policy, corrections = policy or NeverExit(), corrections or Corrections()
         if corrections.are_lost(len(sample)):
@@ -197,11 +219,11 @@ class AdaptiveModel(VerifiedModel):
         estimated = torch.tensor([*reads, return_uncertainties])
 
         prediction = torch.empty_like(sample)
-        exit_layers = torch.full((len(sample),), self.depth)
-        uncertainties = torch.full((len(sample), self.depth), torch.nan)
+        exit_layers = torch.full((len(sample),), self.depth)  # (batch,)
+        uncertainties = torch.full((len(sample), self.depth), torch.nan)  # (batch, N)
         remaining, history = torch.arange(len(sample)), uncertainties.clone()
         corrected = policy.corrected_layers(step, self.depth)
-        read_off: dict[int, Tensor] = {}  # predictions of the remaining samples after the layers to be corrected
+        read_off: dict[int, Tensor] = {}  # by layer to be corrected: predictions of the remaining samples
 
         state = self.backbone.embed(sample, timestep, class_labels, encoder_hidden_states)
         for i in range(1, self.depth + 1):

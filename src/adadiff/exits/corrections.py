@@ -1,9 +1,11 @@
-"""Corrections of early exits: what the layers after an exit add to its prediction changes little from step to step.
+"""Corrections of early exits, measured at full steps and extrapolated to later ones.
 
-So it is measured at the steps where a sample runs all layers, g_N(L_N) - g_i(L_i), and added to g_i(L_i) where the
-sample leaves after layer i at later steps, continued along a line. Caches add what deep layers did before to hidden
-tokens (`rivals/caching.py`), and TaylorSeer (Liu et al., ICCV 2025, arXiv 2503.06923) continues these; here it is the
-prediction itself that is corrected.
+What the later layers add to the prediction of layer i, g_N(L_N) - g_i(L_i), changes little from step to step. It is
+measured at steps where a sample runs all layers; at later steps where the sample exits after layer i, it is linearly
+extrapolated from the last two measurements and added to g_i(L_i).
+
+Related work caches hidden tokens: deep layers' outputs are reused (`rivals/caching.py`) or extrapolated (TaylorSeer,
+Liu et al., ICCV 2025, arXiv 2503.06923). Here the prediction itself is corrected.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from torch import Tensor
 
 @dataclass
 class _Measured:
-    """The last two corrections of each sample after one layer, (batch, ...), and at which steps; -1 for none."""
+    """The last two corrections of each sample after one layer, and the steps they were measured at.
+
+    Args:
+        last: The latest correction, (batch, channels, height, width).
+        before: The correction before it, of the same shape.
+        step: Step of the latest, (batch,) int64; -1 if there is none.
+        step_before: Step of the one before, (batch,) int64; -1 if there is none.
+    """
 
     last: Tensor
     before: Tensor
@@ -25,24 +34,24 @@ class _Measured:
 
 
 class Corrections:
-    """Those of one sampling's batch, measured and asked for by the samples' positions in it."""
+    """Corrections of the samples of one batch, addressed by position in the batch; one object per sampling run."""
 
     def __init__(self) -> None:
         self._measured: dict[int, _Measured] = {}
 
     def are_lost(self, batch: int) -> bool:
-        """Whether some were measured, but for a batch of another size: guidance begins or ends."""
+        """Return whether corrections exist but belong to a batch of another size, as when guidance begins or ends."""
         return any(len(known.last) != batch for known in self._measured.values())
 
     def measure(self, layer: int, step: int, batch: int, samples: Tensor, correction: Tensor) -> None:
-        """Note what going on to the last layer added to the prediction read off after `layer`.
+        """Record the final prediction minus the prediction after `layer`, for samples that ran all layers.
 
         Args:
-            layer: 1..N-1.
+            layer: The early layer, 1..N-1.
             step: Sampling step, counted from 0.
-            batch: Size of the whole batch; where it is another than before, what was known is lost.
-            samples: Positions in it of those that are measured, (measured,) int64.
-            correction: (measured, channels, height, width).
+            batch: Size of the whole batch; if it differs from earlier calls, earlier corrections are discarded.
+            samples: Positions in the batch of the measured samples, (measured,) int64.
+            correction: The differences, (measured, channels, height, width).
         """
         if self.are_lost(batch):
             self._measured.clear()
@@ -55,14 +64,14 @@ class Corrections:
         known.last[samples], known.step[samples] = correction.float(), torch.full_like(known.step[samples], step)
 
     def correct(self, layer: int, step: int, batch: int, samples: Tensor, prediction: Tensor) -> Tensor:
-        """Predictions read off after `layer` with their corrections; those of which nothing is known stay as they are.
+        """Return the predictions after `layer` plus their extrapolated corrections; 0 for samples without any.
 
         Args:
-            layer: 1..N-1.
+            layer: The exit layer, 1..N-1.
             step: Sampling step, counted from 0.
             batch: Size of the whole batch.
-            samples: Positions in it, (leaving,) int64.
-            prediction: (leaving, channels, height, width).
+            samples: Positions in the batch of the exiting samples, (leaving,) int64.
+            prediction: Their predictions, (leaving, channels, height, width).
         """
         known = self._measured.get(layer)
         if known is None or len(known.last) != batch:
@@ -72,9 +81,9 @@ class Corrections:
         before = torch.where(_over(measured_before >= 0, before), before, last)
         gap = _over(step - measured, last)
         gap_before = _over(measured - measured_before, last).clamp(min=1)
-        return prediction + last + gap / gap_before * (last - before)  # 0 where nothing was measured
+        return prediction + last + gap / gap_before * (last - before)  # `last` is 0 if nothing was measured
 
 
 def _over(values: Tensor, images: Tensor) -> Tensor:
-    """One value an image, shaped to go with the images."""
+    """Reshape (batch,) values to (batch, 1, 1, 1), so that they broadcast over the images."""
     return values.view(-1, *[1] * (images.dim() - 1))

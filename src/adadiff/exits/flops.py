@@ -1,4 +1,4 @@
-"""What each part of an adaptive model costs, counted by torch's FLOP counter and never by hand."""
+"""FLOPs of each part of an adaptive model, counted by torch's FLOP counter rather than by formulas of ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's FLOP counter, taught the CPU's fused attention, which it otherwise counts as nothing."""
+    """Return torch's FLOP counter, extended by the CPU's fused attention, which it otherwise counts as 0 FLOPs."""
     cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def formula(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
@@ -42,16 +42,16 @@ class PartFlops:
 
     @property
     def full(self) -> int:
-        """The full model: all layers, the last head, no estimator."""
+        """FLOPs of the full model: all layers and the last head, no estimator."""
         return self.embed + int(self.layers.sum() + self.heads[-1])
 
     def until_exit(self, exit_layers: Tensor, estimated: Tensor, corrected: Sequence[int] = ()) -> Tensor:
-        """What samples cost that left after the given layers.
+        """Return the FLOPs of samples that exited after the given layers.
 
         Args:
-            exit_layers: 1..N, any shape, int64.
-            estimated: After which of the layers 1..N an estimator ran, (N,) bool.
-            corrected: After which of the layers 1..N-1 those that went on were read off too.
+            exit_layers: Exit layers in 1..N, any shape, int64.
+            estimated: For each of the layers 1..N whether an estimator ran after it, (N,) bool.
+            corrected: The layers, 1..N-1, whose head also ran for samples that went on, to measure corrections.
 
         Returns:
             FLOPs, shaped like `exit_layers`, int64.
@@ -64,7 +64,7 @@ class PartFlops:
 
 
 def count_part_flops(model: AdaptiveModel) -> PartFlops:
-    """Run each part once for one sample on the meta device, where nothing is computed, and count."""
+    """Count the FLOPs of each part by running it once for one sample on the meta device, which computes nothing."""
     with torch.device("meta"):
         twin = type(model).from_config(model.config)
         backbone = twin.backbone

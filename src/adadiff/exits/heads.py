@@ -1,4 +1,4 @@
-"""Output heads g_i: how the prediction is read off the tokens after layer i."""
+"""Output heads g_i: they map the tokens after layer i to a prediction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from adadiff.backbones import Backbone
 
 
 class SharedHead(nn.Module):
-    """One head for all layers, the backbone's own (the authors' released code)."""
+    """Uses the backbone's own output head after every layer (the authors' released code)."""
 
     def __init__(self, backbone: Backbone[Any]) -> None:
         super().__init__()
 
     def forward(self, i: int, patch_tokens: Tensor, final_head: nn.Module) -> Tensor:
-        """Read layer i's prediction off its patch tokens.
+        """Map layer i's patch tokens to its prediction.
 
         Args:
             i: Layer, 1..N.
@@ -31,14 +31,14 @@ class SharedHead(nn.Module):
 
 
 class PerLayerHeads(nn.Module):
-    """A head of its own for every layer, each starting as a copy of the backbone's, which stays layer N's."""
+    """Uses a separate head after each layer, initialised as a copy of the backbone's head, which serves layer N."""
 
     def __init__(self, backbone: Backbone[Any]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(copy.deepcopy(backbone.head) for _ in range(backbone.depth - 1))
 
     def forward(self, i: int, patch_tokens: Tensor, final_head: nn.Module) -> Tensor:
-        """As `SharedHead.forward`, with layer i's own head."""
+        """Map layer i's patch tokens, (batch, patches, width), to a prediction, (batch, channels, height, width)."""
         return final_head(patch_tokens) if i > len(self.heads) else self.heads[i - 1](patch_tokens)
 
 

@@ -1,7 +1,7 @@
-"""The training losses (AdaDiff, sections 3.2 and 3.3), each a function on tensors.
+"""Training losses (AdaDiff, sections 3.2 and 3.3), as functions on tensors.
 
-Shapes: `predictions` and `uncertainties` are (layers, batch, channels, height, width), layer N last; `target` is what
-the model predicts (the noise, the velocity), (batch, channels, height, width).
+Shapes: `predictions` and `uncertainties` are (layers, batch, channels, height, width), layer N last; `target`, the
+noise or velocity that the model learns to predict, is (batch, channels, height, width).
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ UalWeighting = Literal["detached", "normalized", "uniform", "index"]
 
 
 def simple_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """L_simple = mean (prediction - target)^2, of the full model's prediction (DDPM, Ho et al. 2020, equation 14)."""
+    """Compute L_simple = mean (prediction - target)^2 of the full model (DDPM, Ho et al. 2020, equation 14)."""
     return (prediction - target).square().mean()
 
 
 def pseudo_uncertainty(predictions: Tensor, target: Tensor) -> Tensor:
-    """u*_i = tanh |g_i(L_i) - target|, in [0, 1), detached: what the estimators learn to foretell."""
+    """Compute u*_i = tanh |g_i(L_i) - target|, in [0, 1), detached: the target of the uncertainty estimators."""
     return torch.tanh((predictions - target).abs()).detach()
 
 
 def uncertainty_loss(uncertainties: Tensor, predictions: Tensor, target: Tensor) -> Tensor:
-    """L_u = mean_i mean (u_i - u*_i)^2 over all layers."""
+    """Compute the estimators' loss, L_u = mean_i mean (u_i - u*_i)^2, over all layers."""
     return (uncertainties - pseudo_uncertainty(predictions, target)).square().mean()
 
 
 def layerwise_loss(
     predictions: Tensor, uncertainties: Tensor, target: Tensor, weighting: UalWeighting = "detached"
 ) -> Tensor:
-    """L_UAL, the uncertainty-aware layer-wise loss over the layers before the last, or what rivals have in its place.
+    """Compute L_UAL, the uncertainty-aware layer-wise loss over layers 1..N-1, or a baseline's layer-wise loss.
 
     Args:
-        predictions: Of all layers.
-        uncertainties: Of all layers.
-        target: What the model predicts.
+        predictions: Predictions of all layers, g_i(L_i).
+        uncertainties: Uncertainties after all layers, u_i.
+        target: The noise or velocity to predict.
         weighting: `"detached"`: mean_{i<N} (1 - mean u_i) * mean (g_i - target)^2, each sample with its own weight,
             which carries no gradient. `"normalized"`: the authors' released code; a layer's weight is its certainty
-            averaged over the batch, divided by the sum over those layers, and it carries gradient. `"uniform"`: the
-            sum over those layers (BERxiT, Xin et al. 2021). `"index"`: layer i with weight i / N, so that together with
-            L_simple the weights are in proportion to the layer's number (CALM, Schuster et al. 2022).
+            averaged over the batch, divided by the sum over layers 1..N-1, and carries gradient. `"uniform"`: the
+            unweighted sum over layers 1..N-1 (BERxiT, Xin et al. 2021). `"index"`: layer i has weight i / N, so that
+            together with L_simple the weights are proportional to the layer number (CALM, Schuster et al. 2022).
     """
-    errors = (predictions[:-1] - target).square().flatten(2).mean(2)
+    errors = (predictions[:-1] - target).square().flatten(2).mean(2)  # (layers - 1, batch)
     if weighting == "uniform":
         return errors.mean(1).sum()
     if weighting == "index":
         return (torch.arange(1, len(predictions), device=errors.device) / len(predictions) * errors.mean(1)).sum()
-    certainty = 1 - uncertainties[:-1].flatten(2).mean(2)
+    certainty = 1 - uncertainties[:-1].flatten(2).mean(2)  # (layers - 1, batch)
     if weighting == "detached":
         return (certainty.detach() * errors).mean()
     layer_certainty = certainty.mean(1)
@@ -59,7 +59,7 @@ def layerwise_loss(
 
 @dataclass(frozen=True)
 class JointLoss:
-    """The joint loss and the terms it is made of, scalars."""
+    """The joint loss and its three terms, as scalar tensors."""
 
     total: Tensor
     simple: Tensor
@@ -75,7 +75,16 @@ def joint_loss(
     layerwise_weight: float = 1.0,
     ual_weighting: UalWeighting = "detached",
 ) -> JointLoss:
-    """L = L_simple + lambda * L_u + beta * L_UAL, lambda = beta = 1 in the paper."""
+    """Compute L = L_simple + lambda * L_u + beta * L_UAL; in the paper lambda = beta = 1.
+
+    Args:
+        predictions: Predictions of all layers, g_i(L_i).
+        uncertainties: Uncertainties after all layers, u_i.
+        target: The noise or velocity to predict.
+        uncertainty_weight: lambda.
+        layerwise_weight: beta.
+        ual_weighting: Layer weights in L_UAL, as `layerwise_loss` takes them.
+    """
     simple = simple_loss(predictions[-1], target)
     uncertainty = uncertainty_loss(uncertainties, predictions, target)
     layerwise = layerwise_loss(predictions, uncertainties, target, ual_weighting)

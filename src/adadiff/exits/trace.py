@@ -1,6 +1,6 @@
-"""The trace of a sampling: which layer each sample left after, at every step, and what that cost.
+"""The trace of a sampling run: the exit layer and the FLOPs of each sample at each step.
 
-`Trace` holds every sample's exits; `TraceTotals` only counts them, and so is as small for a million images as for one.
+`Trace` holds every sample's exits. `TraceTotals` only counts them, so its size does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from adadiff.files import whole_file
 
 @dataclass(frozen=True)
 class TraceTotals:
-    """How many samples left after each layer at each step, and what all of them cost; totals of parts add up.
+    """Counts of exits per step and layer, with the total FLOPs; totals of several batches can be added.
 
     Args:
-        exits: Samples that left after each layer, (steps, depth) int64.
-        unconditional_exits: The same of the unconditional one of each pair; 0 everywhere at steps without guidance.
-        flops: What was computed, of all samples and steps.
-        full_flops: What the full model computes for one sample at one step.
+        exits: Number of samples that exited after each layer, (steps, depth) int64.
+        unconditional_exits: Exits of the unconditional predictions that guidance adds, (steps, depth) int64; 0 at
+            steps without guidance.
+        flops: FLOPs of all samples and steps.
+        full_flops: FLOPs of the full model for one sample at one step.
         timesteps: Time of each step, (steps,) floats.
     """
 
@@ -39,7 +40,7 @@ class TraceTotals:
 
     @classmethod
     def of(cls, trace: Trace) -> Self:
-        """The totals of a trace."""
+        """Count the exits of a trace."""
         return cls(
             _counted(trace.exit_layers, trace.depth),
             _counted(trace.unconditional_exit_layers, trace.depth),
@@ -49,7 +50,7 @@ class TraceTotals:
         )
 
     def __add__(self, other: Self) -> Self:
-        """The totals of both, sampled with the same model and steps."""
+        """Add the totals of two batches, sampled with the same model and steps."""
         return replace(
             self,
             exits=self.exits + other.exits,
@@ -69,7 +70,7 @@ class TraceTotals:
 
     @property
     def predictions(self) -> int:
-        """How often the model was evaluated: once for each sample and step, and once more where it was guided."""
+        """Number of predictions: one for each sample and step, two at steps with guidance."""
         return int(self.exits.sum() + self.unconditional_exits.sum())
 
     @property
@@ -80,7 +81,7 @@ class TraceTotals:
 
     @property
     def compute_fraction(self) -> float:
-        """FLOPs computed, heads and estimators included, over the full model's."""
+        """FLOPs spent, heads and estimators included, over the full model's."""
         return self.flops / (self.full_flops * self.predictions)
 
     @property
@@ -89,12 +90,12 @@ class TraceTotals:
         return (self.exits @ torch.arange(1, self.depth + 1)).double() / self.images
 
     def exit_quantile(self, share: float) -> Tensor:
-        """The first layer after which at least this share of the samples has left, at each step, (steps,) int64."""
+        """Return, for each step, the first layer by which at least this share of samples exited: (steps,) int64."""
         left = self.exits.cumsum(1)
         return (left >= max(share * self.images, 1)).int().argmax(1) + 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The totals as plain values."""
+        """Return the totals as plain values, ready for JSON."""
         return {
             "images": self.images,
             "predictions": self.predictions,
@@ -111,10 +112,10 @@ class TraceTotals:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The totals that `to_dict` wrote.
+        """Build the totals from the output of `to_dict`.
 
         Raises:
-            InputError: If the values are something else.
+            InputError: If values are missing or of another type.
         """
         try:
             return cls(
@@ -125,26 +126,27 @@ class TraceTotals:
                 tuple(values["timesteps"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"these are no totals of a trace ({error}): sample again") from error
+            raise InputError(f"the totals of the trace cannot be read ({error}): sample again") from error
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Which layer each sample left after, at every step.
+    """The exit layer, FLOPs and uncertainties of every sample at every step.
 
-    With classifier-free guidance a sample is a pair: one prediction with its condition, one without.
+    With classifier-free guidance each sample is a pair of predictions: one with its condition, one without.
 
     Args:
-        exit_layers: (steps, batch) int64, in 1..depth.
-        flops: What was computed, (steps, batch) int64; of both of a pair.
+        exit_layers: The layer each sample exited after, (steps, batch) int64, in 1..depth.
+        flops: FLOPs spent, (steps, batch) int64; with guidance, the sum over the pair.
         depth: Layers of the full model, N.
-        full_flops: What the full model computes for one sample at one step.
+        full_flops: FLOPs of the full model for one sample at one step.
         timesteps: Time of each step, (steps,) floats.
         uncertainties: Mean uncertainty of each sample after each layer, (steps, batch, depth) float32; NaN where no
             estimator ran.
-        unconditional_exit_layers: Where the unconditional one of each pair left, (steps, batch) int64; 0 at steps
-            without guidance.
-        unconditional_uncertainties: Its mean uncertainties, shaped like `uncertainties`; NaN at steps without guidance.
+        unconditional_exit_layers: The exit layer of each pair's unconditional prediction, (steps, batch) int64; 0 at
+            steps without guidance.
+        unconditional_uncertainties: Mean uncertainties of the unconditional predictions, (steps, batch, depth)
+            float32; NaN at steps without guidance.
     """
 
     exit_layers: Tensor
@@ -158,7 +160,7 @@ class Trace:
 
     @property
     def predictions(self) -> int:
-        """How often the model was evaluated: `TraceTotals.predictions`."""
+        """Number of predictions: one for each sample and step, two at steps with guidance."""
         return TraceTotals.of(self).predictions
 
     @property
@@ -168,12 +170,12 @@ class Trace:
 
     @property
     def compute_fraction(self) -> float:
-        """FLOPs computed, heads and estimators included, over the full model's."""
+        """FLOPs spent, heads and estimators included, over the full model's."""
         return TraceTotals.of(self).compute_fraction
 
     @classmethod
     def join(cls, traces: Sequence[Self]) -> Self:
-        """One trace of several batches, sampled with the same model and steps."""
+        """Concatenate the traces of several batches, sampled with the same model and steps."""
         joined: dict[str, Any] = {
             name: torch.cat([getattr(trace, name) for trace in traces], dim=1)
             for name, value in vars(traces[0]).items()
@@ -182,7 +184,7 @@ class Trace:
         return replace(traces[0], **joined)
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace as plain values, the uncertainties left out."""
+        """Return the trace as plain values, without the uncertainties, ready for JSON."""
         return {
             "layer_fraction": self.layer_fraction,
             "compute_fraction": self.compute_fraction,
@@ -195,12 +197,12 @@ class Trace:
         }
 
     def save(self, path: str | Path, **more: Any) -> None:
-        """Write the trace as JSON, with `more` beside it."""
+        """Write the trace and the values in `more` to one JSON file."""
         with whole_file(Path(path)) as part:
             part.write_text(json.dumps({**more, **self.to_dict()}) + "\n")
 
     def plot(self, path: str | Path) -> None:
-        """Draw the exit layers as a heat map, step by sample, into a picture file."""
+        """Draw the exit layers as a heat map, steps by samples, into an image file."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4), layout="constrained")
@@ -209,7 +211,7 @@ class Trace:
             figure.savefig(part, dpi=120)
 
     def draw(self, axes: Any) -> None:
-        """Draw the heat map into matplotlib axes; a pair counts with the deeper of its two."""
+        """Draw the exit layers as a heat map into matplotlib axes; a guided pair shows the deeper of its two exits."""
         steps, batch = self.exit_layers.shape
         image = axes.imshow(
             torch.maximum(self.exit_layers, self.unconditional_exit_layers).T,
@@ -229,5 +231,5 @@ class Trace:
 
 
 def _counted(layers: Tensor, depth: int) -> Tensor:
-    """How often each of layers 1..depth stands in each row, (steps, depth) int64; 0 counts nowhere."""
+    """Count how often each of the layers 1..depth occurs in each row: (steps, depth) int64; zeros are not counted."""
     return torch.stack([(layers == layer).sum(1) for layer in range(1, depth + 1)], dim=1)

@@ -1,4 +1,4 @@
-"""Exit policies: the rules by which samples leave the network."""
+"""Exit policies: the rules that decide after which layer each sample exits."""
 
 from adadiff.policies.base import POLICIES, ExitPolicy, ExitQuery
 from adadiff.policies.schedules import CorrectedScheduleExit, FixedExit, NeverExit, ScheduleExit

@@ -1,4 +1,4 @@
-"""Policies that do not look at the samples: a layer for all of them, at every step or at each."""
+"""Policies that ignore the samples: the exit layer is fixed in advance, for all steps or for each step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adadiff.ranges import as_int
 
 @dataclass(frozen=True)
 class NeverExit(ExitPolicy):
-    """Everybody runs all layers: the full model."""
+    """Runs all layers for every sample: the full model."""
 
     def leaves(self, query: ExitQuery) -> Tensor:
         return torch.zeros(len(query.samples), dtype=torch.bool)
@@ -26,7 +26,7 @@ class NeverExit(ExitPolicy):
 
 @dataclass(frozen=True)
 class FixedExit(ExitPolicy):
-    """Everybody leaves after the same layer, at every step.
+    """Exits after the same layer at every step, for all samples.
 
     Args:
         layer: The exit layer, 1..N.
@@ -49,10 +49,16 @@ class FixedExit(ExitPolicy):
 
 @dataclass(frozen=True)
 class ScheduleExit(ExitPolicy):
-    """Everybody leaves after a layer that depends on the step alone.
+    """Exits after a layer that depends only on the sampling step, for all samples.
 
     Args:
         layers: The exit layer at each sampling step, 1..N.
+
+    Example:
+        >>> policy = ScheduleExit((9, 3, 3, 9))
+        >>> policy.check(depth=9, num_steps=4)  # raises InputError if it does not fit
+        >>> policy.stretched(8).layers
+        (9, 9, 3, 3, 3, 3, 9, 9)
     """
 
     layers: tuple[int, ...]
@@ -78,13 +84,21 @@ class ScheduleExit(ExitPolicy):
 
 @dataclass(frozen=True)
 class CorrectedScheduleExit(ScheduleExit):
-    """A schedule whose early exits are corrected by what the layers after them added at earlier, full steps.
+    """A step schedule whose early exits are corrected by what the later layers added at earlier full steps.
 
-    With all layers at every second or third step and one or two at those between, the images stay far nearer to the
-    full model's than with a depth in the middle at every step. Before the first full step exits are not corrected.
+    Running all layers at every second or third step, and one or two layers at the steps in between, keeps the images
+    far closer to the full model's than a medium depth at every step. Exits before the first full step are not
+    corrected.
 
     Args:
         layers: The exit layer at each sampling step, 1..N.
+
+    Example:
+        >>> policy = CorrectedScheduleExit((9, 1, 9, 2))
+        >>> policy.corrected_layers(step=0, depth=9)  # the layers that later steps exit after
+        (1, 2)
+        >>> policy.corrected_layers(step=1, depth=9)  # not a full step: nothing to measure
+        ()
     """
 
     def corrected_layers(self, step: int, depth: int) -> tuple[int, ...]:
@@ -98,7 +112,10 @@ class CorrectedScheduleExit(ScheduleExit):
         return replace(self, layers=(*self.layers[:step], depth, *self.layers[step + 1 :]))
 
     def stretched(self, num_steps: int) -> ExitPolicy:
-        """As many full steps in a row of steps as before, and so corrections as recent, at every point of the way."""
+        """Return the schedule for another number of steps, with the same share of full steps in every part of it.
+
+        The distance from an exit to the full steps before it, and so the age of its corrections, scales along.
+        """
         deepest, steps = max(self.layers), len(self.layers)
         full, early = ([k for k in range(steps) if (self.layers[k] == deepest) == wanted] for wanted in (True, False))
         if not early:

@@ -1,4 +1,4 @@
-"""An exit policy in a model's folder, with what it was calibrated for: exit_policy.json."""
+"""Stored exit policies: exit_policy.json in a model folder, with the sampling settings it was calibrated for."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a calibrated policy belongs to.
+    """The model and sampling settings that a policy was calibrated for.
 
     Args:
-        weights: SHA-256 of the denoiser's weights; None for one that was not loaded from a folder with checksums.
-        depth: Its layers.
-        scheduler: Short name, or the name of its class.
-        steps: Sampling steps.
-        guidance_scale: 1 means none.
-        evaluations: How often the scheduler evaluates the model in these steps, where it is not once a step: a policy
-            goes by evaluations.
+        weights: SHA-256 of the denoiser's weights; None for a model that was not loaded from a folder with checksums.
+        depth: Number of layers N.
+        scheduler: Short name of the scheduler, or the name of its class.
+        steps: Number of sampling steps.
+        guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
+        evaluations: Number of model evaluations in these steps, if the scheduler does not make exactly one per step.
+            A policy counts evaluations.
     """
 
     weights: str | None
@@ -45,19 +45,19 @@ class Circumstances:
 
     @property
     def policy_steps(self) -> int:
-        """The steps of a policy: evaluations of the model."""
+        """The number of steps as a policy counts them: evaluations of the model."""
         return self.steps if self.evaluations is None else self.evaluations
 
 
 @dataclass(frozen=True)
 class StoredPolicy:
-    """A policy and where it comes from.
+    """A policy with the goal it was calibrated to, the settings it fits, and its measured results.
 
     Args:
-        policy: When samples leave.
-        calibrated_for: What it belongs to.
-        goal: What was asked: `compute`, `error` or `speedup`, and its value.
-        found: What the calibration measured on samples that it had not chosen by, for people.
+        policy: The exit policy.
+        calibrated_for: The model and sampling settings it fits.
+        goal: The goal of the calibration, `compute`, `error` or `speedup`, with its value.
+        found: Measurements on samples that were not used to choose the policy; shown to users, never computed with.
     """
 
     policy: ExitPolicy
@@ -66,7 +66,7 @@ class StoredPolicy:
     found: Mapping[str, Any]
 
     def save(self, folder: Path) -> Path:
-        """Write it into a model folder, in place of an earlier one."""
+        """Write `exit_policy.json` into a model folder, replacing an earlier one; return its path."""
         path = folder / EXIT_POLICY
         described = {
             "version": VERSION,
@@ -81,10 +81,10 @@ class StoredPolicy:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """That of a model folder.
+        """Load `exit_policy.json` from a model folder.
 
         Raises:
-            InputError: If there is none, it makes no sense, or it belongs to other weights.
+            InputError: If the file is missing or invalid, or was calibrated for other weights.
         """
         path = folder / EXIT_POLICY
         if not path.is_file():
@@ -115,11 +115,11 @@ class StoredPolicy:
         return stored
 
     def for_steps(self, num_steps: int) -> ExitPolicy:
-        """The policy for so many evaluations of the model, stretched where it was calibrated for another number."""
+        """Return the policy for `num_steps` evaluations, stretched if it was calibrated for another number."""
         return self.policy if num_steps == self.calibrated_for.policy_steps else self.policy.stretched(num_steps)
 
     def differences(self, scheduler: str, steps: int, guidance_scale: float) -> list[str]:
-        """In what a sampling differs from what the policy was calibrated for, for people."""
+        """List, as short phrases, the sampling settings that differ from those the policy was calibrated for."""
         made_for = self.calibrated_for
         pairs = (
             ("scheduler", scheduler, made_for.scheduler),
@@ -130,10 +130,10 @@ class StoredPolicy:
 
 
 def load_policy(folder: str | os.PathLike[str]) -> ExitPolicy:
-    """Load the policy that `adadiff calibrate` stored in a model folder, or in a packaged model, by its name.
+    """Load the policy that `adadiff calibrate` stored in a model folder, or that of a packaged model by its name.
 
     Raises:
-        InputError: If there is none, it makes no sense, or it belongs to other weights.
+        InputError: If the policy is missing or invalid, or was calibrated for other weights.
 
     Example:
         >>> type(load_policy("digits")).__name__
@@ -143,7 +143,7 @@ def load_policy(folder: str | os.PathLike[str]) -> ExitPolicy:
 
 
 def policy_from(description: Mapping[str, Any]) -> ExitPolicy:
-    """Build the policy that a description (`ExitPolicy.describe`) is of.
+    """Build a policy from its description, the output of `ExitPolicy.describe`.
 
     Raises:
         InputError: If its class is unknown, or its module was not imported, or a value is out of range.
@@ -168,11 +168,11 @@ def _reason(error: Exception) -> str:
 
 
 def _digest(described: Mapping[str, Any]) -> str:
-    """SHA-256 of the values, whatever their order and layout in the file."""
+    """Return the SHA-256 of the values, independent of their order and layout in the file."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _readable(values: Mapping[str, Any]) -> str:
-    """JSON with each innermost list, a table's row, in one line."""
+    """Format as JSON with each innermost list, such as a table's row, on one line."""
     text = json.dumps(values, indent=2)
     return re.sub(r"\[[^\[\]]+\]", lambda row: " ".join(row[0].split()), text)

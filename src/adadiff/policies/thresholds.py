@@ -14,13 +14,21 @@ from adadiff.policies.base import ExitPolicy, ExitQuery, check_layer, checked_ta
 
 @dataclass(frozen=True)
 class ThresholdExit(ExitPolicy):
-    """A sample leaves after the first layer whose mean uncertainty is below tau (AdaDiff, section 3.2).
+    """Exits after the first layer whose mean uncertainty is below tau, sample by sample (AdaDiff, section 3.2).
 
     Args:
         tau: Threshold in [0, 1]: one number, or one per layer (`per="layer"`) or per sampling step (`per="step"`).
-            0 never leaves.
-        per: What a sequence of thresholds runs over.
-        min_layer: No sample leaves before this layer, 1..N.
+            0 never exits.
+        per: Whether a sequence of thresholds has one per `"layer"` or one per `"step"`.
+        min_layer: No sample exits before this layer, 1..N.
+
+    Example:
+        >>> policy = ThresholdExit(0.05, min_layer=2)
+        >>> policy.table(num_steps=2, depth=4)  # one row per step, one column per layer 1..N-1
+        tensor([[0.0000, 0.0500, 0.0500],
+                [0.0000, 0.0500, 0.0500]])
+        >>> ThresholdExit((0.02, 0.08)).stretched(4).tau
+        (0.02, 0.02, 0.08, 0.08)
     """
 
     tau: float | tuple[float, ...]
@@ -67,11 +75,17 @@ class ThresholdExit(ExitPolicy):
 
 @dataclass(frozen=True)
 class TableExit(ExitPolicy):
-    """A threshold for every step and layer.
+    """Exits after the first layer whose mean uncertainty is below the threshold of that step and layer.
 
     Args:
-        thresholds: For each step one for each of the layers 1..N-1, in [0, 1]. 0 never leaves and 1 always does;
-            neither asks the estimator.
+        thresholds: One row per step, with one threshold in [0, 1] for each of the layers 1..N-1. 0 never exits and 1
+            always does; neither runs the estimator.
+
+    Example:
+        >>> policy = TableExit(((0.0, 0.0, 0.0), (0.1, 0.2, 1.0)))  # 2 steps of a model of 4 layers
+        >>> policy.check(depth=4, num_steps=2)  # raises InputError if it does not fit
+        >>> [policy.reads_uncertainty(step=1, layer=layer) for layer in (1, 2, 3)]
+        [True, True, False]
     """
 
     thresholds: tuple[tuple[float, ...], ...]
@@ -105,16 +119,16 @@ class TableExit(ExitPolicy):
 
 @dataclass(frozen=True)
 class PatienceExit(ExitPolicy):
-    """A sample leaves after the layer at which its uncertainty is below tau for the k-th time.
+    """Exits after the k-th layer whose mean uncertainty is below tau, sample by sample.
 
-    The layers need not be in succession. With `patience=2, last_patient_layer=N // 2` this is the authors' CIFAR-10
-    sampler: in the first half the second layer that passes, after it the first.
+    The k layers need not be consecutive. With `patience=2, last_patient_layer=N // 2` this is the authors' CIFAR-10
+    sampler: in the first half of the layers two must be below tau, in the second half one is enough.
 
     Args:
         tau: Threshold in [0, 1].
-        patience: The k layers that must pass; 1 is the plain threshold.
+        patience: The number k of layers that must be below tau; 1 is the plain threshold.
         min_layer: The first layer that counts, 1..N.
-        last_patient_layer: After this layer, 1..N, one that passes is enough; None for patience to the end.
+        last_patient_layer: After this layer, 1..N, one layer below tau is enough; None to ask for k at every layer.
     """
 
     tau: float
@@ -148,12 +162,13 @@ class PatienceExit(ExitPolicy):
 
 @dataclass(frozen=True)
 class BatchMeanExit(ExitPolicy):
-    """The whole batch leaves after the first layer where its mean uncertainty is below tau: the authors' released code.
+    """Exits with the whole batch after the first layer where the batch's mean uncertainty is below tau.
 
-    What a sample gets depends on its neighbours; it is here to be compared with.
+    This is the authors' released code. A sample's result depends on the rest of its batch, so use it for comparison
+    only.
 
     Args:
-        tau: Threshold in [0, 1]; 0 never leaves.
+        tau: Threshold in [0, 1]; 0 never exits.
     """
 
     tau: float

@@ -1,4 +1,4 @@
-"""What a training is made of, built from its configuration: precision, model, condition, optimizer."""
+"""Builders of the parts of a training run from its configuration: precision, model, condition, optimizer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from adadiff.training.config import TrainConfig
 
 
 def native_precision(device: torch.device) -> Literal["no", "bf16"]:
-    """bf16 where the device has instructions for it; a CPU without emulates it, tens of times slower than float32."""
+    """Return "bf16" if the device has instructions for it, else "no".
+
+    A CPU without such instructions emulates bf16, tens of times slower than float32.
+    """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
@@ -31,7 +34,9 @@ def native_precision(device: torch.device) -> Literal["no", "bf16"]:
 
 
 def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveModel, TextEncoder | None]:
-    """The model to train, new or with a trained backbone, frozen where asked; and the text encoder, if it takes text.
+    """Build the model to train, and its text encoder if it takes text.
+
+    The backbone is new, or that of `config.init_from`; it is frozen if `config.freeze_backbone` is set.
 
     Raises:
         InputError: If the trained backbone is missing, of another size, or for latents of another autoencoder.
@@ -60,10 +65,10 @@ def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveMode
 
 
 def build_condition(config: TrainConfig, images: LabelledData, text_encoder: TextEncoder | None) -> Condition:
-    """What the model is told of each image.
+    """Build the condition that the model gets with each image: its class, its caption, or nothing.
 
     Raises:
-        InputError: If the data lack it, or have labels outside the class table.
+        InputError: If the data lack labels or captions, or have labels outside the class table.
     """
     if config.model.condition == "class":
         size, null_class = config.model.class_table(images.class_names)
@@ -84,13 +89,13 @@ def build_condition(config: TrainConfig, images: LabelledData, text_encoder: Tex
 
 
 def example_conditions(config: TrainConfig, model: AdaptiveModel, images: LabelledData) -> Conditions:
-    """What the sample pictures show: all classes, or the first captions."""
+    """Return the conditions of the sample pictures: all classes, or the first 16 different captions."""
     captions = tuple(dict.fromkeys(images.captions()))[:16] if config.model.condition == "text" else ()
     return Conditions(model.class_indices, captions)
 
 
 def build_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> tuple[Optimizer, LRScheduler]:
-    """AdamW, and its learning rate's schedule."""
+    """Build AdamW and its learning-rate schedule."""
     settings = config.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written atomically with checksums, the last few kept, a damaged one passed over."""
+"""Checkpoints of a run: written atomically with checksums; only the last few are kept; damaged ones are skipped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NAME = re.compile(r"step-(\d{8,})")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """List the run's checkpoints, oldest first; anything of another name, and links, are not ours."""
+    """List the run's checkpoints, oldest first; links, and anything of another name, are ignored."""
     folder = run / "checkpoints"
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The number of steps done when the checkpoint was written."""
+    """Return the number of optimizer steps that were done when the checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -35,7 +35,7 @@ def save_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path, step: in
     """Write a checkpoint, then remove all but the last `keep`.
 
     Raises:
-        InputError: If it cannot be written; the checkpoints before it are untouched.
+        InputError: If the checkpoint cannot be written; earlier ones are left as they are.
     """
     path = run / "checkpoints" / f"step-{step:08d}"
     part_of_main = whole_folder(path) if accelerator.is_main_process else nullcontext(part_path(path))
@@ -61,10 +61,10 @@ def save_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path, step: in
 
 
 def last_sound_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint whose files are as they were written.
+    """Find the newest checkpoint whose files match their checksums.
 
     Returns:
-        Its folder, None where the run has no checkpoint yet; and what is wrong with each newer one.
+        Its folder, or None if the run has no checkpoint yet; and one message for each newer, damaged checkpoint.
 
     Raises:
         InputError: If all of them are damaged.
@@ -85,17 +85,17 @@ def last_sound_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def set_aside(damaged: Path) -> Path:
-    """Rename a damaged checkpoint, so that it no longer counts as one and nothing is lost."""
+    """Rename a damaged checkpoint, so that it is not used again but can still be inspected; return its new path."""
     aside = damaged.with_name(f"{damaged.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     return damaged.rename(aside)
 
 
 def load_checkpoint(accelerator: Accelerator, ema: EMAModel, checkpoint: Path) -> int:
-    """Restore weights, optimizer, learning-rate schedule, random state and moving average; returns the steps done.
+    """Restore weights, optimizer, learning-rate schedule, random state and moving average; return the steps done.
 
     Raises:
-        InputError: If the checkpoint is not of this training.
+        InputError: If the checkpoint cannot be read or does not fit this training run.
     """
     try:
         accelerator.load_state(str(checkpoint))

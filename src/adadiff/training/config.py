@@ -1,4 +1,4 @@
-"""Everything a training is made of, as typed dataclasses; the presets fill them in."""
+"""The configuration of a training run, as typed dataclasses; presets provide other default values."""
 
 from __future__ import annotations
 
@@ -38,32 +38,33 @@ class ModelConfig:
     patch_size: Count = 4
     """Side of a patch, in pixels."""
     width: Count = 192
-    """Size of a token."""
+    """Number of values in a token."""
     depth: Count = 9
-    """Number of layers, odd."""
+    """Number of layers; must be odd."""
     num_heads: Count = 3
-    """Attention heads."""
+    """Number of attention heads."""
     head_dim: Count | None = None
-    """Size of an attention head; by default the width over their number. Pruned models have fewer heads."""
+    """Size of an attention head; by default width / num_heads. Pruned models have fewer heads of the same size."""
     mlp_ratio: Positive = 4.0
     """Hidden size of the MLP over the width."""
     time_mlp: bool = False
-    """Put the time embedding through an MLP."""
+    """Pass the time embedding through an MLP."""
     final_conv: bool = True
     """End the output head in a 3x3 convolution."""
     condition: Literal["none", "class", "text"] = "none"
-    """What the model is told of an image: nothing, its class, or its caption."""
+    """What the model is conditioned on: nothing, an image's class, or its caption."""
     num_classes: Count | None = None
-    """Size of the class table, the null class counted; by default the data's classes and the null class."""
+    """Size of the class table, including the null class; by default the data's classes and a null class."""
     text_encoder: str = "bytes"
-    """"bytes" (small, trained with the model), or a text model of transformers, by hub name or folder, frozen."""
+    """"bytes" (small, trained with the model), or a frozen text model of transformers, by hub name or folder."""
     head: Literal["shared", "per_layer"] = "shared"
     """Output heads: one for all layers, or one for each."""
     estimator: Literal["concat", "token", "attention", "shared_token", "saturation"] = "concat"
-    """Uncertainty estimators: the paper's, the released code's, attention with a learned query, BERxiT's or CALM's."""
+    """Uncertainty estimators: the paper's (concat), the released code's (token), attention with a learned query,
+    BERxiT's (shared_token) or CALM's (saturation)."""
 
     def build_text_encoder(self) -> TextEncoder | None:
-        """The text encoder, where the model takes text: new, or loaded."""
+        """Build the text encoder, or load a pretrained one; return None if the model takes no text."""
         if self.condition != "text":
             return None
         if self.text_encoder == "bytes":
@@ -71,10 +72,10 @@ class ModelConfig:
         return TransformersTextEncoder.from_pretrained(self.text_encoder)
 
     def class_table(self, names: list[str] | None) -> tuple[int, int | None]:
-        """Size of the class table, and which of its rows is the null class, if one is left for it.
+        """Return the size of the class table, and the row of the null class, or None if the data use all rows.
 
         Args:
-            names: The data's class names, if there are any.
+            names: The data's class names, if they have any.
 
         Raises:
             InputError: If the number of classes is neither set nor known from the names.
@@ -92,16 +93,16 @@ class ModelConfig:
         class_names: list[str] | None = None,
         context_shape: tuple[int, int] | None = None,
     ) -> AdaptiveModel:
-        """A new model.
+        """Build a new model.
 
         Args:
-            shape: Channels, height and width of what it denoises.
-            network_time: The backbone's settings for the time, from `DiffusionConfig.network_time`.
-            class_names: The data's class names, for a model that takes classes, if there are any.
+            shape: Channels, height and width of the images or latents to denoise.
+            network_time: The backbone's time settings, from `DiffusionConfig.network_time`.
+            class_names: The data's class names, if they have any, for a model that takes classes.
             context_shape: Length and width of the text features, for a model that takes text.
 
         Raises:
-            InputError: If the sizes do not fit together, or are more than memory holds.
+            InputError: If the sizes do not fit together, or the model does not fit into memory.
         """
         backbone_config: dict[str, Any] = {
             "patch_size": self.patch_size,
@@ -140,25 +141,28 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The forward process, and what the model predicts."""
+    """The forward diffusion process, and the quantity that the model predicts."""
 
     num_train_timesteps: Count = 1000
-    """Number of time steps."""
+    """Number of time steps of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "vp_sde"] = "linear"
-    """How beta grows, as in diffusers; vp_sde: the continuous linear-beta SDE, in as many steps."""
+    """How beta grows, as in diffusers; vp_sde: the continuous linear-beta SDE, discretised into as many steps."""
     beta_start: BelowOne = 0.0001
     """The first beta."""
     beta_end: BelowOne = 0.02
-    """The last beta. (The SDE's are 0.1 and 20, whatever is set here.)"""
+    """The last beta. (vp_sde ignores both: its betas run from 0.1 to 20.)"""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the model predicts: the noise, or the velocity."""
     count_from_one: bool = False
-    """The network sees the steps as 1 to N, as in the U-ViT release, not as 0 to N - 1."""
+    """Number the time steps 1 to T for the network, as in the U-ViT release, not 0 to T - 1."""
 
     def build(self, in_latents: bool = False) -> DDPMScheduler:
-        """The scheduler for training, and the default one for sampling; images stay in [-1, 1], latents need not.
+        """Build the scheduler for training, which is also the default one for sampling.
 
-        On the SDE the ancestral steps have the variance beta, as Euler and Maruyama's have.
+        With `vp_sde` the ancestral steps have variance beta, as Euler-Maruyama steps have.
+
+        Args:
+            in_latents: Whether the model denoises latents: predicted images are clipped to [-1, 1], latents are not.
         """
         continuous = self.beta_schedule == "vp_sde"
         return DDPMScheduler(
@@ -173,16 +177,21 @@ class DiffusionConfig:
         )
 
     def network_time(self) -> dict[str, float]:
-        """The backbone's settings for the time: U-ViT sees 999 t on the SDE, t in (0, 1], and else the step itself."""
+        """Return the backbone's time settings: for the SDE, U-ViT embeds 999 t, t in (0, 1], else the time step."""
         if self.beta_schedule == "vp_sde":
             return {"time_scale": 999 / self.num_train_timesteps, "time_shift": 1.0}
         return {"time_shift": 1.0} if self.count_from_one else {}
 
 
 def vp_sde_betas(steps: int, first: float = 0.1, last: float = 20.0) -> list[float]:
-    """Betas of as many discrete steps that stand, after step i, where the VP SDE does at t = i / steps.
+    """Compute the betas of discrete steps whose abar after step i equals that of the VP SDE at t = i / steps.
 
     abar(t) = exp(-first t - (last - first) t^2 / 2): Song et al. 2021, arXiv 2011.13456, appendix B, equation 29.
+
+    Args:
+        steps: Number of discrete steps.
+        first: The SDE's beta at t = 0.
+        last: The SDE's beta at t = 1.
     """
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     log_abar = -(first * t + (last - first) * t**2 / 2)
@@ -198,14 +207,15 @@ class LossConfig:
     layerwise_weight: NonNegative = 1.0
     """beta."""
     ual_weighting: UalWeighting = "detached"
-    """Layer weights in L_UAL: the paper's, as the released code normalises them, or as BERxiT or CALM have them."""
+    """Layer weights in L_UAL: the paper's (detached), the released code's (normalized), BERxiT's (uniform) or CALM's
+    (index)."""
     alternating: bool = False
-    """The layer-wise loss at every second step only, as BERxiT trains."""
+    """Add the layer-wise loss at every second step only, as BERxiT does."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its schedule, and the moving average of the weights."""
+    """The AdamW optimizer, its learning-rate schedule, and the moving average of the weights."""
 
     lr: Positive = 2e-4
     """Learning rate after the warm-up."""
@@ -218,14 +228,21 @@ class OptimizerConfig:
     schedule: Literal["constant_with_warmup", "cosine"] = "cosine"
     """The learning rate after the warm-up: constant, or falling to 0 along a cosine."""
     max_grad_norm: PositiveOrInfinite = 1.0
-    """Gradients are clipped to this norm; inf for none."""
+    """Clip gradients to this norm; inf for no clipping."""
     ema_decay: BelowOne = 0.9995
-    """Decay of the moving average of the weights, which is the model that is saved."""
+    """Decay of the moving average of the weights, which is what the saved model holds."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training."""
+    """The configuration of one training run.
+
+    Example:
+        >>> config = TrainConfig(Path("runs/digits"), DataConfig(size=8, channels=1), batch_size=64, steps=200)
+        >>> config.check()  # raises InputError if a value is out of range; `train(config)` starts the run
+        >>> config.data.source, config.model.depth
+        ('digits', 9)
+    """
 
     out: Path
     """Folder of the run: the model, its checkpoints, logs and sample pictures."""
@@ -236,29 +253,29 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     steps: Count = 10_000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     condition_dropout: Fraction = 0.1
-    """How often a class or caption is left out, which classifier-free guidance needs."""
+    """Fraction of images trained on without their class or caption, which classifier-free guidance needs."""
     batch_size: Count = 128
-    """Images per optimizer step, over all processes and accumulated batches."""
+    """Images per optimizer step, summed over all processes and accumulated batches."""
     accumulate: Count = 1
     """Split each step's images into this many batches."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Arithmetic of the layers; weights stay in float32. auto: bf16 where the device computes with it, else no."""
+    """Precision of the layers' arithmetic; weights stay in float32. auto: bf16 if the device supports it, else no."""
     gradient_checkpointing: bool = False
-    """Compute layers again in the backward pass, to save memory."""
+    """Recompute layers in the backward pass, to save memory."""
     workers: Workers = 0
-    """Processes that load images."""
+    """Number of processes that load images; 0 loads them in the training process."""
     seed: Seed = 0
-    """Of everything random."""
+    """Seed of all random numbers."""
     init_from: Path | None = None
-    """Fine-tune: start from the backbone of this model folder; exits start anew."""
+    """Fine-tune: start from the backbone of this model folder, with newly initialised exits."""
     freeze_backbone: bool = False
     """Train only estimators and per-layer heads; the full model stays as it is."""
     resume: bool = False
-    """Go on from the run's last checkpoint, or from the beginning where it has none yet."""
+    """Continue from the run's last checkpoint, or from the beginning if it has none yet."""
     max_bad_steps: Count = 1
-    """Stop after this many steps in a row whose loss or gradients are not finite; each is skipped."""
+    """Stop after this many consecutive steps whose loss or gradients are not finite; each such step is skipped."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
@@ -269,7 +286,7 @@ class TrainConfig:
     """Steps between TensorBoard entries."""
 
     def check(self) -> None:
-        """Raise InputError where a number is out of range, or two do not fit together."""
+        """Raise InputError if a value is out of range, or two values do not fit together."""
         check_ranges(self)
         if self.diffusion.beta_start > self.diffusion.beta_end:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Stop signals in the main process and in the workers that load data for it."""
+"""Stop signals: how the main process and its data-loading workers react to SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from adadiff.errors import InputError
 
 @contextmanager
 def stop_signals() -> Iterator[Any]:
-    """Turn SIGINT and SIGTERM into a question: was the training asked to stop? A second one stops at once."""
+    """Record SIGINT and SIGTERM instead of stopping at once; yield a function that returns whether one arrived.
+
+    A second signal has its ordinary effect and stops the process at once.
+    """
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -32,15 +35,18 @@ def stop_signals() -> Iterator[Any]:
 
 
 def ignore_stop_signals(worker: int = 0) -> None:
-    """Leave SIGINT and SIGTERM, which reach the whole process group, to the main process, which then stops the rest."""
+    """Ignore SIGINT and SIGTERM in a data-loading worker.
+
+    These signals reach the whole process group. The main process handles them and then stops its workers.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def batches_of(loader: Iterable[dict[str, Tensor]]) -> Generator[dict[str, Tensor], None, None]:
-    """Yield the loader's batches; an InputError raised in a worker process keeps its one line.
+    """Yield the loader's batches; re-raise an InputError of a worker process with its original one-line message.
 
-    Close it when done: the workers then end, which leave stop signals alone and would be waited for at exit.
+    Close the generator when done: that ends the workers, which ignore stop signals and would be waited for at exit.
     """
     try:
         yield from loader

@@ -42,21 +42,21 @@ from adadiff.training.stream import TrainingStream
 
 
 class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, not an error
-    """The training was asked to stop, and has saved all it needs to go on."""
+    """The training run was stopped by a signal, after saving a checkpoint to resume from."""
 
 
 class Diverged(RuntimeError):  # noqa: N818 - what happened, as Interrupted
-    """The loss, the gradients or the weights are no longer finite; the last checkpoint is from before."""
+    """The loss, gradients or weights became NaN or infinite; the last checkpoint was written before that."""
 
 
 def train(config: TrainConfig) -> None:
-    """Train a model, or go on training it.
+    """Train a model, or resume its training.
 
-    The run's folder, `config.out`, becomes a pipeline folder that `AdaDiffPipeline.from_pretrained` loads; the model
-    in it is the moving average of the weights.
+    The run's folder, `config.out`, becomes a pipeline folder that `AdaDiffPipeline.from_pretrained` loads; its weights
+    are the moving average of the trained weights.
 
     Args:
-        config: The whole training.
+        config: The configuration of the run.
 
     Raises:
         InputError: If the data, the sizes, the output folder or the checkpoint do not fit.
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> None:
     condition = build_condition(config, images, text_encoder)
     pipeline = AdaDiffPipeline(model, config.diffusion.build(images.vae is not None), text_encoder, images.vae)
     with _open_folder(config, images, pipeline) if state.is_main_process else nullcontext() as checkpoint:
-        checkpoint = broadcast_object_list([checkpoint])[0]  # the main process's, whose folder it is
+        checkpoint = broadcast_object_list([checkpoint])[0]  # only the main process opened the folder
         run = Run(config, images, condition, pipeline, checkpoint)
         run.train()
         run.finish()
@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> None:
 
 @contextmanager
 def _open_folder(config: TrainConfig, images: LabelledData, pipeline: AdaDiffPipeline) -> Iterator[Path | None]:
-    """Check all that can be checked, then hold the run's folder; gives the checkpoint to go on from, or None."""
+    """Check the run, then lock its folder; yield the checkpoint to resume from, or None."""
     description = describe_run(config, images, pipeline)
     check_run(config, description)
     checkpoint, damaged = last_sound_checkpoint(config.out) if config.resume else (None, [])
@@ -94,14 +94,14 @@ def _open_folder(config: TrainConfig, images: LabelledData, pipeline: AdaDiffPip
 
 
 class Run:
-    """One process's part of a training, from a checkpoint or the beginning to the saved model.
+    """A training run as one process executes it, from its start or a checkpoint to the saved model.
 
     Args:
-        config: The whole training.
-        images: What to train on.
+        config: The configuration of the run.
+        images: The training data.
         condition: What the model is conditioned on.
         pipeline: The model to train, with its scheduler, text encoder and autoencoder.
-        checkpoint: Where to go on from; None for the beginning.
+        checkpoint: The checkpoint to resume from, or None to start from the beginning.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Run:
         )
 
     def train(self) -> None:
-        """Take the steps that are left, or those until a stop is asked for."""
+        """Run the remaining optimizer steps, or stop early, after a checkpoint, if a stop signal arrives."""
         config, accelerator = self.config, self.accelerator
         progress = tqdm(total=config.steps, initial=self.step, desc="training", disable=not accelerator.is_main_process)
         with progress, stop_signals() as stop_asked, closing(batches_of(self.loader)) as batches:
@@ -170,12 +170,12 @@ class Run:
                         picture = config.out / "samples" / f"step-{self.step:08d}.png"
                         draw_samples(self.pipeline, self.examples, picture)
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopping:
-                    self._save_checkpoint()  # after the picture, which a run killed in between would lack
+                    self._save_checkpoint()  # last, so that a run killed before it draws the picture again
                 if stopping and self.step < config.steps:
                     break
 
     def finish(self) -> None:
-        """Save the model; raise Interrupted where steps are left."""
+        """Save the model; raise Interrupted if steps remain."""
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
             with averaged_weights(self.ema, self.trained):
@@ -185,7 +185,10 @@ class Run:
             raise Interrupted(f"stopped and saved after step {self.step} of {self.config.steps}")
 
     def _learn_from(self, batch: dict[str, Tensor]) -> Objective | None:
-        """Learn from one batch; None where it is not the last of its step."""
+        """Accumulate one batch's gradients; at the last batch of a step, update the weights and return the objective.
+
+        Returns None at the other batches.
+        """
         accelerator = self.accelerator
         with accelerator.accumulate(self.objective):
             with attention_backend(accelerator):
@@ -204,9 +207,9 @@ class Run:
         return result
 
     def _skip_if_not_finite(self, loss: Tensor, norm: Tensor) -> None:
-        """Drop the gradients of a step whose loss or gradients are not finite; raise Diverged after too many in a row.
+        """Discard the gradients of a step whose loss or gradients are not finite; after too many, raise Diverged.
 
-        With float16 the gradient scaler meets overflowing gradients itself, and the loss alone is looked at.
+        With float16 only the loss is checked, because the gradient scaler handles overflowing gradients itself.
         """
         scaled = self.accelerator.scaler is not None
         finite = torch.isfinite(loss.detach()) & (scaled or torch.isfinite(norm))
@@ -235,18 +238,18 @@ class Run:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Attention, logs, pictures
+# Attention, logging, sample pictures
 
 
 def attention_backend(accelerator: Accelerator) -> AbstractContextManager[Any]:
-    """Plain attention for bfloat16 on a CPU, where the fused one's backward pass takes twice as long."""
+    """Select unfused attention for bfloat16 on a CPU, where the fused backward pass takes twice as long."""
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
 
 
 def log(accelerator: Accelerator, result: Objective, lr: float, step: int, progress: tqdm[Any]) -> None:
-    """Write the losses, and each layer's error and uncertainty, to TensorBoard and the progress bar."""
+    """Log the losses and each layer's error and uncertainty to TensorBoard, and the losses to the progress bar."""
     terms = vars(result.loss)
     values = torch.stack([*terms.values(), *result.layer_errors, *result.layer_uncertainties]).detach()
     means = accelerator.reduce(values, reduction="mean").tolist()
@@ -263,7 +266,7 @@ def log(accelerator: Accelerator, result: Objective, lr: float, step: int, progr
 
 @contextmanager
 def averaged_weights(ema: EMAModel, trained: nn.Module) -> Iterator[None]:
-    """What is trained with the moving average of its weights, for a while."""
+    """Replace the trained weights by their moving average within a `with` block, in evaluation mode."""
     ema.store(trained.parameters())
     ema.copy_to(trained.parameters())
     trained.eval()
@@ -275,7 +278,7 @@ def averaged_weights(ema: EMAModel, trained: nn.Module) -> Iterator[None]:
 
 
 def draw_samples(pipeline: AdaDiffPipeline, examples: Conditions, path: Path) -> None:
-    """Write a grid of 16 images by 50 DDIM steps, always from the same noise; without one where they are not finite."""
+    """Write a grid of 16 images sampled with DDIM, always from the same noise; skip it if they are not finite."""
     sampler = pipeline.with_parts(scheduler=scheduler_like("ddim", pipeline.scheduler))
     sampler.set_progress_bar_config(disable=True)
     generators = [generator_for(0, k) for k in range(16)]

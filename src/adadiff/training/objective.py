@@ -1,4 +1,4 @@
-"""From a batch of the training stream to the joint loss."""
+"""The training objective: it maps a batch of the training stream to the joint loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adadiff.training.config import LossConfig
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a batch, and what to watch.
+    """The joint loss of a batch, with per-layer statistics for logging.
 
     Args:
         loss: The joint loss and its terms.
@@ -30,13 +30,13 @@ class Objective:
 
 
 class JointObjective(nn.Module):
-    """Noises a batch, runs every exit, and takes the joint loss.
+    """Adds noise to a batch, runs every exit, and computes the joint loss.
 
     Args:
-        model: What is trained.
-        scheduler: The forward process and what the model predicts.
-        config: The loss's weights.
-        text_encoder: Trained with the model, where captions come as tokens.
+        model: The model to train.
+        scheduler: Defines the forward process and the quantity that the model predicts.
+        config: Weights of the loss terms.
+        text_encoder: The text encoder to train with the model, if captions come as tokens.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class JointObjective(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         step: int = 0,
     ) -> Objective:
-        """Take the loss.
+        """Compute the joint loss of a batch.
 
         Args:
-            image: x_0, in [-1, 1] or a latent, (batch, channels, height, width).
-            noise: eps, shaped like x_0.
-            time: Uniform in [0, 1), (batch,): which of the time steps.
-            class_labels: (batch,) int64, where the model takes classes.
-            tokens: Captions for the text encoder that is trained, (batch, any) int64.
-            encoder_hidden_states: Text features, where the text encoder is frozen.
-            step: Which optimizer step this is, counted from 0.
+            image: Images x_0 in [-1, 1], or latents, (batch, channels, height, width).
+            noise: The noise eps, shaped like x_0.
+            time: Uniform in [0, 1), (batch,); its fraction of the number of time steps is the time step.
+            class_labels: Class of each sample, (batch,) int64, if the model takes classes.
+            tokens: Tokens of the captions, (batch, length) int64, if the text encoder is trained.
+            encoder_hidden_states: Text features, (batch, context_length, context_dim), if the text encoder is frozen.
+            step: Optimizer step, counted from 0.
         """
         timesteps = (time * self.scheduler.config.num_train_timesteps).long()
         noisy = self.scheduler.add_noise(image, noise, timesteps)
@@ -88,13 +88,13 @@ class JointObjective(nn.Module):
             self.config.ual_weighting,
         )
         with torch.no_grad():
-            layer_errors = (predictions - target).square().flatten(1).mean(1)
+            layer_errors = (predictions - target).square().flatten(1).mean(1)  # (N,)
             layer_uncertainties = uncertainties.flatten(1).mean(1)
         return Objective(loss, layer_errors, layer_uncertainties)
 
 
 def training_target(scheduler: DDPMScheduler, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the model is to predict of such noisy images: the noise, or the velocity."""
+    """Return the target of the prediction, the noise or the velocity: (batch, channels, height, width)."""
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(image, noise, timesteps)
     return noise

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was begun with, checked before anything is written, and the model in the end."""
+"""The folder of a training run: its recorded configuration, checks before anything is written, the final model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAY_CHANGE_ON_RESUME = (
 
 
 def describe_run(config: TrainConfig, images: LabelledData, pipeline: AdaDiffPipeline) -> dict[str, Any]:
-    """The resolved configuration, and what it was trained on: the data and the frozen parts, as plain values."""
+    """Describe a run as plain values: its configuration, and fingerprints of the data and the frozen parts."""
     frozen = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder if _is_frozen(pipeline) else None}
     trained_on = {
         "data": images.identity(),
@@ -42,17 +42,17 @@ def _is_frozen(pipeline: AdaDiffPipeline) -> bool:
 
 
 def check_run(config: TrainConfig, description: Mapping[str, Any]) -> None:
-    """Check that the run's folder is free, or, when resuming, that it holds the same training.
+    """Check that the run's folder is empty or, when resuming, that it holds a run with the same description.
 
     Raises:
-        InputError: If the folder holds something else, or the run to resume was another.
+        InputError: If the folder is not empty, or the run to resume has other settings.
     """
     path = config.out / TRAIN_CONFIG
     if not config.resume:
         try:
             require_empty_folder(config.out)
         except InputError as error:
-            raise InputError(f"{error}; --resume goes on with the run in it") from None
+            raise InputError(f"{error}; --resume continues the run in it") from None
         return
     if not path.is_file():
         raise InputError(f"{config.out} holds no run to resume: start without --resume, or choose another --out")
@@ -66,7 +66,7 @@ def check_run(config: TrainConfig, description: Mapping[str, Any]) -> None:
 
 
 def report_start(config: TrainConfig, images: LabelledData, checkpoint: Path | None, damaged: Sequence[str]) -> None:
-    """Print what is trained on and from where; move damaged checkpoints aside."""
+    """Print the training data and the starting point, and move damaged checkpoints aside."""
     for line in images.describe():
         tqdm.write(line)
     for message, path in zip(damaged, reversed(list_checkpoints(config.out)), strict=False):
@@ -77,9 +77,10 @@ def report_start(config: TrainConfig, images: LabelledData, checkpoint: Path | N
 
 
 def save_model(pipeline: AdaDiffPipeline, run: Path) -> None:
-    """Write the pipeline's parts into the run's folder.
+    """Write the pipeline's parts into the run's folder, replacing earlier ones.
 
-    Stopped midway, the folder lacks its index and is refused, so that old and new parts are never loaded together.
+    The index is removed first and written last: a folder left incomplete by an interruption has no index and cannot
+    be loaded, so old and new parts are never mixed.
     """
     staging, index = run / ".model", "model_index.json"
     with whole_folder(staging) as part:

@@ -1,4 +1,4 @@
-"""The endless stream of training samples; sample k is the same on any number of processes and after any restart."""
+"""The endless stream of training samples; sample k does not depend on the number of processes or on restarts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from adadiff.seeding import generator_for
 
 
 class TrainingStream(Dataset[dict[str, Any]]):
-    """Images in a new order every epoch, each with its noise and its time.
+    """Yields the images in a new order every epoch, each with its noise and its time.
 
-    Item k follows from the seed and k alone. It holds `image` (or a latent drawn anew), `noise` (shaped like it,
-    standard normal), `time` (uniform in [0, 1), float32) and what the condition adds.
+    Item k depends only on the seed and k. It holds `image` (or a newly drawn latent), `noise` (standard normal, shaped
+    like the image), `time` (uniform in [0, 1), float32) and the entries that the condition adds.
 
     Args:
-        images: What to go through.
-        seed: Of the order, the flips, the noise, the times and the dropped conditions.
-        flip: Whether to mirror every other image, at random.
-        condition: What the model is told of each image.
-        condition_dropout: How often it is told nothing, in [0, 1].
+        images: The images or latents.
+        seed: Seed of the order, flips, noise, times and dropped conditions.
+        flip: Whether to mirror images at random, half of them on average.
+        condition: What the model is conditioned on.
+        condition_dropout: Probability of dropping an image's condition, in [0, 1].
     """
 
     def __init__(
