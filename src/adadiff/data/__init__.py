@@ -1,14 +1,23 @@
 """Images, or latents of them, with labels and captions where there are any, as batches."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from pathlib import Path
+from adadiff.data.config import DataConfig
+from adadiff.lazy import lazy_names
 
-import datasets
-
-from adadiff.data.images import ConditionName, ImageData, LabelledData
-from adadiff.data.latents import DESCRIPTION, LatentData, encode_to_folder, load_vae
-from adadiff.data.sources import DataConfig
+if TYPE_CHECKING:
+    from adadiff.data.images import ImageData, LabelledData
+    from adadiff.data.latents import LatentData, encode_to_folder, load_vae
+    from adadiff.data.loading import cache_folder, open_data
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "adadiff.data.images": ["ImageData", "LabelledData"],
+            "adadiff.data.latents": ["LatentData", "encode_to_folder", "load_vae"],
+            "adadiff.data.loading": ["cache_folder", "open_data"],
+        },
+    )
 
 __all__ = [
     "DataConfig",
@@ -20,21 +29,3 @@ __all__ = [
     "load_vae",
     "open_data",
 ]
-
-
-def cache_folder() -> Path:
-    """Where features are kept that would take long to compute again."""
-    return Path(datasets.config.HF_DATASETS_CACHE) / "adadiff"
-
-
-def open_data(config: DataConfig, smallest_side: int = 1, condition: ConditionName | None = None) -> LabelledData:
-    """What the source holds: latents where it is a folder of them, else images.
-
-    Args:
-        config: What to load.
-        smallest_side: Images with a shorter side than this, in pixels, are an error.
-        condition: What a model needs beside the images, as `ImageData` takes it.
-    """
-    if (Path(config.source) / DESCRIPTION).is_file():
-        return LatentData(config, condition)
-    return ImageData(config, smallest_side, condition)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from adadiff.conditioning import Condition
 from adadiff.data import LabelledData, open_data
+from adadiff.errors import Diverged
 from adadiff.files import exclusive_folder, whole_file, write_json
 from adadiff.processes import process_state
 from adadiff.sampling import AdaDiffPipeline, Conditions
@@ -43,10 +44,6 @@ from adadiff.training.stream import TrainingStream
 
 class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, not an error
     """The training was asked to stop, and has saved all it needs to go on."""
-
-
-class Diverged(RuntimeError):  # noqa: N818 - what happened, as Interrupted
-    """The loss, the gradients or the weights are no longer finite; the last checkpoint is from before."""
 
 
 def train(config: TrainConfig) -> None:
