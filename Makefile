@@ -51,6 +51,7 @@ benchmarks: $(READY) ## Print timings, which are never asserted
 	$(RUN)/python benchmarks/adaptive_depth.py
 	$(RUN)/python benchmarks/training_step.py
 	$(RUN)/python benchmarks/guidance.py
+	$(RUN)/python benchmarks/startup.py
 	$(RUN)/python benchmarks/corrections.py
 	$(RUN)/python benchmarks/digits_quality.py
 

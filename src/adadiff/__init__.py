@@ -1,23 +1,47 @@
 """Adaptive-depth diffusion: each sample leaves the diffusion transformer as soon as it may."""
 
-from diffusers import ModelMixin  # diffusers looks for the base class here when it loads our models
+from typing import TYPE_CHECKING
 
 from adadiff.errors import InputError
-from adadiff.exits import (
-    AdaptiveModel,
-    BatchMeanExit,
-    CorrectedScheduleExit,
-    ExitPolicy,
-    FixedExit,
-    NeverExit,
-    PatienceExit,
-    ScheduleExit,
-    TableExit,
-    ThresholdExit,
-)
-from adadiff.exits.trace import Trace
-from adadiff.policies.stored import load_policy
-from adadiff.sampling import AdaDiffPipeline
+from adadiff.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from adadiff.exits.adaptive import AdaptiveModel
+    from adadiff.exits.trace import Trace
+    from adadiff.policies import (
+        BatchMeanExit,
+        CorrectedScheduleExit,
+        ExitPolicy,
+        FixedExit,
+        NeverExit,
+        PatienceExit,
+        ScheduleExit,
+        TableExit,
+        ThresholdExit,
+    )
+    from adadiff.policies.stored import load_policy
+    from adadiff.sampling.pipeline import AdaDiffPipeline
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "adadiff.exits.adaptive": ["AdaptiveModel"],
+            "adadiff.exits.trace": ["Trace"],
+            "adadiff.policies": [
+                "BatchMeanExit",
+                "CorrectedScheduleExit",
+                "ExitPolicy",
+                "FixedExit",
+                "NeverExit",
+                "PatienceExit",
+                "ScheduleExit",
+                "TableExit",
+                "ThresholdExit",
+            ],
+            "adadiff.policies.stored": ["load_policy"],
+            "adadiff.sampling.pipeline": ["AdaDiffPipeline"],
+        },
+    )
 
 __version__ = "0.1.0"
 
@@ -29,7 +53,6 @@ __all__ = [
     "ExitPolicy",
     "FixedExit",
     "InputError",
-    "ModelMixin",
     "NeverExit",
     "PatienceExit",
     "ScheduleExit",

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""Errors whose message alone the command line prints, and look-ups that raise them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ class InputError(ValueError):
     """Bad input: the message says what was wrong, what was expected and what to do, in one line.
 
     The command line prints the message alone and exits with code 2.
+    """
+
+
+class Diverged(RuntimeError):  # noqa: N818 - what happened to a training
+    """The loss, the gradients or the weights are no longer finite; the last checkpoint is from before.
+
+    The command line prints the message alone and exits with code 1.
     """
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from adadiff.errors import InputError
 
+SEED = 2_000_000
+"""Of the noise to calibrate on by default: what sampling by default does not use."""
+
 
 @dataclass(frozen=True)
 class Goal:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from adadiff.calibration.goal import Goal
+from adadiff.calibration.goal import SEED, Goal
 from adadiff.calibration.kept import Kept
 from adadiff.calibration.kinds import KINDS, Kind
 from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_name, normalised_squared_error
@@ -29,8 +29,6 @@ from adadiff.policies.stored import Circumstances
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name
-
-SEED = 2_000_000  # gives noise that sampling does not use by default
 
 
 def calibrate(

@@ -1,14 +1,23 @@
 """Data sets of images or latents, with class labels and captions if the source has them."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from pathlib import Path
+from adadiff.data.config import DataConfig
+from adadiff.lazy import lazy_names
 
-import datasets
-
-from adadiff.data.images import ConditionName, ImageData, LabelledData
-from adadiff.data.latents import DESCRIPTION, LatentData, encode_to_folder, load_vae
-from adadiff.data.sources import DataConfig
+if TYPE_CHECKING:
+    from adadiff.data.images import ImageData, LabelledData
+    from adadiff.data.latents import LatentData, encode_to_folder, load_vae
+    from adadiff.data.loading import cache_folder, open_data
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "adadiff.data.images": ["ImageData", "LabelledData"],
+            "adadiff.data.latents": ["LatentData", "encode_to_folder", "load_vae"],
+            "adadiff.data.loading": ["cache_folder", "open_data"],
+        },
+    )
 
 __all__ = [
     "DataConfig",
@@ -20,24 +29,3 @@ __all__ = [
     "load_vae",
     "open_data",
 ]
-
-
-def cache_folder() -> Path:
-    """Return the folder that caches features which take long to compute."""
-    return Path(datasets.config.HF_DATASETS_CACHE) / "adadiff"
-
-
-def open_data(config: DataConfig, smallest_side: int = 1, condition: ConditionName | None = None) -> LabelledData:
-    """Open a data source: as latents if it is a folder that `encode_to_folder` wrote, else as images.
-
-    Args:
-        config: The source and how to prepare its images.
-        smallest_side: An image with a side shorter than this, in pixels, is an error.
-        condition: The condition that a model needs with each image, as `ImageData` takes it.
-
-    Raises:
-        InputError: If the source is missing, empty or damaged, or lacks what the condition needs.
-    """
-    if (Path(config.source) / DESCRIPTION).is_file():
-        return LatentData(config, condition)
-    return ImageData(config, smallest_side, condition)

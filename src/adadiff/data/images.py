@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from adadiff.data import columns, pixels
+from adadiff.data.config import DataConfig
 from adadiff.data.listing import openable_formats, printable
-from adadiff.data.sources import DataConfig, Source, open_source
+from adadiff.data.sources import Source, open_source
 from adadiff.errors import InputError
 from adadiff.fingerprints import fingerprint
 

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
+from adadiff.data.config import DataConfig
 from adadiff.data.images import ConditionName, ImageData, LabelledData
 from adadiff.data.listing import TRAIN, choose_split
-from adadiff.data.sources import DataConfig, Source, load_parquet
+from adadiff.data.sources import Source, load_parquet
 from adadiff.errors import InputError
 from adadiff.files import (
     add_checksum,

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,40 +15,13 @@ import pyarrow as pa
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tyro.conf import arg
 
 from adadiff.data import listing
+from adadiff.data.config import DIGITS, DataConfig
 from adadiff.data.metadata import metadata_columns, text_captions
 from adadiff.errors import InputError
 
-DIGITS = "digits"
 SAMPLE_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where images come from and how they are prepared."""
-
-    source: Annotated[str, arg(aliases=["--data"])] = DIGITS
-    """"digits" (built in), a parquet file or a folder of them, a folder of images (flat, or one folder per class), or
-    a hub name."""
-    split: str | None = None
-    """Split of the source; by default train, or the only one available."""
-    size: int = 32
-    """Side of the square images, in pixels; images are resized to cover the square, then cropped at the centre."""
-    channels: Literal[1, 3] = 3
-    """1 for grey, 3 for RGB."""
-    flip: bool = True
-    """Mirror every other training image, at random."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """stop: an unreadable image or empty cell is an error that names it; skip: check all items first and leave such
-    ones out."""
-    image_column: str = "image"
-    """Name of the column of images."""
-    label_column: str | None = "label"
-    """Name of the column of class labels, if there is one."""
-    caption_column: str | None = "text"
-    """Name of the column of captions, if there is one."""
 
 
 @dataclass(frozen=True)

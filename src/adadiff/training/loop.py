@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from adadiff.conditioning import Condition
 from adadiff.data import LabelledData, open_data
+from adadiff.errors import Diverged
 from adadiff.files import exclusive_folder, whole_file, write_json
 from adadiff.processes import process_state
 from adadiff.sampling import AdaDiffPipeline, Conditions
@@ -43,10 +44,6 @@ from adadiff.training.stream import TrainingStream
 
 class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, not an error
     """The training run was stopped by a signal, after saving a checkpoint to resume from."""
-
-
-class Diverged(RuntimeError):  # noqa: N818 - what happened, as Interrupted
-    """The loss, gradients or weights became NaN or infinite; the last checkpoint was written before that."""
 
 
 def train(config: TrainConfig) -> None:

@@ -1,0 +1,36 @@
+"""`adadiff compare`: our exits and their rivals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from adadiff.cli.output import console
+
+
+def compare_command(config: Positional[str], out: Path, so_far: bool = False) -> None:
+    """Compare our exits with their rivals: train what is missing, evaluate everything, write the report.
+
+    The folder gets index.html (all in one page), results.json and results.csv. The same command run again goes on where
+    it stopped; run several times at once, the processes share the work.
+
+    Args:
+        config: The comparison: digits, digits-policies, cifar10, cifar10-policies, cifar10-guided-policies, or a JSON
+            file like theirs.
+        out: Folder for the report.
+        so_far: Train and fill nothing: write the report of the cells that are there.
+    """
+    from adadiff.comparison import compare, load_config, winner_in_words, write_report
+    from adadiff.training import Interrupted
+
+    chosen = load_config(config)
+    try:
+        results = compare(chosen, out, so_far)
+    except Interrupted as interruption:
+        console.print(f"{interruption}; the same command goes on")
+        sys.exit(130)
+    write_report(results, out)
+    console.print(winner_in_words(results))
+    console.print(f"the report is {out / 'index.html'}")

@@ -1,0 +1,51 @@
+"""`adadiff convert`: files of the U-ViT and AdaDiff releases, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from adadiff.cli.output import console
+from adadiff.ranges import Count, Positive, checked
+
+
+@checked
+def convert_command(
+    source: Positional[Path],
+    out: Positional[Path],
+    to: Literal["adadiff", "uvit"] = "adadiff",
+    preset: str | None = None,
+    num_heads: Count | None = None,
+    vae: str | None = None,
+    scaling_factor: Positive | None = None,
+    text_encoder: str | None = None,
+    context_length: Count | None = None,
+) -> None:
+    """Turn a .pth file of the U-ViT or AdaDiff release into a model folder; with --to uvit a folder into such a file.
+
+    Nothing in the file is executed. AdaDiff's estimators predict certainty; here tau is one minus their threshold.
+
+    Args:
+        source: The .pth file; with --to uvit the model folder, or the name of a packaged model.
+        out: The new model folder; with --to uvit the new file.
+        to: Direction.
+        preset: The preset that the file belongs to, for its heads, time and sampling.
+        num_heads: Attention heads, in place of a preset.
+        vae: For a model of latents: the AutoencoderKL that decodes them, by its name on the hub or its folder.
+        scaling_factor: What latents are multiplied with before the diffusion; by default what the autoencoder says.
+        text_encoder: For a model that takes text: a text model of transformers, by its name on the hub or its folder.
+        context_length: For a model that takes text: how many text features it takes, where it is not CLIP's 77.
+    """
+    from adadiff.conversion import convert_to_file, convert_to_folder
+
+    if to == "uvit":
+        complete = convert_to_file(source, out)
+        left_out = "" if complete else ", without its estimators: the format has no place for their kind"
+        console.print(f"the weights are in {out}{left_out}")
+        return
+    sizes = convert_to_folder(source, out, preset, num_heads, vae, scaling_factor, text_encoder, context_length)
+    console.print(f"the model is in {out}: {sizes.depth} layers of width {sizes.width}")
+    if not sizes.estimators:
+        console.print(f"it has no exits yet; to train them: adadiff train PRESET --init-from {out}")

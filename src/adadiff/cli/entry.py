@@ -1,0 +1,79 @@
+"""The `adadiff` command: its words to a command, its errors to exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import adadiff
+from adadiff.errors import Diverged, InputError, lookup
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `adadiff` command.
+
+    Exits with 0 if all went well, 2 for bad input, 130 if interrupted, 1 for anything else.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words == ["--version"]:
+        print(f"adadiff {adadiff.__version__}")
+        return
+    _print_warnings()
+    try:
+        import tyro
+
+        from adadiff.cli.commands import COMMANDS
+
+        _require_known_preset(words)
+        _require_options_once(words)
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="adadiff", description=adadiff.__doc__, args=words or ["--help"]
+        )
+    except BrokenPipeError:
+        os._exit(0)
+    except (InputError, OSError) as error:
+        if debug:
+            raise
+        print(f"adadiff: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Diverged as error:
+        print(f"adadiff: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("adadiff: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split())
+        print(
+            f"adadiff: {type(error).__name__}: {reason} (run it again with --debug for the traceback)", file=sys.stderr
+        )
+        sys.exit(1)
+
+
+def _print_warnings() -> None:
+    """Print the library's warnings on stderr, a line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("adadiff: %(message)s"))
+    logging.getLogger("adadiff").handlers = [handler]
+
+
+def _require_known_preset(words: Sequence[str]) -> None:
+    """Raise InputError, with the nearest names, where `train` is followed by a word that is no preset."""
+    if len(words) > 1 and words[0] == "train" and not words[1].startswith("-"):
+        from adadiff.presets import PRESETS
+
+        lookup(words[1], PRESETS, "preset")
+
+
+def _require_options_once(words: Sequence[str]) -> None:
+    """Raise InputError where an option is repeated, of which the parser would silently take the last."""
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise InputError(f"{option} is given {options.count(option)} times: give it once, with all its values")

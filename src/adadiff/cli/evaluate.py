@@ -1,0 +1,54 @@
+"""`adadiff evaluate`: sampled images against real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from adadiff.cli.options import ModelFolder, SampleOptions
+from adadiff.cli.output import console, print_description
+from adadiff.data import DataConfig
+from adadiff.ranges import checked
+
+MANY_IMAGES = SampleOptions(n=10_000)
+
+
+@checked
+def evaluate_command(
+    model: Positional[ModelFolder],
+    out: Path,
+    data: DataConfig,
+    options: Annotated[SampleOptions, arg(name="")] = MANY_IMAGES,
+    features: str = "small",
+    clip: str | None = None,
+) -> None:
+    """Sample images as `adadiff sample` does, and compare them with real ones: metrics.json, and a table.
+
+    Fréchet distance, kernel distance (KID), precision and recall; for classes, how often the feature network sees the
+    one asked for; for texts, the CLIP score. The same command run again goes on where it stopped. Several processes:
+    `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
+
+    Args:
+        model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
+        out: Folder for the images and metrics.json.
+        data: Real images, brought to the size and channels of the model's.
+        options: What images to sample, and how.
+        features: small, inception, a folder or TorchScript file of a network, or package.module:name.
+        clip: A CLIP model of transformers, by its name on the hub or its folder, for models that take text.
+    """
+    from adadiff.cli.shared import device_of, sample_with_options
+    from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
+    from adadiff.processes import process_state
+
+    with process_state().main_process_first():
+        judge = judge_for(model, data, features, clip, device_of(options.device))
+    if process_state().is_main_process:
+        print_description(judge.real)
+    judge.require_enough(options.n)
+    summary = sample_with_options(model, out, options)
+    if process_state().is_main_process:
+        evaluation = evaluate_folder(out, summary, judge)
+        console.print(evaluation_table(evaluation))
+        console.print(f"the figures are in {out / METRICS}")

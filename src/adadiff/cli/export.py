@@ -1,0 +1,34 @@
+"""`adadiff export`: a copy of a model to share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from adadiff.cli.options import Dtype, ModelFolder
+from adadiff.cli.output import console
+from adadiff.files import require_empty_folder
+
+
+def export_command(run: Positional[ModelFolder], out: Positional[Path], dtype: Dtype = "float16") -> None:
+    """Copy a model without its checkpoints, its weights stored in the given precision, to share it.
+
+    Args:
+        run: Model folder, as `adadiff train` makes it, or the name of a packaged model.
+        out: New folder.
+        dtype: Precision of the stored weights; they are float32 again when loaded.
+    """
+    from diffusers import ConfigMixin
+
+    from adadiff.cli.shared import load_pipeline
+    from adadiff.sampling.defaults import SamplingDefaults
+
+    require_empty_folder(out)
+    pipeline = load_pipeline(run, dtype, "cpu", own_settings=False)
+    for part in (pipeline, pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        if isinstance(part, ConfigMixin):
+            part.register_to_config(_name_or_path="")  # where it was loaded from concerns nobody else
+    pipeline.save_pretrained(out)
+    SamplingDefaults.load(run).save(out)
+    console.print(f"the model is in {out}")

@@ -1,0 +1,38 @@
+"""`adadiff sample`: images into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from adadiff.cli.options import ModelFolder, SampleOptions
+from adadiff.cli.output import console
+from adadiff.ranges import checked
+
+
+@checked
+def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated[SampleOptions, arg(name="")]) -> None:
+    """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
+
+    Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
+    stopped. Steps, scheduler, guidance scale and when samples leave are the model's own where nothing is given: those
+    of its exit_policy.json, as `adadiff calibrate` makes it, or of its sampling.json. --tau 0 runs the full model.
+    Several processes: `torchrun --nproc_per_node 2 -m adadiff sample ...`.
+
+    Args:
+        model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
+        out: Folder for the images.
+        options: What images to sample, and how.
+    """
+    from adadiff.cli.shared import sample_with_options
+    from adadiff.processes import process_state
+
+    summary = sample_with_options(model, out, options)
+    if process_state().is_main_process:
+        totals = summary.totals
+        console.print(
+            f"{options.n} images in {out} ({summary.images_per_second:.2f} images/s); layers run "
+            f"{totals.layer_fraction:.1%}, compute {totals.compute_fraction:.1%} of the full model's"
+        )

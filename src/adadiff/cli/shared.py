@@ -1,0 +1,91 @@
+"""What several commands do with a model folder: load it, choose a policy, sample it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers.utils.logging import disable_progress_bar
+
+from adadiff import AdaDiffPipeline
+from adadiff.cli.options import Dtype, SampleOptions
+from adadiff.errors import InputError
+from adadiff.files import read_text
+from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.processes import process_state
+from adadiff.sampling import Conditions, Guidance
+from adadiff.sampling.defaults import SamplingDefaults
+from adadiff.sampling.folder import FolderSummary, sample_to_folder
+
+
+def load_pipeline(
+    folder: Path, dtype: Dtype, device: str, scheduler: str | None = None, own_settings: bool = True
+) -> AdaDiffPipeline:
+    """Load a model folder's pipeline, with another scheduler over the same forward process where one is named."""
+    place = device_of(device)
+    disable_progress_bar()
+    named = {} if scheduler is None else {"scheduler": scheduler}
+    pipeline = AdaDiffPipeline.from_pretrained(folder, own_settings, **named).to(place)
+    for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        if part is not None:
+            # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
+            torch.nn.Module.to(part, getattr(torch, dtype))
+    return pipeline
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name, checked; for auto, the one that this process has."""
+    if name == "auto":
+        return torch.device(process_state().device)
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {name!r} here: choose cpu, or cuda where there is one") from error
+    return place
+
+
+def sample_with_options(model: Path, out: Path, options: SampleOptions) -> FolderSummary:
+    """Sample into a folder; what the options leave open is the model's own."""
+    if options.classes and options.class_index:
+        raise InputError("give either --class or --class-index, not both")
+    prompts = chosen_prompts(options.prompt, options.prompts)
+    pipeline = load_pipeline(model, options.dtype, options.device, options.scheduler)
+    policy = _chosen_policy(options, pipeline.own_settings.sampling)
+    chosen = pipeline.sampling_settings(options.steps, options.guidance_scale, policy=policy)
+    guidance = Guidance(chosen.guidance_scale, options.guidance_interval, options.tied_exits)
+    classes = options.classes or options.class_index or pipeline.transformer.class_indices
+    conditions = Conditions(classes, prompts, options.negative_prompt, guidance)
+    return sample_to_folder(
+        pipeline, out, options.n, chosen.steps, chosen.policy, options.seed, conditions, options.batch_size
+    )
+
+
+def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy | None:
+    """The policy that the options choose; None leaves it to the model."""
+    if options.exit_layer is not None:
+        if options.tau:
+            raise InputError("give either --tau or --exit-layer, not both")
+        return FixedExit(options.exit_layer)
+    if not options.tau and options.min_layer is None and options.patience == 1:
+        return None
+    own, tau = own.changed(min_layer=options.min_layer), options.tau or (own.tau,)
+    if tau == (0.0,):
+        return NeverExit()
+    if options.patience != 1:
+        if len(tau) > 1:
+            raise InputError("--patience takes one --tau, not several")
+        return PatienceExit(tau[0], options.patience, own.min_layer, options.last_patient_layer)
+    return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=options.tau_per, min_layer=own.min_layer)
+
+
+def chosen_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
+    """The prompts that were given, or a file's."""
+    if file is None:
+        return given
+    if given:
+        raise InputError("give either --prompt or --prompts, not both")
+    lines = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
+    if not lines:
+        raise InputError(f"{file} holds no prompts: write one a line")
+    return lines

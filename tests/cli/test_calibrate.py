@@ -1,0 +1,39 @@
+"""`adadiff calibrate`, and the commands that take its policy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.conftest import files, run
+
+
+def any_difference(full, adaptive):
+    return (full != adaptive).flatten(1).any(1)
+
+
+def test_calibrate_and_what_takes_it_from_there(model_folder, tmp_path, capsys):
+    run(f"calibrate {model_folder} --compute 0.6 --steps 3 --scheduler ddim --samples 8")
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("step schedule", "excess error", "chosen", "fresh samples"))
+    assert (model_folder / "calibration.png").is_file()
+    stored = json.loads((model_folder / "exit_policy.json").read_text())
+    assert stored["goal"] == {"compute": 0.6}
+    run(f"sample {model_folder} -n 2 --out {tmp_path}/own")
+    request = json.loads((tmp_path / "own/request.json").read_text())
+    assert (request["scheduler"], request["steps"], request["policy"]) == ("DDIMScheduler", 3, stored["policy"])
+    run(f"demo --model {model_folder} -n 2 --out {tmp_path}/demo")
+    assert not capsys.readouterr().err.count("adadiff:")
+    run(f"sample {model_folder} -n 2 --steps 6 --out {tmp_path}/more")
+    assert "used with steps 6 in place of 3" in capsys.readouterr().err
+    run(f"sample {model_folder} -n 2 --tau 0 --out {tmp_path}/full")
+    assert json.loads((tmp_path / "full/trace.json").read_text())["layer_fraction"] == 1
+    before = files(model_folder)
+    with pytest.raises(SystemExit):
+        run(f"calibrate {model_folder} --compute 0.6 --steps 3 --samples 8")
+    assert files(model_folder) == before
+    run(f"calibrate {model_folder} --compute 0.8 --steps 3 --samples 8 --replace --metric {__name__}:any_difference")
+    stored = json.loads((model_folder / "exit_policy.json").read_text())
+    assert stored["goal"] == {"compute": 0.8}
+    assert (stored["found"]["metric"], stored["found"]["error"]) == (f"{__name__}:any_difference", 1)

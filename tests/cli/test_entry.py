@@ -1,0 +1,37 @@
+"""What all commands have in common: names of models, help, and the way errors are printed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import adadiff
+from adadiff.files import MODELS
+from tests.cli.conftest import files, run
+
+
+def test_packaged_models_go_by_name_in_every_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = files(MODELS)
+    run("sample digits -n 2 --steps 2 --out samples")
+    run("demo --model digits -n 2 --steps 2 --out demo")
+    run("export digits own")
+    run("convert digits digits.pth --to uvit")
+    run("train digits --init-from digits --steps 1 --batch-size 2 --sample-every 0 --out run")
+    run("calibrate own --compute 0.6 --steps 2 --samples 8")
+    assert files(MODELS) == before
+    run(f"sample {MODELS}/digits -n 2 --steps 2 --out samples")  # the same request: the folder is taken
+
+
+def test_version_and_help():
+    for words, wanted in ((["--version"], adadiff.__version__), ([], "train"), (["sample", "--help"], "--tau")):
+        done = subprocess.run([sys.executable, "-m", "adadiff", *words], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert wanted in done.stdout
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(adadiff.InputError):
+        run(f"--debug sample {tmp_path}/missing --out {tmp_path}/s")
