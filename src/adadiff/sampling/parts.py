@@ -163,6 +163,7 @@ class ModelParts(DiffusionPipeline):
         changed = other.transformer is not self.transformer
         other.own_settings = self.own_settings.without_exits() if changed else self.own_settings
         other._saved_scheduler, other._own_scheduler = self._saved_scheduler, self._own_scheduler
+        other._warned = self._warned
         other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return other
 
