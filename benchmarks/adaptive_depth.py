@@ -1,6 +1,6 @@
-"""What early exits cost and save: time and memory at U-ViT-S/2 size, random weights.
+"""Time and memory of early exits against the full model, at U-ViT-S/2 size with random weights.
 
-One process, rivals in turns, medians; the figures are printed, never asserted.
+One process, variants timed alternately, medians; results are printed, not asserted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UVIT_S2 = {"patch_size": 2, "width": 512, "depth": DEPTH, "num_heads": 8}
 
 @dataclass(frozen=True)
 class AskedExit(ExitPolicy):
-    """Reads every uncertainty, as a threshold would, and lets sample k leave at `layers[k % len(layers)]`."""
+    """Reads every uncertainty, as a threshold does, but exits sample k after layer `layers[k % len(layers)]`."""
 
     layers: tuple[int, ...]
 
@@ -51,7 +51,7 @@ def make_call(model: AdaptiveModel, batch: int, policy: ExitPolicy | None) -> Ca
 
 
 def estimator_share(model: AdaptiveModel, batch: int, repeats: int) -> tuple[float, float]:
-    """Seconds of layer 1 alone, and of its estimator and the mean of what that says."""
+    """Time layer 1 alone, and its estimator with the mean of the uncertainties, in seconds."""
     sample, timestep = torch.randn(batch, 3, 32, 32, dtype=model.dtype), torch.full((batch,), 500)
     with torch.inference_mode():
         before = model.backbone.embed(sample, timestep)
@@ -65,7 +65,7 @@ def estimator_share(model: AdaptiveModel, batch: int, repeats: int) -> tuple[flo
 
 
 def peak_memory(call: Callable[[], Any]) -> int:
-    """Largest resident memory of the process during the call, in KiB (Linux)."""
+    """Measure the peak resident memory of the process during the call, in KiB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     call()
     status = Path("/proc/self/status").read_text()

@@ -1,7 +1,7 @@
-"""What correcting early exits costs: the same schedule with and without corrections, and the full model.
+"""Time of correcting early exits: one schedule with and without corrections, and the full model.
 
-U-ViT-S/2 size, random weights; all layers at every second step, one at those between. One process, rivals in turns,
-medians; the figures are printed, never asserted.
+U-ViT-S/2 size, random weights; all layers at every second step, one layer at the others. One process, variants timed
+alternately, medians; results are printed, not asserted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Digits: Fréchet distance against layers run, full and adaptive, from the same noise.
 
 Features: the 32 hidden units of scikit-learn's MLPClassifier trained on the training digits. The reference is the test
-split, which neither the generator nor the classifier has seen. Figures are printed, never asserted.
+split, which neither the generator nor the classifier has seen. Results are printed, not asserted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adadiff.sampling import sample_numbered
 
 
 def load_split(split: str) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
-    """Images in [0, 1] as rows, and their labels."""
+    """Load images in [0, 1] as rows, (images, pixels), and their labels, (images,)."""
     data = ImageData(DataConfig(size=8, channels=1, split=split))
     items = [data[k] for k in range(len(data))]
     images = torch.stack([item["image"] for item in items]).flatten(1)
@@ -33,14 +33,14 @@ def load_split(split: str) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
 
 
 def hidden_features(classifier: MLPClassifier, rows: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The classifier's hidden units, after their ReLU."""
+    """Compute the classifier's hidden units after their ReLU, (images, units)."""
     return np.maximum(rows @ classifier.coefs_[0] + classifier.intercepts_[0], 0)
 
 
 def sample_rows(
     pipeline: AdaDiffPipeline, policy: ExitPolicy, n: int, steps: int
 ) -> tuple[NDArray[np.floating], float]:
-    """N images as rows, and the layer fraction; the same noise for every policy."""
+    """Sample n images as rows, (n, pixels), and return them with the layer fraction; all policies get equal noise."""
     rows, fractions = [], []
     for first in range(0, n, 500):
         numbers = range(first, min(first + 500, n))
@@ -51,7 +51,7 @@ def sample_rows(
 
 
 def leave_at_last(tau: float, first: int, last: int, depth: int) -> ThresholdExit:
-    """The threshold from layer `first` on; after layer `last` everybody who is still there leaves."""
+    """Return a policy with threshold tau from layer `first` on, where all remaining samples exit after layer `last`."""
     return ThresholdExit((0.0,) * (first - 1) + (tau,) * (last - first) + (1.0,) * (depth - last + 1), per="layer")
 
 

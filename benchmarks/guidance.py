@@ -1,7 +1,7 @@
-"""What guidance costs beyond its second half: tied pairs against one batch of twice the size without guidance.
+"""Time overhead of guidance: tied pairs against one batch of twice the size without guidance.
 
-U-ViT-S/2 size with classes, random weights, the same exit layers on both sides. One process, rivals in turns, medians;
-the figures are printed, never asserted.
+U-ViT-S/2 size with classes, random weights, equal exit layers in both variants. One process, variants timed
+alternately, medians; results are printed, not asserted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Seconds that judging takes: 10,000 images through the `small` network, and every metric on its features.
+"""Time of evaluation: 10,000 images through the `small` network, and every metric on its features.
 
-Random images stand in for samples and real ones, since nothing depends on what they show. Printed, never asserted.
+Random images replace samples and real images, since the time does not depend on their content. Results are printed,
+not asserted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""How far corrected schedules are from the full model in squares and in Fréchet distance, from the same noise.
+"""Squared error and Fréchet distance of corrected schedules against the full model, from the same noise.
 
-The schedule kept with the model, and others. The noise is the full model's, so the error of the difference, by
-bootstrap over pairs of images, is far smaller than those of the distances; the figures are printed, never asserted.
+Compares the schedule stored with the model and others. Since all share the full model's noise, the standard error of
+the difference in distance, by bootstrap over pairs of images, is far smaller than those of the distances themselves.
+Results are printed, not asserted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from adadiff.evaluation.evaluate import judge_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap
 from adadiff.sampling import Conditions, Guidance, sample_numbered
 
-SEED = 1_000_000  # noise that no evaluation and no calibration uses by default
+SEED = 1_000_000  # gives noise that evaluation and calibration do not use by default
 
 
 def main() -> None:
@@ -79,13 +80,13 @@ def _sample(
     for first in tqdm(range(0, options.n, options.batch_size), leave=False):
         numbers = range(first, min(first + options.batch_size, options.n))
         output = sample_numbered(pipeline, numbers, steps, policy, SEED, conditions)
-        images.append((output.images.float() * 255).round() / 255)  # as in a file
+        images.append((output.images.float() * 255).round() / 255)  # rounded as in an 8-bit file
         traces.append(output.trace)
     return torch.cat(images), Trace.join(traces)
 
 
 def _excess(features: Features, full: Features, real: Gaussian) -> tuple[float, float]:
-    """How much larger the distance is than the full model's, over that, and its standard error over pairs."""
+    """Return the relative excess of the distance over the full model's, and its standard error over pairs."""
 
     def more(pairs: Features) -> float:
         ours, theirs = (Gaussian.fit(half).distance(real) for half in np.split(pairs, 2, axis=1))

@@ -1,9 +1,9 @@
-"""How long what the layers after an exit add stays the same: what corrections of early exits rest on.
+"""Persistence of an exit's error over steps, which corrections of early exits rely on.
 
-Along samplings of the full model the errors of an exit, its differences from the full prediction, are compared with
-those of earlier steps: their correlation with the step before, and what is left of the squared error by repeating an
-error measured so many steps ago, or by going on along a line through two, as far apart. Averages over all steps that
-have two such steps before them; the figures are printed, never asserted.
+Along sampling runs of the full model, the error of an exit, its difference from the full prediction, is compared with
+its errors at earlier steps: the correlation with the step before, and the share of the squared error that remains after
+subtracting the error measured k steps earlier, or a line through those measured k and 2k steps earlier. Averages over
+all steps that have two such earlier steps. Results are printed, not asserted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def main() -> None:
 
 
 def _left(products: torch.Tensor, gap: int) -> tuple[float, float]:
-    """What repeating, and a line, leave of the squared error, from products with earlier steps, (steps, window)."""
+    """Return the shares of squared error that remain after repetition and after linear extrapolation.
+
+    `products` holds the mean products of the errors with those of earlier steps, (steps, window).
+    """
     now, last, before = products[2 * gap :], products[gap:-gap], products[: -2 * gap]
     repeated = now[:, 0] + last[:, 0] - 2 * now[:, gap]
     line = now[:, 0] + 4 * last[:, 0] + before[:, 0] - 4 * now[:, gap] + 2 * now[:, 2 * gap] - 4 * last[:, gap]

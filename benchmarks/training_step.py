@@ -1,6 +1,6 @@
-"""The time of a joint training step against a plain one of the same backbone, at U-ViT-S/2 size.
+"""Time of a joint training step against a plain one of the same backbone, at U-ViT-S/2 size.
 
-One process, rivals in turns, medians; the figures are printed, never asserted.
+One process, variants timed alternately, medians; results are printed, not asserted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors whose message alone the command line prints, and look-ups that raise them."""
+"""Errors that the command line prints in one line, and lookups that raise them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Value = TypeVar("Value")
 
 
 class InputError(ValueError):
-    """Bad input: the message says what was wrong, what was expected and what to do, in one line.
+    """Invalid input: its one-line message says what was wrong, what was expected and what to do.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints only the message and exits with code 2.
     """
 
 
@@ -25,20 +25,20 @@ class Diverged(RuntimeError):  # noqa: N818 - what happened to a training
 
 
 def lookup(name: str, table: Mapping[str, Value], kind: str) -> Value:
-    """The table's entry of that name; InputError, with the nearest names, where there is none."""
+    """Return the table's entry of that name; raise InputError with the closest names if there is none."""
     if name in table:
         return table[name]
     raise InputError(f"there is no {kind} {name!r}: {suggestion(name, table)}")
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """Which of the names could have been meant: the nearest ones, or else all."""
+    """Suggest the names closest to a misspelt one, or all names if none is close."""
     near = difflib.get_close_matches(name, known := list(names), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 
 def imported(name: str) -> Any:
-    """What `"package.module:name"` stands for; InputError where it cannot be imported."""
+    """Import the object named `"package.module:name"`; raise InputError if that fails."""
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise InputError(f"{name!r} cannot be imported: write package.module:name")

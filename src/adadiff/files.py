@@ -1,4 +1,4 @@
-"""Files that are written atomically, and checked when they are read."""
+"""Files that are written atomically and checked when they are read."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from adadiff.errors import InputError
 CHECKSUMS = "SHA256SUMS"
 LOCK = ".lock"
 MODELS = Path(__file__).parent / "models"
-"""Where the models are that come with the package."""
+"""Folder of the packaged models."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Written atomically
 
 
 def part_path(path: Path) -> Path:
-    """Where `path` is written before it is complete."""
+    """Return the temporary path that `path` is written to until it is complete."""
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` once the block ends well and vanishes if it does not."""
+    """Write a file atomically: yield a temporary path that is renamed to `path` at the end of the block.
+
+    If the block raises, the temporary file is deleted and `path` stays as it was.
+    """
     part = part_path(path)
     try:
         yield part
@@ -44,7 +47,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` (taking its place) once the block ends well."""
+    """Write a folder atomically: yield a temporary folder that replaces `path` at the end of the block.
+
+    If the block raises, the temporary folder is deleted and `path` stays as it was.
+    """
     part = part_path(path)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -69,7 +75,7 @@ def write_json(path: Path, values: Any) -> None:
 def require_empty_folder(path: Path) -> None:
     """Raise InputError unless `path` is an empty folder or does not exist yet.
 
-    A lock, and parts of files that a killed process was writing, count as nothing.
+    A lock, and partial files left by a killed process, are ignored.
     """
     if path.exists() and not (path.is_dir() and all(_is_left_over(entry.name) for entry in path.iterdir())):
         raise InputError(f"{path} already holds other files: choose another output folder, or empty it")
@@ -81,9 +87,9 @@ def _is_left_over(name: str) -> bool:
 
 @contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes out of an output folder for the length of the block; the folder is made if it is missing.
+    """Lock an output folder against other processes during the block; create the folder if it is missing.
 
-    The lock ends with the process, even with one that is killed.
+    The lock is released when the process ends, even if it is killed.
 
     Raises:
         InputError: If another process holds the folder.
@@ -103,16 +109,16 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
 
 
 def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: str) -> None:
-    """Make an output folder and note in it what it is for, or check that it was begun for the same.
+    """Create an output folder with a JSON file that describes its contents, or check that an existing one matches.
 
     Args:
-        folder: New, empty, or claimed before.
+        folder: A new or empty folder, or one claimed before.
         note: Name of the JSON file.
-        description: What the folder's contents depend on, as plain values.
-        holds: What it holds, in words: "images sampled".
+        description: Everything that the folder's contents depend on, as plain values.
+        holds: The contents in words, for messages, as "images sampled".
 
     Raises:
-        InputError: If it was begun for something else, or the note is damaged.
+        InputError: If the folder was claimed with another description, or the JSON file is damaged.
     """
     check_claim(folder, note, description, holds)
     if not (folder / note).is_file():
@@ -121,7 +127,7 @@ def claim_folder(folder: Path, note: str, description: dict[str, Any], holds: st
 
 
 def check_claim(folder: Path, note: str, description: dict[str, Any], holds: str) -> None:
-    """Raise InputError where `claim_folder` would; nothing is written."""
+    """Raise InputError if `claim_folder` would, without writing anything."""
     described = json.loads(json.dumps(description))
     path = folder / note
     if path.is_file():
@@ -135,7 +141,7 @@ def check_claim(folder: Path, note: str, description: dict[str, Any], holds: str
 
 
 def difference(name: str, earlier: Any, now: Any) -> str:
-    """Say in a few words how a setting differs from an earlier one; of nested settings, the first that differs.
+    """Describe in a few words how a setting differs from an earlier one; for nested settings, the first difference.
 
     Example:
         >>> difference("scheduler", {"steps": 4, "eta": 0}, {"steps": 4, "eta": 1})
@@ -148,7 +154,7 @@ def difference(name: str, earlier: Any, now: Any) -> str:
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
-    """The folder of a model: `name` itself if it holds one, else the packaged model of that name, else `name`.
+    """Return a model's folder: `name` itself if it holds a model, else the packaged model of that name, else `name`.
 
     Example:
         >>> model_folder("digits").name
@@ -161,7 +167,7 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
 
 
 def packaged_models() -> list[str]:
-    """The names of the models that come with the package."""
+    """List the names of the packaged models."""
     return sorted(path.parent.name for path in MODELS.glob("*/model_index.json"))
 
 
@@ -173,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: If the file is empty, half-written, or holds something else than an object.
+        InputError: If the file is empty or incomplete, or holds anything but a JSON object.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -185,7 +191,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Read text in UTF-8, or in UTF-16 with a byte order mark; the mark is left out.
+    """Read text in UTF-8, or in UTF-16 with a byte order mark; the mark is removed.
 
     Raises:
         InputError: If the file is missing, or in another encoding.
@@ -202,17 +208,17 @@ def read_text(path: Path) -> str:
         ) from error
     if "\0" in text:
         raise InputError(f"{path} is not text: it holds null characters; save it as UTF-8")
-    return text.replace("\ufeff", "")  # marks in the middle come from files that were joined
+    return text.replace("\ufeff", "")  # concatenated files have marks in the middle
 
 
 def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of every file in the folder, in the format of `sha256sum --check`."""
+    """Write the SHA-256 of every file in the folder to SHA256SUMS, in the format of `sha256sum --check`."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != CHECKSUMS)
     _write_notes(folder, {file.name: sha256(file) for file in files})
 
 
 def add_checksum(file: Path) -> None:
-    """Note the SHA-256 of one file beside those noted before, for folders that fill slowly."""
+    """Add the SHA-256 of one file to SHA256SUMS, for folders that are filled file by file."""
     _write_notes(file.parent, {**read_checksums(file.parent), file.name: sha256(file)})
 
 
@@ -222,10 +228,10 @@ def _write_notes(folder: Path, noted: dict[str, str]) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """The noted SHA-256 of each file, by name; empty for a folder without notes.
+    """Read SHA256SUMS: return the digest of each file by name, or an empty dict if the folder has no such file.
 
     Raises:
-        InputError: If the notes are damaged.
+        InputError: If SHA256SUMS is damaged.
     """
     path = folder / CHECKSUMS
     if not path.is_file():
@@ -238,12 +244,12 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def weights_checksum(folder: Path) -> str | None:
-    """The noted SHA-256 of a folder's first safetensors file, or None."""
+    """Return the recorded SHA-256 of a folder's first safetensors file, or None if none is recorded."""
     return next((noted for name, noted in read_checksums(folder).items() if name.endswith(".safetensors")), None)
 
 
 def verify_checksums(folder: Path) -> None:
-    """Raise InputError where a noted file is missing or differs; a folder without notes passes."""
+    """Raise InputError if a file listed in SHA256SUMS is missing or differs; a folder without that file passes."""
     for name, noted in read_checksums(folder).items():
         file = folder / name
         if not file.is_file():
@@ -256,7 +262,7 @@ def verify_checksums(folder: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()  # hashlib.file_digest comes with Python 3.11
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):

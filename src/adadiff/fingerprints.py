@@ -1,4 +1,4 @@
-"""Short names of contents, for caches that must notice when something else is in them."""
+"""Fingerprints: short content hashes, by which caches notice that their inputs have changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """16 hexadecimal digits that follow from the parts and their order: bytes as they are, anything else as `repr`."""
+    """Hash parts, in order, to 16 hexadecimal digits; bytes are hashed as they are, anything else as its `repr`."""
     digest = hashlib.sha256()
     for part in parts:
         content = part if isinstance(part, bytes) else repr(part).encode()
@@ -22,16 +22,16 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def weights_of(module: nn.Module) -> Iterable[bytes]:
-    """The module's weights and buffers, as parts of a fingerprint."""
+    """Yield the bytes of a module's weights and buffers, as parts of a fingerprint."""
     for tensor in module.state_dict().values():
         yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def settings_of(configured: ConfigMixin) -> dict[str, Any]:
-    """The configuration of a diffusers model or scheduler as plain values, without what it says of its origin."""
+    """Return the configuration of a diffusers model or scheduler as plain values, without metadata on its origin."""
     return {name: value for name, value in json.loads(configured.to_json_string()).items() if name[0] != "_"}
 
 
 def model_fingerprint(model: Any) -> str:
-    """16 hexadecimal digits that follow from a diffusers model's configuration, weights and buffers."""
+    """Hash a diffusers model's configuration, weights and buffers to 16 hexadecimal digits."""
     return fingerprint([sorted(settings_of(model).items()), *weights_of(model)])

@@ -1,8 +1,8 @@
-"""Trainings ready to run, by name: small ones for a CPU, and those of the papers with their sources.
+"""Presets: complete training configurations by name, small ones for a CPU and those of the papers.
 
-The papers' numbers are those of the released configurations, `configs/*.py` of U-ViT (github.com/baofff/U-ViT) and of
-AdaDiff (github.com/Tangshengku/AdaDiff). Their depth leaves out the middle layer and their guidance scale counts from
-0; here depth counts all layers and scale 1 means none.
+The papers' values are those of the released configurations, `configs/*.py` of U-ViT (github.com/baofff/U-ViT) and of
+AdaDiff (github.com/Tangshengku/AdaDiff). Their depth excludes the middle layer, and their guidance scale 0 means no
+guidance; here depth counts all layers, and scale 1 means no guidance.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from adadiff.training.config import DiffusionConfig, LossConfig, ModelConfig, Op
 
 @dataclass(frozen=True)
 class Preset:
-    """A training, and what is known of its data before they are there.
+    """A training configuration, with the shapes of its data, which are needed before the data are loaded.
 
     Args:
-        train: The training.
-        description: One line.
-        shape: Channels, height and width of what the model denoises.
-        context_shape: Length and width of the text features, where the model takes text.
+        train: The training configuration.
+        description: A one-line description for the command line's help.
+        shape: Channels, height and width of the images or latents.
+        context_shape: Length and width of the text features, if the model takes text.
     """
 
     train: TrainConfig
@@ -97,7 +97,7 @@ IMAGES = TrainConfig(
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The papers': networks, forward processes, what their configurations share
+# The papers' networks and forward processes, and settings that their configurations share
 
 UVIT_S = ModelConfig(patch_size=2, width=512, depth=13, num_heads=8)
 UVIT_M = replace(UVIT_S, patch_size=4, width=768, depth=17, num_heads=12, condition="class", num_classes=1000)
@@ -105,19 +105,22 @@ UVIT_L = replace(UVIT_S, width=1024, depth=21, num_heads=16, condition="class", 
 UVIT_H = replace(UVIT_L, width=1152, depth=29, final_conv=False)
 
 SDE = DiffusionConfig(beta_schedule="vp_sde")
-"""beta from 0.1 to 20, the network sees 999 t: `sde.py` of the U-ViT release."""
+"""The VP SDE with beta from 0.1 to 20, whose network embeds 999 t: `sde.py` of the U-ViT release."""
 
 STABLE_DIFFUSION = DiffusionConfig(
     beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.0120, count_from_one=True
 )
-"""1,000 steps, counted from 1: `train_ldm_discrete.py` and `train_t2i_discrete.py` of the U-ViT release."""
+"""Stable Diffusion's 1,000 steps, numbered from 1: `train_ldm_discrete.py` and `train_t2i_discrete.py` of U-ViT."""
 
 EULER_MARUYAMA = SamplingDefaults(scheduler="ddpm", steps=1000)
 DPM_SOLVER = SamplingDefaults(scheduler="dpm-solver++", steps=50)
 
 
 def _adamw(lr: float, betas: tuple[float, float], warmup_steps: int = 5000) -> OptimizerConfig:
-    """Constant after the warm-up, weight decay 0.03, no clipping, averaged at 0.9999 as in `train.py`."""
+    """Return the optimizer settings of U-ViT's `train.py`.
+
+    Constant learning rate after the warm-up, weight decay 0.03, no clipping, weights averaged with decay 0.9999.
+    """
     return OptimizerConfig(
         lr=lr,
         weight_decay=0.03,
@@ -249,9 +252,11 @@ PRESETS: dict[str, Preset] = {
         DIGITS, "scikit-learn's digits, 8x8 grey: 28 minutes on one CPU core that has bfloat16", (1, 8, 8)
     ),
     "cifar10-xs": Preset(CIFAR10_XS, "CIFAR-10, 32x32: 100 minutes on one CPU core that has bfloat16", (3, 32, 32)),
-    "cifar10-class-xs": Preset(CIFAR10_CLASS_XS, "the same, told the class: 2 hours on one such core", (3, 32, 32)),
+    "cifar10-class-xs": Preset(
+        CIFAR10_CLASS_XS, "CIFAR-10 by class, 32x32: 2 hours on one CPU core that has bfloat16", (3, 32, 32)
+    ),
     "emoji-text-xs": Preset(
-        EMOJI_TEXT_XS, "emoji by their names, 32x32, the text encoder trained with them", (3, 32, 32), (12, 192)
+        EMOJI_TEXT_XS, "emoji from their names, 32x32, with a trained text encoder", (3, 32, 32), (12, 192)
     ),
     "images": Preset(IMAGES, "your own folder of images, 64x64: for a GPU, or make it smaller", (3, 64, 64)),
     "cifar10-uvit-s": Preset(
@@ -273,5 +278,7 @@ PRESETS: dict[str, Preset] = {
     "mscoco256-uvit-s": Preset(
         MSCOCO256_UVIT_S, "the paper's U-ViT-S/2 on MS-COCO latents and captions, 256x256", _LATENTS_256, _CLIP
     ),
-    "mscoco256-uvit-s-deep": Preset(MSCOCO256_UVIT_S_DEEP, "the same with 17 layers", _LATENTS_256, _CLIP),
+    "mscoco256-uvit-s-deep": Preset(
+        MSCOCO256_UVIT_S_DEEP, "U-ViT-S/2 with 17 layers on MS-COCO latents and captions, 256x256", _LATENTS_256, _CLIP
+    ),
 }

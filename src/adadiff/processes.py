@@ -1,4 +1,4 @@
-"""The processes that share a task: one, or as many as torchrun launched."""
+"""The processes that share a task: a single one, or those that torchrun launched."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from adadiff.errors import InputError
 
 
 def process_state() -> PartialState:
-    """Accelerate's state of this process, among those that were launched together, on GPUs or a CPU.
+    """Return accelerate's state of this process, set up for all processes launched together, on GPUs or a CPU.
 
     Raises:
-        InputError: If several were launched and each takes itself for the only one.
+        InputError: If several processes were launched, but each sees only itself.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     state = PartialState(cpu=True) if launched > 1 and not _has_accelerator() else PartialState()

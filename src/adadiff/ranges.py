@@ -1,4 +1,4 @@
-"""Numeric ranges that a configuration declares beside its fields, and one check for all of them."""
+"""Numeric ranges as type annotations of configuration fields, and one function that checks all of them."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def _out_of_range(error: ValidationError, *outer: str) -> InputError:
 
 
 def as_int(value: Any, name: str) -> int:
-    """A whole number of Python, numpy or torch as an int.
+    """Return a whole number of Python, numpy or torch as an int.
 
     Raises:
-        InputError: If it is something else, a bool included.
+        InputError: If the value is anything else, including a bool.
     """
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int):
@@ -102,10 +102,10 @@ def as_int(value: Any, name: str) -> int:
 
 
 def as_float(value: Any, name: str) -> float:
-    """A number of Python, numpy or torch as a float.
+    """Return a number of Python, numpy or torch as a float.
 
     Raises:
-        InputError: If it is something else, a bool or text included.
+        InputError: If the value is anything else, including a bool or text.
     """
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -114,10 +114,10 @@ def as_float(value: Any, name: str) -> float:
 
 
 def plain(value: Any) -> Any:
-    """The Python number of a numpy or torch scalar; anything else as it is."""
+    """Return the Python number of a numpy or torch scalar; return any other value unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def shown(value: Any) -> str:
-    """A value as it is shown in a message: in one line, long ones cut."""
+    """Return a value's `repr` for messages, on one line and shortened if long."""
     return " ".join(reprlib.repr(value).split())

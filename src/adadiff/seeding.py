@@ -1,4 +1,4 @@
-"""Randomness that depends on a seed and a position alone, never on batch sizes, processes or what came before."""
+"""Random generators that depend only on a seed and a position, not on batch sizes, processes or earlier draws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import torch
 
 
 def generator_for(seed: int, position: int) -> torch.Generator:
-    """The CPU generator of the `position`-th sample under `seed`, both >= 0."""
+    """Return the CPU generator of the sample at `position` for `seed`; both are >= 0."""
     state = np.random.SeedSequence((seed, position)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

@@ -1,4 +1,4 @@
-"""Models whose files are checked when they are loaded: checksums, missing tensors, weights that are not numbers."""
+"""Models that are checked on loading: checksums of their files, missing tensors, NaN or infinite weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from adadiff.files import read_json, verify_checksums, write_checksums
 
 
 class VerifiedModel(ModelMixin, ConfigMixin):
-    """A diffusers model, saved with checksums and refused when it comes back damaged."""
+    """A diffusers model that is saved with checksums; loading a damaged copy raises InputError."""
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as diffusers models are, with the checksums of the files beside them."""
+        """Save like any diffusers model, and write the files' checksums next to them."""
         super().save_pretrained(save_directory, *args, **kwargs)
         write_checksums(Path(save_directory))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """Load a model folder or a hub model, safetensors only.
+        """Load a model from a folder or the hub; only safetensors files are read.
 
         Raises:
-            InputError: If there is no model, its files are truncated or altered, its weights do not fit its config, or
-                some of them are NaN or infinite.
+            InputError: If the model does not exist, its files are truncated or altered, its weights do not fit its
+                config, or some weights are NaN or infinite.
         """
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         if folder.is_dir():
@@ -53,11 +53,11 @@ class VerifiedModel(ModelMixin, ConfigMixin):
 
 
 def require_fitting(info: Mapping[str, Any], name: str) -> None:
-    """Raise InputError where weights did not fit the model.
+    """Raise InputError if loaded weights did not fit the model.
 
     Args:
-        info: What diffusers' `from_pretrained` returns with `output_loading_info`.
-        name: Where from, for the message.
+        info: The loading info that diffusers' `from_pretrained` returns with `output_loading_info`.
+        name: Name of the source, for the message.
     """
     misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if misfits:
@@ -68,11 +68,11 @@ def require_fitting(info: Mapping[str, Any], name: str) -> None:
 
 
 def require_finite(module: nn.Module, name: str) -> None:
-    """Raise InputError where a weight or buffer of the module was not loaded, or holds NaN or infinity.
+    """Raise InputError if a weight or buffer of the module was not loaded, or holds NaN or infinity.
 
     Args:
-        module: What was loaded.
-        name: Where from, for the message.
+        module: The loaded module.
+        name: Name of the source, for the message.
     """
     for key, tensor in module.state_dict().items():
         if tensor.is_meta:
@@ -95,7 +95,7 @@ def holds_weights_of(module: nn.Module, folder: Path) -> bool:
 
 
 def verify_parts(folder: Path) -> None:
-    """Raise InputError where a model folder's index or a part's files are missing or damaged."""
+    """Raise InputError if a model folder's index, or a file of one of its parts, is missing or damaged."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder} is not a model folder: it has no model_index.json")

@@ -60,5 +60,5 @@ def test_features_that_are_nan_are_refused(clip_folder, tmp_path):
     encoder = TransformersTextEncoder.from_pretrained(clip_folder)
     for parameter in encoder.parameters():
         parameter.data.fill_(torch.nan)
-    with pytest.raises(InputError, match="features come out as NaN"):
+    with pytest.raises(InputError, match="features are NaN"):
         FeatureCondition(encoder, ["owl"], tmp_path / "cache")

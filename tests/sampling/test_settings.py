@@ -7,11 +7,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from adadiff.exits.stored import Circumstances, StoredPolicy
 from PIL import Image
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, InputError, NeverExit, ScheduleExit, ThresholdExit
 from adadiff.cli import main
-from adadiff.exits.stored import Circumstances, StoredPolicy
 from adadiff.files import MODELS
 from adadiff.sampling import sample_numbered
 from adadiff.sampling.defaults import SamplingDefaults

@@ -29,7 +29,7 @@ class Goal:
         {'compute': 0.55}
         >>> Goal(compute=0.55, speedup=2)
         Traceback (most recent call last):
-        adadiff.errors.InputError: give exactly one goal: compute, error or speedup
+        adadiff.errors.InputError: give exactly one of compute, error and speedup
     """
 
     compute: float | None = None
@@ -39,7 +39,7 @@ class Goal:
 
     def __post_init__(self) -> None:
         if len(self.asked) != 1:
-            raise InputError("give exactly one goal: compute, error or speedup")
+            raise InputError("give exactly one of compute, error and speedup")
         for name in ("compute", "error", "confidence"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:

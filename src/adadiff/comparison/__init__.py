@@ -1,4 +1,4 @@
-"""Our exits and their rivals, trained from one backbone for the same number of steps, and held against each other."""
+"""Comparison of our exits with baselines, all fine-tuned from one backbone for the same number of steps."""
 
 from adadiff.comparison.config import CompareConfig, load_config
 from adadiff.comparison.report import winner_in_words, write_report

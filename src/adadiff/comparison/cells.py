@@ -1,4 +1,4 @@
-"""Cells of a comparison: one method at one setting, sampled, judged, timed, and kept."""
+"""Cells of a comparison: each is one method at one setting, sampled, evaluated, timed and stored."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ TIMED_IMAGES = 16
 
 @dataclass(frozen=True)
 class Cell:
-    """One method at one setting.
+    """The measurements of one method at one setting.
 
     Args:
-        name: Of its folder.
+        name: Name of the cell and its folder.
         method: Name of the method.
-        setting: What was chosen, for people.
-        target: The compute that was asked for, over the full model's.
-        compute: The compute that it took.
+        setting: The chosen setting in words, for tables.
+        target: The requested compute, over the full model's.
+        compute: The measured compute, over the full model's.
         layers: Layers run over the full model's at all steps.
-        seconds: Median time of a batch of `TIMED_IMAGES`.
-        full_seconds: Median time of such a batch by the full model, in turns with it.
-        evaluation: What its samples are worth.
+        seconds: Median seconds of a batch of `TIMED_IMAGES`.
+        full_seconds: Median seconds of such a batch by the full model, timed alternately.
+        evaluation: Quality metrics of its samples.
     """
 
     name: str
@@ -55,20 +55,20 @@ class Cell:
 
     @property
     def speedup(self) -> float:
-        """Full time over its time."""
+        """Seconds of the full model over seconds of this method."""
         return self.full_seconds / self.seconds
 
 
 @dataclass(frozen=True)
 class Task:
-    """A cell to fill.
+    """A cell to compute.
 
     Args:
-        name: Of its folder.
+        name: Name of the cell and its folder.
         method: Name of the method.
-        target: The compute that is asked for, over the full model's.
-        images: How many to sample.
-        choose: Finds the setting, None where the method has none for it; called only where the cell is not filled yet.
+        target: The requested compute, over the full model's.
+        images: Number of images to sample.
+        choose: Returns the setup for the target, or None if the method has none; called only if the cell is missing.
     """
 
     name: str
@@ -79,21 +79,21 @@ class Task:
 
 
 class Cells:
-    """Fills cells, or finds them filled.
+    """Computes cells and stores them, or reads stored ones.
 
     Args:
-        bench: What the methods are set up with.
-        judge: What samples are held against.
-        folder: One folder a cell.
+        bench: The networks and settings that methods are set up with.
+        judge: The real images and networks that samples are evaluated with.
+        folder: Folder of the cells, with one sub-folder per cell.
     """
 
     def __init__(self, bench: Bench, judge: Judge, folder: Path) -> None:
         self.bench, self.judge, self.folder = bench, judge, folder
 
     def fill(self, tasks: Sequence[Task]) -> dict[str, Cell | None]:
-        """The tasks' cells by name; None where a method has no setting.
+        """Compute all missing cells; return the cells by name, None if a method has no setting.
 
-        Processes that do so at once share the work: cells that another one is at are left until the rest is done.
+        Concurrent processes share the work: a cell that another process is computing is waited for only at the end.
         """
         for wait in (False, True):
             for task in tasks:
@@ -101,7 +101,7 @@ class Cells:
         return self.found(tasks)
 
     def found(self, tasks: Sequence[Task]) -> dict[str, Cell | None]:
-        """The same of those tasks alone whose cells are filled."""
+        """Read the stored cells of these tasks, by name; None if a method has no setting, missing cells left out."""
         paths = {task.name: self._path(task) for task in tasks}
         kind = TypeAdapter(Cell | None)
         return {name: kind.validate_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
@@ -148,7 +148,7 @@ class Cells:
         )
 
     def _spent(self, totals: TraceTotals, steps: int) -> tuple[float, float]:
-        """FLOPs and layers over the full model's at all steps."""
+        """Return FLOPs and layers of a sampling run, each over the full model's at all steps."""
         share = steps / self.bench.config.steps
         depth = self.bench.networks.pipeline(FULL).transformer.depth
         layers = totals.layer_fraction * totals.depth / depth

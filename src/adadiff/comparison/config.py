@@ -1,4 +1,4 @@
-"""What is compared, in one typed file."""
+"""The configuration of a comparison, a typed JSON file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How every method's network is trained on from the backbone."""
+    """The fine-tuning of every method's network from the backbone."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     steps: int = 1000
-    """Optimizer steps, the same for all."""
+    """Number of optimizer steps, the same for all networks."""
     batch_size: int = 16
     """Images per step."""
     lr: float = 1e-3
@@ -33,33 +33,34 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """A comparison.
+    """The configuration of a comparison.
 
     Args:
-        backbone: The trained model that all networks start from: a folder, or one that comes with the package.
-        preset: The training preset it was made with: its data, sizes and forward process.
-        data: In place of the preset's data, where images to train on are.
-        image_column: In place of the preset's, their column.
+        backbone: The trained model that all networks start from: a folder, or the name of a packaged model.
+        preset: The training preset of the backbone, for its data, sizes and forward process.
+        data: Source of the training images, instead of the preset's.
+        image_column: Column of the images, instead of the preset's.
         reference: Real images that no network was trained on, to compare the samples with.
-        reference_split: Which split of them; by default train, or the only one there is.
-        features: Network to judge by, as `adadiff evaluate` takes it.
-        fine_tuning: Of every network.
-        images: Samples a cell.
-        headline_images: Samples of the cells at `headline_compute`, and of the full model.
-        steps: Sampling steps of all methods but fewer steps.
-        scheduler: As `adadiff sample` takes it.
-        guidance_scale: 1 means none.
+        reference_split: Split of the reference; by default train, or the only one available.
+        features: Feature network for the metrics, as `adadiff evaluate` takes it.
+        fine_tuning: The fine-tuning of every network.
+        images: Number of samples per cell.
+        headline_images: Number of samples of the cells at `headline_compute`, and of the full model.
+        steps: Number of sampling steps of all methods except fewer steps.
+        scheduler: The scheduler, as `adadiff sample` takes it.
+        guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
         methods: Names of the methods (docs/rivals.md); by default all.
         compute: Fractions of the full model's FLOPs at which the methods are compared, in (0, 1).
-        headline_compute: The one for which the report names a winner.
+        headline_compute: The one of these fractions for which the report names a winner.
         smaller_depths: Depths of the smaller models.
         shallow_depth: Depth of DuoDiff's shallow network.
-        pruned: Fractions of the FLOPs that pruning leaves, in (0, 1).
-        synergy_steps: Steps of the grid of steps and thresholds.
-        synergy_compute: Fractions at which its thresholds are set, first 1, for the full depth; none for no grids.
-        batch_size: Images sampled at once.
-        dtype: Arithmetic of the samplings.
-        seed: Of the noise, the same for all methods.
+        pruned: Fractions of the FLOPs that pruning keeps, in (0, 1).
+        synergy_steps: Numbers of steps in the grid of steps and thresholds.
+        synergy_compute: Fractions of compute that the grids' thresholds are set to; the first is 1, for no exits.
+            Empty for no grids.
+        batch_size: Images per sampling batch.
+        dtype: Precision of sampling.
+        seed: Seed of the noise, the same for all methods.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -90,7 +91,7 @@ class CompareConfig:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise InputError where a value is out of range."""
+        """Raise InputError if a value is out of range."""
         lookup(self.preset, PRESETS, "preset")
         for name in ("compute", "pruned"):
             if not all(0 < fraction < 1 for fraction in getattr(self, name)):
@@ -104,7 +105,7 @@ class CompareConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
     def train_config(self, out: Path, start: Path, **changes: Any) -> TrainConfig:
-        """The training of a network that starts from a model folder."""
+        """Return the training configuration of a network that starts from a model folder."""
         preset = PRESETS[self.preset].train
         tuning = self.fine_tuning
         return replace(
@@ -125,10 +126,10 @@ class CompareConfig:
 
 
 def load_config(name: str) -> CompareConfig:
-    """A comparison by the name of one that comes with the package, or its JSON file.
+    """Load a comparison's configuration from a JSON file, or a packaged one by its name.
 
     Raises:
-        InputError: If there is none, or it does not hold what a comparison needs.
+        InputError: If it does not exist, or is not a valid configuration.
     """
     known = {path.stem: path for path in CONFIGS.glob("*.json")}
     path = Path(name)

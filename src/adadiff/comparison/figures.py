@@ -1,4 +1,4 @@
-"""The report's pictures, each a matplotlib figure."""
+"""The figures of the report, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MARKERS = "osDv^<>PXh*d"
 
 
 def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: str, label: str) -> Figure:
-    """Fréchet distance against a cost, all methods in one plot, with the Pareto front.
+    """Plot Fréchet distance against a cost for all methods, with the Pareto front.
 
     Args:
-        full: The full model.
-        cells: Of all methods.
-        titles: Methods' names for people, in the order of the legend.
+        full: Cell of the full model.
+        cells: Cells of all methods.
+        titles: Display names by method name, in the order of the legend.
         cost: `"compute"` or `"time"`, either over the full model's.
-        label: Of the horizontal axis.
+        label: Label of the horizontal axis.
     """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -61,7 +61,7 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats in both coordinates, less being better, from left to right."""
+    """Return the Pareto-optimal points, smaller being better in both coordinates, from left to right."""
     front: list[tuple[float, float]] = []
     for point in sorted(points):
         if not front or point[1] < front[-1][1]:
@@ -72,7 +72,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def synergy(
     rows: Sequence[Sequence[Cell]], row_names: Sequence[str], column_names: Sequence[str], across: str
 ) -> Figure:
-    """Two heat maps of a grid: Fréchet distance and compute."""
+    """Draw a grid of cells as two heat maps: Fréchet distance and compute."""
     figure = Figure(figsize=(9, 1.4 + 0.6 * len(rows)), layout="constrained")
     panels: Any = figure.subplots(1, 2)
     for axes, title, read, form in (
@@ -92,7 +92,7 @@ def synergy(
 
 
 def reliability(study: EstimatorStudy) -> Figure:
-    """Estimated against true uncertainty, the variance's shares, and the correlation over images."""
+    """Plot the estimators' reliability, the shares of their variance, and their rank correlation over images."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     estimated, true = study.reliability()
@@ -113,7 +113,7 @@ def reliability(study: EstimatorStudy) -> Figure:
 
 
 def maps(study: EstimatorStudy) -> Figure:
-    """Images, the uncertainty over each, and the true error over it."""
+    """Draw images in columns, each above its map of estimated uncertainty and its map of true error."""
     count = len(study.images)
     figure = Figure(figsize=(1.5 * count + 1, 4.6), layout="constrained")
     axes = figure.subplots(3, count, squeeze=False)
@@ -130,7 +130,7 @@ def maps(study: EstimatorStudy) -> Figure:
 
 
 def exits_over_steps(totals: TraceTotals) -> Figure:
-    """The mean exit layer at each step, with the middle 80% of the samples and the extremes."""
+    """Plot the mean exit layer at each step, with bands for the middle 80% of the samples and for all of them."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     steps = np.arange(len(totals.exits))
@@ -145,7 +145,7 @@ def exits_over_steps(totals: TraceTotals) -> Figure:
 
 
 def side_by_side(full: Cell, cells: Sequence[Cell], titles: dict[str, str], folder: Path, columns: int = 10) -> Figure:
-    """Images from the same noise, one row a method."""
+    """Draw images from the same noise, one row per method."""
     rows = [("full model", full), *((titles[cell.method], cell) for cell in cells)]
     figure = Figure(figsize=(2.4 + 0.8 * columns, 0.84 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)

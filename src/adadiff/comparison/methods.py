@@ -1,4 +1,4 @@
-"""The methods: how each is run at a given share of the full model's compute."""
+"""The methods of a comparison, and how each is set up for a given fraction of the full model's compute."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbe
 
 PILOT_IMAGES = 32
 CALIBRATION_IMAGES = 128
-HALVINGS = 9
-PILOT_SEED = 10**6  # noise that no cell samples
+HALVINGS = 9  # bisection steps towards a threshold
+PILOT_SEED = 10**6  # gives noise that no cell samples
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to sample, ready to run.
+    """A method with a chosen setting, ready to sample.
 
     Args:
-        pipeline: Its network, or the rival in its place.
-        policy: When samples leave.
-        steps: Sampling steps.
-        setting: What was chosen to meet the compute, for people.
-        compute: FLOPs of a sampling over the full model's, expected.
+        pipeline: Pipeline with the method's network or baseline.
+        policy: The exit policy.
+        steps: Number of sampling steps.
+        setting: The chosen setting in words, for tables.
+        compute: Expected FLOPs of a sampling run over the full model's.
     """
 
     pipeline: AdaDiffPipeline
@@ -49,12 +49,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way to spend less.
+    """A method that reduces the compute of sampling.
 
     Args:
-        name: Fit for a folder.
-        title: For people.
-        source: Where it is from.
+        name: Name in configurations and folders.
+        title: Name in tables and plots.
+        source: Publication or software that it comes from.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Method(ABC):
 
     @abstractmethod
     def setup(self, bench: Bench, compute: float) -> Setup | None:
-        """How it is run at about this compute fraction; None where it has no setting near it."""
+        """Return the setup with about this fraction of the full compute, or None if the method has none near it."""
 
 
 class Bench:
-    """What the methods are set up with.
+    """The common basis that methods are set up on: configuration, networks and pilot measurements.
 
     Args:
-        config: The comparison.
+        config: The configuration of the comparison.
         networks: The trained networks.
     """
 
@@ -78,22 +78,22 @@ class Bench:
         self.config, self.networks = config, networks
 
     def conditions(self, pipeline: AdaDiffPipeline) -> Conditions:
-        """All the classes in turns, where there are any."""
+        """Return the conditions of the samples: all classes in turn, if the model takes classes, and the guidance."""
         return Conditions(pipeline.transformer.class_indices, guidance=Guidance(self.config.guidance_scale))
 
     def fraction(self, flops: float) -> float:
-        """FLOPs of a prediction, averaged over the full model's steps, over the full model's."""
+        """Return a prediction's FLOPs as a fraction of the full model's."""
         return flops / self.networks.pipeline(FULL).transformer.part_flops.full
 
     def pilot(self, pipeline: AdaDiffPipeline, policy: ExitPolicy) -> float:
-        """The same of a few samples."""
+        """Measure the compute fraction of a policy on a pilot batch."""
         output = sample_numbered(
             pipeline, range(PILOT_IMAGES), self.config.steps, policy, PILOT_SEED, self.conditions(pipeline)
         )
         return self.fraction(int(output.trace.flops.sum()) / output.trace.predictions)
 
     def pilot_error(self, setup: Setup) -> float:
-        """How far a few samples are from the full model's, as our calibration measures it."""
+        """Measure a setup's error against the full model on a pilot batch, with the metric of our calibration."""
         full = self._pilot_images(self.networks.pipeline(FULL), NeverExit(), self.config.steps)
         images = self._pilot_images(setup.pipeline, setup.policy, setup.steps)
         return normalised_squared_error(full)(full, images).mean().item()
@@ -104,7 +104,7 @@ class Bench:
 
     @cached_property
     def search(self) -> Search:
-        """What finds our policies: every exit of our network, looked at along full samplings."""
+        """The calibration's search for our policies, on a record of every exit along full sampling runs."""
         pipeline = self.networks.pipeline(ADADIFF)
         conditions, steps = self.conditions(pipeline), self.config.steps
         record = record_exits(pipeline, CALIBRATION_IMAGES, steps, conditions, PILOT_SEED, PILOT_IMAGES)
@@ -119,12 +119,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Thresholded(Method):
-    """A threshold, found by bisection on a few samples.
+    """A method with one threshold, found by bisection on a pilot batch.
 
     Args:
-        recipe: The network's training.
-        run: From the network's pipeline and a threshold to a setup's pipeline and policy. More is less compute.
-        most: The largest threshold that makes sense; the smallest is 0.
+        recipe: The recipe of its network.
+        run: Maps the network's pipeline and a threshold to the pipeline and policy to sample with. A larger threshold
+            means less compute.
+        most: The largest useful threshold; the smallest is 0.
     """
 
     recipe: Recipe
@@ -137,7 +138,7 @@ class Thresholded(Method):
         return Setup(pipeline, policy, bench.config.steps, f"threshold {threshold:.4g}", found)
 
     def search(self, bench: Bench, compute: float) -> tuple[float, float]:
-        """The threshold whose compute is nearest to the asked one, and that compute."""
+        """Find the threshold whose compute is closest to the requested one; return it with its compute."""
         low, high = 0.0, self.most
         tried = []
         for _ in range(HALVINGS):
@@ -150,11 +151,13 @@ class Thresholded(Method):
 
 @dataclass(frozen=True)
 class Enumerated(Method):
-    """Families of settings: of each the one with the nearest compute, of these the one nearest to the full model.
+    """A method with families of discrete settings.
+
+    From each family the setting with the closest compute is taken; among these, the one with the least pilot error.
 
     Args:
-        families: All setups worth a look.
-        tolerance: How far from the asked compute the nearest may be.
+        families: Functions that list the setups of each family.
+        tolerance: Largest accepted difference from the requested compute.
     """
 
     families: tuple[Callable[[Bench], Sequence[Setup]], ...]
@@ -171,10 +174,10 @@ class Enumerated(Method):
 
 @dataclass(frozen=True)
 class Calibrated(Method):
-    """One of our kinds of policies, made and brought to the compute by the calibration.
+    """A method with one of our kinds of policies, calibrated to the requested compute.
 
     Args:
-        kind: The kind.
+        kind: The kind of policy.
     """
 
     kind: Kind
@@ -186,7 +189,7 @@ class Calibrated(Method):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Their settings
+# Settings of the methods
 
 
 def fewer_steps(bench: Bench) -> list[Setup]:
@@ -223,7 +226,7 @@ def fixed_exits(bench: Bench) -> list[Setup]:
 
 
 def growing_depths(bench: Bench) -> list[Setup]:
-    """Depths that grow evenly from the first step to the last, up to all layers where the mean allows it."""
+    """List schedules whose depth grows linearly from the first step to the last, for a range of mean depths."""
     pipeline, steps = bench.networks.pipeline(ADADIFF), bench.config.steps
     depth = pipeline.transformer.depth
     setups = []
@@ -271,7 +274,7 @@ def skip_caches(shallow: int, bench: Bench) -> list[Setup]:
 
 
 METHODS: tuple[Method, ...] = (
-    Enumerated("fewer-steps", "full model, fewer steps", "the plainest rival", (fewer_steps,)),
+    Enumerated("fewer-steps", "full model, fewer steps", "the simplest baseline", (fewer_steps,)),
     Enumerated("smaller", "smaller model", "the backbone with fewer layers, trained as the others", (smaller_models,)),
     Thresholded(
         "adadiff",
@@ -292,8 +295,8 @@ METHODS: tuple[Method, ...] = (
         RELEASED,
         lambda pipeline, tau: (pipeline, BatchMeanExit(tau)),
     ),
-    Enumerated("fixed", "fixed exit", "everybody leaves at one layer, at every step", (fixed_exits,)),
-    Enumerated("step-schedule", "step schedule", "ASE, Moon et al., ICML 2024: deeper and deeper", (growing_depths,)),
+    Enumerated("fixed", "fixed exit", "all samples exit after the same layer at every step", (fixed_exits,)),
+    Enumerated("step-schedule", "step schedule", "ASE, Moon et al., ICML 2024: growing depth", (growing_depths,)),
     Enumerated("duodiff", "DuoDiff", "arXiv 2410.09633", (duodiff_switches,)),
     Thresholded(
         "berxit",

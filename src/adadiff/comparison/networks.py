@@ -1,4 +1,4 @@
-"""The networks of a comparison: each method's, trained on from the same backbone for the same number of steps."""
+"""The networks of a comparison, all fine-tuned from one backbone for the same number of steps."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FINISHED = "finished"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is made out of the backbone.
+    """The recipe of a network: how it is cut out of the backbone and fine-tuned.
 
     Args:
-        loss: What it is trained with, a key of `LOSSES`.
-        estimator: Its uncertainty estimators.
-        depth: Layers kept of the backbone's; None for all.
-        compute: FLOPs that pruning leaves, over the backbone's.
+        loss: The training loss, a key of `LOSSES`.
+        estimator: The kind of uncertainty estimators.
+        depth: Number of the backbone's layers to keep; None for all.
+        compute: FLOPs that pruning keeps, over the backbone's.
     """
 
     loss: str = "plain"
@@ -42,7 +42,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Another one for another recipe, fit for a folder."""
+        """The name of the network's folder, distinct among the recipes in use."""
         parts = [self.loss]
         if self.depth is not None:
             parts.append(f"depth-{self.depth}")
@@ -67,11 +67,11 @@ CALM = Recipe("calm", estimator="saturation")
 
 
 class Networks:
-    """Trains what is missing, and loads what is there.
+    """Trains the networks of a comparison on first use, and loads them.
 
     Args:
-        config: The comparison.
-        folder: Where the networks are kept, one folder each.
+        config: The configuration of the comparison.
+        folder: Folder of the networks, with one sub-folder each.
     """
 
     def __init__(self, config: CompareConfig, folder: Path) -> None:
@@ -80,10 +80,10 @@ class Networks:
 
     @property
     def backbone(self) -> Path:
-        """The folder of the model that all start from: the named one, or the package's of that name.
+        """The folder of the model that all networks start from.
 
         Raises:
-            InputError: If neither holds a model.
+            InputError: If the configured name is neither a model folder nor a packaged model.
         """
         folder = model_folder(self.config.backbone)
         if not (folder / "model_index.json").is_file():
@@ -92,7 +92,7 @@ class Networks:
         return folder
 
     def pipeline(self, recipe: Recipe) -> AdaDiffPipeline:
-        """The trained network in a pipeline with the comparison's scheduler."""
+        """Return the trained network in a pipeline with the comparison's scheduler; train it if it is missing."""
         if recipe not in self._loaded:
             pipeline = AdaDiffPipeline.from_pretrained(
                 self._trained(recipe), own_settings=False, scheduler=self.config.scheduler
@@ -102,7 +102,7 @@ class Networks:
         return self._loaded[recipe]
 
     def is_trained(self, recipe: Recipe) -> bool:
-        """Whether the network is there."""
+        """Return whether the network's training has finished."""
         return (self.folder / recipe.name / FINISHED).is_file()
 
     def _trained(self, recipe: Recipe) -> Path:
@@ -128,7 +128,7 @@ class Networks:
             part.write_text("")
 
     def _start(self, recipe: Recipe) -> Path:
-        """The folder of what the training starts from: the backbone, or what is cut out of it."""
+        """Return the folder of the model that training starts from: the backbone, or a network cut out of it."""
         if recipe.depth is None and recipe.compute == 1:
             return self.backbone
         out = self.folder / f"{recipe.name}-start"

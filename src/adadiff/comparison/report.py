@@ -1,4 +1,4 @@
-"""The report: one page that holds all, the same as Markdown with its pictures, and the figures as JSON and CSV."""
+"""The report of a comparison: a self-contained HTML page, Markdown with pictures, and the results as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ HEADS = (
 def write_report(results: Results, out: Path) -> None:
     """Write the comparison's report into its folder.
 
-    index.html holds everything; report.md the same words and tables, with the pictures of `pictures/`; results.json and
-    results.csv the figures.
+    index.html contains everything; report.md has the text and tables and links the images in `pictures/`; results.json
+    and results.csv hold the numbers.
 
     Args:
-        results: What the comparison came to.
-        out: The folder.
+        results: The results of the comparison.
+        out: Folder of the comparison.
     """
     described = {**asdict(replace(results, study=None)), "estimators": _estimator_figures(results.study)}
     contents, pictures = _contents(results), _pictures(results, out)
@@ -76,7 +76,7 @@ def write_report(results: Results, out: Path) -> None:
 
 
 def winner_in_words(results: Results) -> str:
-    """Which method has the least distance at the headline compute, and what the others' are worth beside its error."""
+    """Name the method with the least distance at the headline compute, and compare others in standard errors."""
     config = results.config
     rivals = _at(results, config.headline_compute)
     if not rivals:
@@ -101,13 +101,13 @@ def winner_in_words(results: Results) -> str:
 
 
 def difference_in_errors(cell: Cell, other: Cell) -> float:
-    """The distances' difference over its standard error, by bootstrap over either's samples."""
+    """Return the absolute difference of two Fréchet distances, in standard errors of that difference."""
     error = math.hypot(cell.evaluation.frechet_error, other.evaluation.frechet_error)
     return abs(cell.evaluation.frechet - other.evaluation.frechet) / error if error else math.inf
 
 
 def synergy_in_words(results: Results) -> list[str]:
-    """Whether two savings multiply, and what the distance becomes where both are had: the grids' far corners."""
+    """Summarise each grid: whether the savings of both techniques multiply, and the distance if both are used."""
     sentences = []
     for name, rows in (("fewer steps", results.steps_synergy), ("pruning", results.pruning_synergy)):
         if not rows:
@@ -127,7 +127,7 @@ def synergy_in_words(results: Results) -> list[str]:
 
 
 def conditions_in_words(config: CompareConfig) -> str:
-    """What was done, to read the figures by."""
+    """Describe how the results were measured."""
     samples = f"{config.images} samples a cell"
     if config.headline_images != config.images:
         samples += (
@@ -204,13 +204,13 @@ def _estimator_figures(study: EstimatorStudy | None) -> dict[str, Any] | None:
 
 
 def _contents(results: Results) -> dict[str, Any]:
-    """What the pages say, by the names that they use."""
+    """Return the contents of the pages by the names that the templates use."""
     config, study = results.config, results.study
     groups = [("full model", [results.full])]
     groups += [(f"at {compute:.0%} of the compute", _at(results, compute)) for compute in sorted(config.compute)]
     filled = [any(values) for values in zip(*(_row(cell) for _, cells in groups for cell in cells), strict=True)]
     return {
-        "title": f"Early exits and their rivals: {config.preset}",
+        "title": f"Early exits and baselines: {config.preset}",
         "verdict": winner_in_words(results),
         "conditions": conditions_in_words(config),
         "unfilled": results.unfilled,
@@ -223,7 +223,7 @@ def _contents(results: Results) -> dict[str, Any]:
 
 
 def _pictures(results: Results, out: Path) -> dict[str, bytes]:
-    """PNG files by the names that the pages use."""
+    """Draw the figures of the report; return PNG files by the names that the templates use."""
     config, study = results.config, results.study
     headline = _at(results, config.headline_compute)
     drawn = {

@@ -1,4 +1,4 @@
-"""A whole comparison: train what is missing, fill every cell, write the report."""
+"""A whole comparison: train the networks and compute every cell, skipping what exists already."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from adadiff.files import claim_folder, whole_file
 
 CONFIG = "compare.json"
 THRESHOLDS = "thresholds.json"
-STUDIED = 256  # images
+STUDIED = 256  # images in the study of the estimators
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a comparison came to.
+    """The results of a comparison.
 
     Args:
-        config: The comparison.
+        config: The configuration of the comparison.
         full: The full model at all steps.
-        cells: Every method at every compute where it has a setting.
-        steps_synergy: Thresholds (rows) at numbers of steps (columns).
-        pruning_synergy: Thresholds (rows) in networks pruned more and more (columns).
-        study: What our estimators know; None for a model that takes text.
-        unfilled: How many cells are not filled yet; a grid with one of them is empty.
+        cells: All methods at all compute fractions for which they have a setting.
+        steps_synergy: Grid of thresholds (rows) and numbers of steps (columns).
+        pruning_synergy: Grid of thresholds (rows) and pruned networks (columns), from unpruned to smallest.
+        study: The study of our estimators; None for a model that takes text.
+        unfilled: Number of missing cells; a grid with a missing cell is empty.
     """
 
     config: CompareConfig
@@ -52,15 +52,15 @@ class Results:
 
 
 def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
-    """Fill every cell of a comparison; what is there already is not done again, and what others do is waited for.
+    """Compute all cells of a comparison, reusing stored ones and waiting for those of concurrent processes.
 
     Args:
-        config: The comparison.
-        out: Folder of the report: new, empty, or one begun with the same comparison.
-        so_far: Train and fill nothing, and take the cells that are there.
+        config: The configuration of the comparison.
+        out: Folder of the report: new, empty, or one begun with the same configuration.
+        so_far: Train and compute nothing; use the stored cells only.
 
     Raises:
-        InputError: If something that is needed is not there, or the folder holds another comparison.
+        InputError: If a model, the data or the feature network is missing, or the folder holds another comparison.
     """
     config.check()
     known = {method.name: method for method in METHODS}
@@ -118,7 +118,7 @@ def _full(bench: Bench) -> Setup:
 
 
 def _method_tasks(bench: Bench, methods: Sequence[Method]) -> list[Task]:
-    """Every method at every compute, the headline first."""
+    """List the tasks of all methods at all compute fractions, the headline first."""
     config = bench.config
     headline = config.headline_compute
     return [
@@ -135,7 +135,10 @@ def _method_tasks(bench: Bench, methods: Sequence[Method]) -> list[Task]:
 
 
 def _steps_tasks(bench: Bench, out: Path) -> list[list[Task]]:
-    """Our exits with fewer and more steps, each row with the threshold that meets its compute at all steps."""
+    """List the tasks of our exits at several numbers of steps.
+
+    Each row uses the threshold that meets its compute at the configured number of steps.
+    """
     config = bench.config
 
     def setup(row: float, steps: int) -> Setup:
@@ -153,7 +156,7 @@ def _steps_tasks(bench: Bench, out: Path) -> list[list[Task]]:
 
 
 def _pruning_tasks(bench: Bench, out: Path) -> list[list[Task]]:
-    """Our exits in networks that are pruned, and trained with exits after."""
+    """List the tasks of our exits in networks that were pruned and then fine-tuned with exits."""
     config = bench.config
 
     def setup(row: float, kept: float) -> Setup:
@@ -171,7 +174,7 @@ def _pruning_tasks(bench: Bench, out: Path) -> list[list[Task]]:
 
 
 def _thresholds(bench: Bench, out: Path) -> dict[float, float]:
-    """The threshold of our exits for each row of the grids: the one that meets the compute, kept in a file."""
+    """Return the threshold of our exits that meets each row's compute; it is searched once and stored in a file."""
     path = out / THRESHOLDS
     with FileLock(path.with_suffix(".lock")):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""What the images shall show: from class names and captions to what a backbone takes."""
+"""Conditioning: class names and captions as the inputs of a backbone."""
 
 from adadiff.conditioning.classes import class_indices
 from adadiff.conditioning.conditions import (

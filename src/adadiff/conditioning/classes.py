@@ -1,4 +1,4 @@
-"""Classes by name or by index."""
+"""Look-up of classes by name or index."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from adadiff.ranges import plain, shown
 def class_indices(
     classes: Iterable[int | str], num_classes: int, names: Sequence[str] | None, null_class: int | None = None
 ) -> list[int]:
-    """Rows of the class table for classes that a user asks for.
+    """Convert the classes that a user requests to rows of the class table.
 
     Args:
-        classes: Names (str), where the classes have names, or indices (int, numpy's and torch's too). "1" is the class
-            of that name, whatever its index.
-        num_classes: Size of the class table, a null class counted.
-        names: Names of classes 0, 1, ..., where they have names.
-        null_class: The class that stands for none, which cannot be asked for.
+        classes: Names (str), if the classes have names, or indices (int, also of numpy or torch). A string such as "1"
+            is always a name, never an index.
+        num_classes: Size of the class table, including a null class.
+        names: Names of classes 0, 1, ..., if they have names.
+        null_class: The class that stands for "no class", which cannot be requested.
 
     Raises:
-        InputError: If there is no such class; the nearest names are named.
+        InputError: If a class does not exist; the message suggests the closest names.
     """
     numbers = {name: k for k, name in enumerate(names or ())}
     return [

@@ -1,4 +1,4 @@
-"""Conditions of a training: class labels or captions of images as tensors; a new conditioning is one class here."""
+"""Conditions: they map class labels or captions of training images to tensors; each kind is one class here."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from adadiff.fingerprints import fingerprint, weights_of
 
 
 class Condition(ABC):
-    """Turns the label or caption of a training item into the tensors of the batch."""
+    """Maps the label or caption of a training item to input tensors of the model."""
 
     @abstractmethod
     def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Tensors for this item's label or caption."""
+        """Return the tensors for this item's label or caption, by the name of the model's argument."""
 
     @abstractmethod
     def nothing(self) -> dict[str, Tensor]:
-        """Tensors for a dropped condition, as classifier-free guidance needs them."""
+        """Return the tensors of the null condition, which classifier-free guidance needs the model to learn."""
 
 
 class Unconditional(Condition):
-    """Adds no tensors."""
+    """Adds no tensors: the model is unconditional."""
 
     def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
         return {}
@@ -39,12 +39,12 @@ class Unconditional(Condition):
 
 
 class ClassCondition(Condition):
-    """Turns the class label into `class_labels`, () int64.
+    """Maps the class label to `class_labels`, () int64.
 
     Args:
         labels: All labels of the data.
-        num_classes: Size of the class table, the null class counted.
-        null_class: The class for none, or None where the condition is never dropped.
+        num_classes: Size of the class table, including the null class.
+        null_class: The class that stands for "no class", or None if the condition is never dropped.
 
     Raises:
         InputError: If a label is outside the table.
@@ -66,7 +66,7 @@ class ClassCondition(Condition):
 
 
 class TokenCondition(Condition):
-    """Turns the caption into `tokens`, (any,) int64, for a text encoder that is trained with the model."""
+    """Maps the caption to `tokens` of one caption, int64, for a text encoder that is trained with the model."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
@@ -79,10 +79,10 @@ class TokenCondition(Condition):
 
 
 class FeatureCondition(Condition):
-    """Turns the caption into features of a frozen text encoder: `encoder_hidden_states`, (length, width).
+    """Maps the caption to features of a frozen text encoder: `encoder_hidden_states`, (length, width).
 
-    They are computed once for each different caption and kept on disk, in half precision; a second training with the
-    same encoder and captions finds them there.
+    The features of each distinct caption are computed once and cached on disk in half precision, also for later
+    training runs with this encoder and these captions.
 
     Args:
         encoder: The text encoder.
@@ -90,7 +90,7 @@ class FeatureCondition(Condition):
         cache: Folder for the features.
 
     Raises:
-        InputError: If features come out as NaN, or too large for half precision.
+        InputError: If features are NaN, or too large for half precision.
     """
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str], cache: Path) -> None:
@@ -104,8 +104,7 @@ class FeatureCondition(Condition):
             features = encoder.encode(rows["caption"]).half().cpu()
             if not features.isfinite().all():
                 raise InputError(
-                    "the text encoder's features come out as NaN, or too large for float16: choose another "
-                    "--model.text-encoder"
+                    "the text encoder's features are NaN, or too large for float16: choose another --model.text-encoder"
                 )
             return {"features": features.numpy()}
 

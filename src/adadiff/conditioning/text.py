@@ -1,7 +1,7 @@
-"""Text encoders: from captions to the features that a backbone puts before its patches.
+"""Text encoders: they map captions to features, which a backbone takes as tokens before its patches.
 
-Two steps, so that the first can be done while data is loaded: `tokenize`, then the module itself. The empty caption is
-the null condition.
+Encoding has two steps, `tokenize` and then the module itself, so that the first can run in data-loading workers. The
+empty caption is the null condition.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from adadiff.files import verify_checksums
 from adadiff.fingerprints import fingerprint, model_fingerprint
 from adadiff.verified import VerifiedModel, require_finite, require_fitting
 
-MOST_GRAMS = 40  # of a word: all of one of 13 bytes
+MOST_GRAMS = 40  # n-grams used per word: enough for all of a word of 13 bytes
 
 
 class TextEncoder(VerifiedModel):
-    """The contract of a text encoder.
+    """Base class of text encoders: maps captions to features.
 
     Attributes:
         shape: Length and width of a caption's features.
-        frozen: Whether it stays as it is while the rest trains, so that features may be kept.
+        frozen: Whether its weights are never trained, so that features can be cached.
     """
 
     shape: tuple[int, int]
@@ -43,36 +43,36 @@ class TextEncoder(VerifiedModel):
 
     @abstractmethod
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Captions as numbers, (batch, any) int64, on the CPU; too long ones are cut."""
+        """Convert captions to tokens, int64, batch first, on the CPU; captions that are too long are truncated."""
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features of tokenized captions, (batch, length, width)."""
+        """Compute the features of tokenized captions, (batch, length, width)."""
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Features of captions, (batch, length, width)."""
+        """Tokenize captions and compute their features, (batch, length, width)."""
         return self(self.tokenize(captions).to(self.device))
 
     def identity(self) -> dict[str, Any]:
-        """What the features of a caption depend on, as plain values."""
+        """Return what the features of a caption depend on, as plain values."""
         return {"fingerprint": model_fingerprint(self)}
 
 
 class ByteTextEncoder(TextEncoder):
-    """A feature for each word of a text, trained together with the backbone; nothing to download.
+    """Computes one feature per word, trained together with the backbone; it needs no download.
 
-    A word is the mean of the embeddings of its byte n-grams and of itself, each looked up by hash in one table
-    (fastText, Bojanowski et al. 2017, arXiv 1607.04606): the same word is alike wherever it stands, and words that are
-    spelt alike are much alike. What words mean together is left to the backbone, which sees them as tokens.
+    A word's feature is the mean of the embeddings of the word and its byte n-grams, each looked up by hash in one table
+    (fastText, Bojanowski et al. 2017, arXiv 1607.04606). It does not depend on the word's position, and words with
+    similar spelling have similar features. Combining words is left to the backbone, which takes them as tokens.
 
-    Nothing but the table is trained, and the norm has no weights: with two transformer layers after it, the features of
-    all texts became one within 150 steps on emoji (their deviation over texts fell to 0.04, and the right text helped
-    no more than a wrong one), since to begin with a text is noise to the backbone.
+    Only the table is trained, and the norm has no weights. With two transformer layers after it, the features of all
+    texts collapsed within 150 steps on emoji (their deviation over texts fell to 0.04, and the right text helped no
+    more than a wrong one), because text is noise to an untrained backbone.
 
     Args:
         width: Size of a feature.
-        length: Number of features, one a word; words after these are not read.
-        buckets: Rows of the table.
+        length: Number of features, one per word; further words are ignored.
+        buckets: Number of rows of the table.
     """
 
     frozen = False
@@ -86,10 +86,10 @@ class ByteTextEncoder(TextEncoder):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """The table's rows for the n-grams of each word, (batch, length, MOST_GRAMS) int64, 0 where there are none.
+        """Look up the table rows of each word's n-grams: (batch, length, MOST_GRAMS) int64, padded with 0.
 
-        Captions are compared in lower case and in Unicode's composed form (NFC), so that an accent is the same whether
-        it was typed as one character or as two.
+        Captions are converted to lower case and to Unicode's composed form (NFC), so that an accented letter has one
+        representation, whether it was typed as one character or two.
         """
         tokens = torch.zeros(len(captions), self.shape[0], MOST_GRAMS, dtype=torch.int64)
         for rows, caption in zip(tokens, captions, strict=True):
@@ -107,18 +107,18 @@ def _words(caption: str) -> list[str]:
 
 
 def byte_ngrams(word: str) -> list[bytes]:
-    """The word between < and >, in UTF-8, and all that stands in it in a row of 3, 4 or 5 bytes."""
+    """Return `<word>` in UTF-8, followed by all its substrings of 3, 4 and 5 bytes."""
     marked = f"<{word}>".encode()
     return [marked, *(marked[k : k + n] for n in (3, 4, 5) for k in range(len(marked) - n + 1))]
 
 
 class TransformersTextEncoder(TextEncoder):
-    """A text model of `transformers`, frozen: the last hidden state, as U-ViT takes it from CLIP ViT-L/14.
+    """Computes the last hidden state of a frozen text model of `transformers`; U-ViT uses that of CLIP ViT-L/14.
 
     Args:
-        text_model: The model.
-        tokenizer: Its tokenizer.
-        length: Number of features; captions are padded or cut to it.
+        text_model: The text model.
+        tokenizer: The text model's tokenizer.
+        length: Number of features; captions are padded or truncated to it.
     """
 
     frozen = True
@@ -131,7 +131,7 @@ class TransformersTextEncoder(TextEncoder):
         self.shape = (length, text_model.config.hidden_size)
 
     def train(self, mode: bool = True) -> Self:
-        """It stays in evaluation mode."""
+        """Keep evaluation mode, whatever `mode` is, because the model is frozen."""
         return super().train(False)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
@@ -141,7 +141,7 @@ class TransformersTextEncoder(TextEncoder):
         ).input_ids
 
     def identity(self) -> dict[str, Any]:
-        """What the features of a caption depend on, the tokenizer's vocabulary included."""
+        """Return what the features of a caption depend on, including the tokenizer's vocabulary."""
         return {**super().identity(), "vocabulary": fingerprint(sorted(self.tokenizer.get_vocab().items()))}
 
     @torch.no_grad()
@@ -157,10 +157,10 @@ class TransformersTextEncoder(TextEncoder):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, length: int = 77, **kwargs: Any
     ) -> Self:
-        """Load a text model by its name on the hub or its folder, safetensors only.
+        """Load a text model from a folder or by its name on the hub; only safetensors files are read.
 
         Raises:
-            InputError: If there is no such model, it cannot be fetched, or its weights are damaged.
+            InputError: If the model does not exist, cannot be fetched, or has damaged weights.
         """
         name = str(pretrained_model_name_or_path)
         if Path(name).is_dir():

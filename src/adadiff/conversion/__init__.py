@@ -1,4 +1,4 @@
-"""The authors' checkpoints in, ours out."""
+"""Conversion between the authors' released checkpoints and model folders."""
 
 from adadiff.conversion.folder import convert_to_file, convert_to_folder
 from adadiff.conversion.uvit import ReleasedSizes, from_released, read_released, to_released

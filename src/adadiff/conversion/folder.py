@@ -1,4 +1,4 @@
-"""From a released checkpoint to a model folder that samples, and back."""
+"""Conversion of a released checkpoint to a complete model folder, and of a model folder to a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,25 +25,24 @@ def convert_to_folder(
     text_encoder: str | None = None,
     context_length: int | None = None,
 ) -> ReleasedSizes:
-    """Turn a checkpoint of the U-ViT or AdaDiff release into a model folder.
+    """Convert a checkpoint of the U-ViT or AdaDiff release to a model folder.
 
     Args:
         file: The `.pth` file.
-        out: The folder, new or empty.
-        preset: The preset that the checkpoint belongs to, for its heads, its forward process and its sampling.
-        num_heads: Attention heads, in place of a preset. The forward process is then Stable Diffusion's for networks
-            that take text or have no final convolution, and else the SDE, as in all released configurations.
-        vae: For a network of latents: the autoencoder that decodes them, by its name on the hub or its folder.
-        scaling_factor: Of the latents, in place of the autoencoder's.
-        text_encoder: For a network that takes text: a text model of transformers, by its name on the hub or folder.
-        context_length: For a network that takes text: how many text features it takes; by default CLIP's, 77.
+        out: The output folder, new or empty.
+        preset: The preset that the checkpoint belongs to; it gives the attention heads, forward process and sampling.
+        num_heads: Number of attention heads, instead of a preset. The forward process is then Stable Diffusion's for
+            networks that take text or have no final convolution, otherwise the SDE, as in all released configurations.
+        vae: For a network of latents, the autoencoder that decodes them, by its name on the hub or its folder.
+        scaling_factor: Scaling factor of the latents, instead of the autoencoder's.
+        text_encoder: For a network that takes text, a text model of transformers, by its name on the hub or its folder.
+        context_length: For a network that takes text, its number of text features; by default CLIP's, 77.
 
     Returns:
         The network's sizes.
 
     Raises:
-        InputError: If the file does not hold such weights, they are of other sizes than the preset's, or a part is
-            missing.
+        InputError: If the file does not hold such weights, their sizes differ from the preset's, or a part is missing.
     """
     require_empty_folder(out)
     released = read_released(file)
@@ -54,7 +53,7 @@ def convert_to_folder(
         num_heads, diffusion = chosen.train.model.num_heads, chosen.train.diffusion
         sampling = chosen.train.sampling
     elif num_heads is None:
-        raise InputError("weights do not tell the number of heads: give --num-heads, or the --preset they belong to")
+        raise InputError("weights do not show the number of heads: give --num-heads, or the --preset they belong to")
     else:
         discrete = sizes.context_dim is not None or not sizes.final_conv
         diffusion, sampling = STABLE_DIFFUSION if discrete else SDE, DPM_SOLVER
@@ -79,10 +78,10 @@ def convert_to_folder(
 
 
 def convert_to_file(folder: Path, out: Path) -> bool:
-    """Write a model folder's network as a `.pth` file in the names of the releases.
+    """Write a model folder's network as a `.pth` file with the names of the releases.
 
     Returns:
-        Whether the estimators are in it; only `"token"` estimators have a place there.
+        Whether the file contains the estimators; the format supports only `"token"` estimators.
 
     Raises:
         InputError: If the file exists, or the model has output heads per layer.

@@ -1,8 +1,8 @@
-"""Checkpoints of the U-ViT and AdaDiff releases: flat dictionaries of tensors, in their own names.
+"""Checkpoints of the U-ViT and AdaDiff releases: flat dictionaries of tensors with names of their own.
 
 The releases name the first half of the layers `in_blocks`, the middle one `mid_block`, the second half `out_blocks`.
-AdaDiff adds `lte_classifer` (so spelt), one linear per layer on the patch tokens. It predicts certainty, one minus the
-uncertainty: sigmoid(-z) = 1 - sigmoid(z), so negated weights are those of a `TokenEstimator`.
+AdaDiff adds `lte_classifer` (sic), one linear map per layer on the patch tokens. It predicts certainty, one minus the
+uncertainty. Since sigmoid(-z) = 1 - sigmoid(z), negating its weights gives those of a `TokenEstimator`.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ RENAMED = {
     "decoder_pred": "backbone.head.linear",
     "final_layer": "backbone.head.conv",
 }
-"""Released names and ours, the layers and estimators left out."""
+"""Released names mapped to ours, except for layers and estimators."""
 
 
 @dataclass(frozen=True)
 class ReleasedSizes:
-    """The sizes of a released network, as far as its tensors tell.
+    """The sizes of a released network that can be read from the shapes of its tensors.
 
     Args:
         sample_size: Side of the square image or latent.
-        in_channels: Its channels.
+        in_channels: Channels of the image or latent.
         patch_size: Side of a patch.
-        width: Size of a token.
-        depth: Number of layers, the middle one counted.
+        width: Number of values in a token.
+        depth: Number of layers, including the middle one.
         mlp_ratio: Hidden size of the MLP over the width.
         time_mlp: Whether the time embedding goes through an MLP.
         final_conv: Whether the head ends in a convolution.
         num_classes: Size of the class table, if there is one.
         context_dim: Size of a text feature, if it takes text.
         context_length: Number of text features, if it takes text.
-        estimators: Whether it is AdaDiff's, with an estimator after each layer.
+        estimators: Whether it has an uncertainty estimator after each layer, as AdaDiff's networks have.
     """
 
     sample_size: int
@@ -69,14 +69,14 @@ class ReleasedSizes:
 
     @classmethod
     def of(cls, released: dict[str, Tensor], context_length: int | None = None) -> ReleasedSizes:
-        """Read the sizes off the tensors.
+        """Read the sizes from the shapes of the tensors.
 
         Args:
-            released: As `read_released` gives it.
+            released: The tensors, as `read_released` returns them.
             context_length: Number of text features, for a network that takes text; by default CLIP's, 77.
 
         Raises:
-            InputError: If a tensor that tells a size is missing or of another rank, or the sizes do not fit together.
+            InputError: If a required tensor is missing or has another rank, or the sizes do not fit together.
         """
         try:
             width, in_channels, patch_size, _ = released["patch_embed.proj.weight"].shape
@@ -117,7 +117,7 @@ class ReleasedSizes:
 
     @property
     def null_class(self) -> int | None:
-        """The last class, which the releases leave for none except where the table has ImageNet's 1,000 alone."""
+        """The last class, which the releases use as null class, or None for a table of ImageNet's 1,000 classes."""
         return None if self.num_classes in (None, IMAGENET_CLASSES) else self.num_classes - 1
 
 
@@ -125,7 +125,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
     """Read a `.pth` file without executing anything in it.
 
     Raises:
-        InputError: If it is missing, damaged, or anything else than a flat dictionary of tensors.
+        InputError: If the file is missing or damaged, or holds anything but a flat dictionary of tensors.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -147,17 +147,17 @@ def from_released(
     null_class: int | None = None,
     context_length: int | None = None,
 ) -> AdaptiveModel:
-    """An adaptive model with a released network's weights; new estimators where the release has none.
+    """Build an adaptive model with a released network's weights, and new estimators if the release has none.
 
     Args:
-        released: As `read_released` gives it.
-        num_heads: Attention heads, the one size that tensors do not tell.
-        network_time: The backbone's settings for the time, from `DiffusionConfig.network_time`.
-        null_class: The class that stands for none, if the network was trained with one.
+        released: The tensors, as `read_released` returns them.
+        num_heads: Number of attention heads, the one size that cannot be read from the tensors.
+        network_time: The backbone's time settings, from `DiffusionConfig.network_time`.
+        null_class: The class that stands for "no class", if the network was trained with one.
         context_length: Number of text features, for a network that takes text; by default CLIP's, 77.
 
     Raises:
-        InputError: If names or shapes do not fit; the first few are named.
+        InputError: If names or shapes do not fit; the message lists the first few.
     """
     sizes = ReleasedSizes.of(released, context_length)
     takes_text = sizes.context_dim is not None
@@ -190,7 +190,7 @@ def from_released(
 
 
 def to_released(model: AdaptiveModel) -> dict[str, Tensor]:
-    """The weights in the names of the U-ViT release, with AdaDiff's estimators where ours are `"token"`.
+    """Return the weights by the names of the U-ViT release, with AdaDiff's estimators if ours are `"token"`.
 
     Raises:
         InputError: If the model has output heads per layer, which the releases have no names for.
@@ -209,7 +209,7 @@ def to_released(model: AdaptiveModel) -> dict[str, Tensor]:
 
 
 def released_name(name: str, depth: int) -> str:
-    """The released name of one of our tensors."""
+    """Return the released name of one of our tensors."""
     half = depth // 2
     parts = name.split(".")
     if parts[0] == "estimators":
@@ -225,7 +225,7 @@ def released_name(name: str, depth: int) -> str:
 
 
 def _check_fit(released: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Raise InputError where names or shapes differ."""
+    """Raise InputError if names or shapes differ."""
     misfits = [f"{name} is missing" for name in wanted if name not in released]
     misfits += [f"{name} is unknown" for name in released if name not in wanted]
     misfits += [

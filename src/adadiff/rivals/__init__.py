@@ -1,7 +1,7 @@
-"""Other ways to spend less on a diffusion transformer, to be compared with: docs/rivals.md names them with sources.
+"""Baselines: other methods that make a diffusion transformer cheaper; docs/rivals.md lists them with sources.
 
-Those that are an exit rule alone are in `adadiff.policies`, those that are an estimator or a loss beside ours in
-`adadiff.exits`; here are the ones that change what a step computes, or the network itself.
+Baselines that are only an exit rule are in `adadiff.policies`, those that are an estimator or a loss in
+`adadiff.exits`. This folder has those that change what a step computes, or the network itself.
 """
 
 from adadiff.rivals.caching import FirstBlockCaching, SkipCaching

@@ -1,4 +1,4 @@
-"""What stands in a model's place in a pipeline."""
+"""Base classes of baselines that replace the model in a pipeline."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy, NeverExit
 from adadiff.exits.flops import PartFlops
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""What `Backbone.embed` takes: samples, (batch,) time steps, class labels, text features."""
+"""The arguments of `Backbone.embed`: samples, (batch,) time steps, class labels, text features."""
 
 
 class Trajectory(ABC):
-    """Predicts the steps of one sampling, one after the other, and keeps what is kept between them."""
+    """Predicts the steps of one sampling run in order, and holds the state that is carried between steps."""
 
     def __call__(
         self,
@@ -31,10 +31,10 @@ class Trajectory(ABC):
         return_uncertainties: bool = False,
         tied_halves: bool = False,
     ) -> AdaptiveOutput:
-        """Predict a step; called as `AdaptiveModel` is, but without exits and estimators.
+        """Predict one step, with the arguments of `AdaptiveModel.forward`, but without exits and estimators.
 
         Raises:
-            InputError: If samples shall leave early.
+            InputError: If the policy lets samples exit early.
         """
         if not isinstance(policy, NeverExit | None):
             raise InputError("this method has no exits: leave tau and the policy out")
@@ -43,14 +43,20 @@ class Trajectory(ABC):
 
     @abstractmethod
     def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        """The same with the inputs in one."""
+        """Predict one step from the inputs as a tuple.
+
+        Args:
+            inputs: Samples, time steps and conditions of the batch.
+            step: Sampling step, counted from 0.
+            tied_halves: Whether sample k of the first half has to run the layers of sample k of the second half.
+        """
 
 
 class Rival(nn.Module, ABC):
-    """A trained model that is run in another way.
+    """Base class of baselines that run a trained model in another way.
 
     Args:
-        model: The trained model; what a pipeline asks of it, it is told here too.
+        model: The trained model; its attributes that a pipeline reads are available here too.
     """
 
     model: AdaptiveModel
@@ -61,14 +67,14 @@ class Rival(nn.Module, ABC):
 
     @abstractmethod
     def trajectory(self) -> Trajectory:
-        """What predicts the steps of one sampling; all that must be kept between them is kept there."""
+        """Return the object that predicts the steps of one sampling run and holds the state between them."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What this rival was made with, as plain values."""
+        """Return the settings of this baseline as plain values."""
 
     def identity(self) -> dict[str, Any]:
-        """What the predictions depend on, as plain values."""
+        """Return what the predictions depend on, as plain values."""
         return {"rival": type(self).__name__, **self.settings(), "model": self.model.identity()}
 
     @property
@@ -101,6 +107,6 @@ class Rival(nn.Module, ABC):
 
 
 def full_output(prediction: Tensor, layers_run: Tensor, flops: Tensor, depth: int) -> AdaptiveOutput:
-    """The output of a rival that has run so many layers for each sample, and no estimator."""
+    """Build the output of a baseline from the layers run and FLOPs of each sample, (batch,); uncertainties are NaN."""
     unknown = torch.full((len(prediction), depth), torch.nan)
     return AdaptiveOutput(prediction, layers_run, unknown, flops)

@@ -1,4 +1,4 @@
-"""Step caching: what deep layers did at an earlier step is used again, since it changes little from step to step."""
+"""Step caching: outputs of deep layers are reused at later steps, since they change little from step to step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 
 
 class SkipCaching(Rival):
-    """DeepCache on U-ViT's long skips (Ma et al., CVPR 2024, arXiv 2312.00858).
+    """Caches deep layers at U-ViT's long skips: DeepCache (Ma et al., CVPR 2024, arXiv 2312.00858).
 
-    Every `interval` steps all layers run, and what layer N - shallow hands on is kept. At the steps between, only the
-    first and the last `shallow` layers run, joined by their skips, on what was kept.
+    Every `interval` steps all layers run, and the output of layer N - shallow is cached. At the steps in between, only
+    the first and the last `shallow` layers run, connected by their skips; the last ones take the cached output.
 
     Args:
         model: A trained U-ViT.
-        interval: Steps from one full run to the next, at least 1; 1 is the full model.
-        shallow: Layers on either side that always run, 1..N // 2.
+        interval: Number of steps from one full run to the next, at least 1; 1 is the full model.
+        shallow: Number of layers at each end that always run, 1..N // 2.
 
     Raises:
         InputError: If the backbone has no long skips, or a number is out of range.
@@ -42,7 +42,7 @@ class SkipCaching(Rival):
         return {"interval": self.interval, "shallow": self.shallow}
 
     def flops(self, whole: bool) -> int:
-        """What a step computes for one sample: a full run, or one between two of them."""
+        """Return the FLOPs of one step for one sample: of a full step if `whole`, else of a step between full ones."""
         parts = self.part_flops
         outer = parts.layers[: self.shallow].sum() + parts.layers[self.depth - self.shallow :].sum()
         return parts.full if whole else parts.embed + int(outer + parts.heads[-1])
@@ -77,14 +77,15 @@ class _SkipTrajectory(Trajectory):
 
 
 class FirstBlockCaching(Rival):
-    """First-block caching, as ParaAttention does it, but for each sample.
+    """Reuses the residual of layers 2..N while that of layer 1 changes little: ParaAttention's first-block caching.
 
-    The first layer always runs. Where what it adds to the tokens differs from what it added when all layers last ran
-    by less than `threshold`, relative, what the other layers added then is added again.
+    Unlike in ParaAttention, each sample decides for itself. The first layer always runs. If its residual (its output
+    minus its input) differs by less than `threshold`, relatively, from that of the sample's last full step, the other
+    layers are skipped and their residual of that step is added.
 
     Args:
         model: A trained model.
-        threshold: At least 0; 0 is the full model.
+        threshold: Relative change, at least 0; 0 is the full model.
 
     Raises:
         InputError: If the threshold is negative.
@@ -133,7 +134,7 @@ class _FirstBlockTrajectory(Trajectory):
         )
 
     def _stale(self, added: Tensor) -> Tensor:
-        """Which samples must run all layers, (batch,) bool."""
+        """Return which samples must run all layers, (batch,) bool."""
         if self.first is None or len(self.first) != len(added):
             return torch.ones(len(added), dtype=torch.bool, device=added.device)
         change = (added - self.first).abs().float().mean((1, 2)) / self.first.abs().float().mean((1, 2))

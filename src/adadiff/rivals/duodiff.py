@@ -1,4 +1,4 @@
-"""DuoDiff: a shallow network for the first steps, the full one after (Fernández et al. 2024, arXiv 2410.09633)."""
+"""DuoDiff: a shallow network for the first steps, the full one afterwards (Fernández et al. 2024, arXiv 2410.09633)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 
 
 class DuoDiff(Rival):
-    """Two networks for one sampling.
+    """Samples with a shallow network at the first steps and with the full one at the others.
 
     Args:
         model: The full network.
-        shallow: Of fewer layers, trained for the same task.
+        shallow: A network of fewer layers, trained for the same task.
         switch: The first step, counted from 0, that the full network predicts.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Smaller networks cut out of a trained one, to be trained on: fewer layers, or narrower ones."""
+"""Smaller networks cut out of a trained one, with fewer or narrower layers, to be fine-tuned."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adadiff.exits import AdaptiveModel
 
 
 def drop_layers(model: AdaptiveModel, depth: int) -> AdaptiveModel:
-    """A U-ViT of fewer layers: the outer ones on either side with their skips, and the middle one.
+    """Build a U-ViT of fewer layers: the outer layers at both ends with their skips, and the middle layer.
 
     Args:
         model: A trained U-ViT of N layers.
-        depth: Layers of the new one, odd, 1..N.
+        depth: Number of layers of the new model, odd, 1..N.
 
     Raises:
-        InputError: If it is no U-ViT, or the depth is not such a number.
+        InputError: If the model is not a U-ViT, or the depth is out of range or even.
     """
     backbone = _require_uvit(model, "dropping layers")
     if not 1 <= depth <= model.depth or depth % 2 == 0:
@@ -35,18 +35,18 @@ def drop_layers(model: AdaptiveModel, depth: int) -> AdaptiveModel:
 
 
 def prune(model: AdaptiveModel, compute: float) -> AdaptiveModel:
-    """A narrower U-ViT: the least important attention heads and hidden units of each layer are cut out.
+    """Build a narrower U-ViT by removing the least important attention heads and hidden units of each layer.
 
-    As many of both, in proportion, as bring the full model's FLOPs down to the asked fraction; since heads are few, the
-    hidden units make up for what their number cannot express. A unit's importance is the norm of all its weights, in
-    and out (Fang et al., CVPR 2023, arXiv 2301.12900); the cut is made by torch-pruning.
+    Heads and hidden units are removed in equal proportion until the full model's FLOPs reach the requested fraction;
+    since heads are few, hidden units make up for the rounding. A unit's importance is the norm of all its incoming and
+    outgoing weights (Fang et al., CVPR 2023, arXiv 2301.12900); torch-pruning removes the units.
 
     Args:
         model: A trained U-ViT.
         compute: FLOPs over the model's, in (0, 1].
 
     Raises:
-        InputError: If it is no U-ViT, the fraction cannot be reached so, or torch-pruning is not installed.
+        InputError: If the model is not a U-ViT, the fraction cannot be reached, or torch-pruning is not installed.
     """
     backbone = _require_uvit(model, "pruning")
     if not 0 < compute <= 1:
@@ -63,7 +63,10 @@ def prune(model: AdaptiveModel, compute: float) -> AdaptiveModel:
 
 
 def _sizes_for(model: AdaptiveModel, compute: float, heads: int, head_dim: int, hidden: int) -> tuple[int, int]:
-    """Numbers of heads and hidden units to keep; the heads first, in the proportion in which both would have to go."""
+    """Return the numbers of heads and hidden units to keep.
+
+    Heads are rounded first, in the proportion that both would need; hidden units then meet the compute.
+    """
 
     def flops(kept_heads: int, kept_hidden: int) -> int:
         ratio = kept_hidden / model.backbone.width
@@ -125,7 +128,7 @@ def _rebuilt(model: AdaptiveModel, **changes: Any) -> AdaptiveModel:
 
 
 def _take_over(smaller: AdaptiveModel, backbone: UViT, layers: list[nn.Module]) -> None:
-    """Everything but the layers is the trained backbone's; exits start anew."""
+    """Load the given layers and the trained backbone's other weights into the smaller model; reset its exits."""
     weights = {name: value for name, value in backbone.state_dict().items() if not name.startswith("layers.")}
     smaller.backbone.load_state_dict({**weights, **nn.ModuleList(layers).state_dict(prefix="layers.")})
     smaller.start_from(smaller.backbone)
