@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from adadiff.exits.stored import Circumstances, StoredPolicy
+from adadiff.policies.stored import Circumstances, StoredPolicy
 from PIL import Image
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, InputError, NeverExit, ScheduleExit, ThresholdExit
