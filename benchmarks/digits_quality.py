@@ -21,7 +21,7 @@ from adadiff import AdaDiffPipeline, ExitPolicy, FixedExit, NeverExit, Threshold
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.metrics import frechet_distance
 from adadiff.files import MODELS
-from adadiff.sampling import sample_numbered
+from adadiff.sampling import sample_seeded
 
 
 def load_split(split: str) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
@@ -44,7 +44,7 @@ def sample_rows(
     rows, fractions = [], []
     for first in range(0, n, 500):
         numbers = range(first, min(first + 500, n))
-        output = sample_numbered(pipeline, numbers, steps, policy, seed=1)
+        output = sample_seeded(pipeline, numbers, steps, policy, seed=1)
         rows.append(output.images.flatten(1).numpy())
         fractions.append(output.trace.layer_fraction * len(numbers))
     return np.concatenate(rows), sum(fractions) / n

@@ -23,7 +23,7 @@ from adadiff.calibration.metric import normalised_squared_error
 from adadiff.data import DataConfig
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap
-from adadiff.sampling import Conditions, Guidance, sample_numbered
+from adadiff.sampling import Conditions, Guidance, sample_seeded
 
 SEED = 1_000_000  # gives noise that evaluation and calibration do not use by default
 
@@ -79,7 +79,7 @@ def _sample(
     images, traces = [], []
     for first in tqdm(range(0, options.n, options.batch_size), leave=False):
         numbers = range(first, min(first + options.batch_size, options.n))
-        output = sample_numbered(pipeline, numbers, steps, policy, SEED, conditions)
+        output = sample_seeded(pipeline, numbers, steps, policy, SEED, conditions)
         images.append((output.images.float() * 255).round() / 255)  # rounded as in an 8-bit file
         traces.append(output.trace)
     return torch.cat(images), Trace.join(traces)

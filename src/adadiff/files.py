@@ -32,7 +32,7 @@ def part_path(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path that is renamed to `path` at the end of the block.
 
     If the block raises, the temporary file is deleted and `path` stays as it was.
@@ -46,7 +46,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Write a folder atomically: yield a temporary folder that replaces `path` at the end of the block.
 
     If the block raises, the temporary folder is deleted and `path` stays as it was.
@@ -64,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, values: Any) -> None:
     """Write values as indented JSON, atomically."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")
 
 
@@ -223,7 +223,7 @@ def add_checksum(file: Path) -> None:
 
 
 def _write_notes(folder: Path, noted: dict[str, str]) -> None:
-    with whole_file(folder / CHECKSUMS) as part:
+    with atomic_write(folder / CHECKSUMS) as part:
         part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(noted.items())))
 
 

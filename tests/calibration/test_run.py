@@ -19,7 +19,7 @@ from adadiff.calibration.trials import Trials
 from adadiff.evaluation.metrics import with_error
 from adadiff.files import MODELS, sha256
 from adadiff.policies.stored import StoredPolicy
-from adadiff.sampling import Conditions, Guidance, sample_numbered
+from adadiff.sampling import Conditions, Guidance, sample_seeded
 from adadiff.training.config import DiffusionConfig
 
 STEPS = 8
@@ -36,7 +36,7 @@ def for_compute(digits):
 
 
 def test_a_budget_is_met_on_fresh_samples(digits, for_compute):
-    output = sample_numbered(digits, range(24), STEPS, for_compute.policy, seed=7)
+    output = sample_seeded(digits, range(24), STEPS, for_compute.policy, seed=7)
     assert output.trace.compute_fraction == pytest.approx(0.55, abs=0.02)
     assert for_compute.checked.compute == pytest.approx(0.55, abs=0.02)
 
@@ -50,9 +50,9 @@ def test_the_chosen_kind_is_the_one_with_the_least_error_near_the_budget(for_com
 
 def test_what_is_said_of_the_fresh_samples_is_what_sampling_them_gives(digits, for_compute):
     numbers = range(16, 32)
-    full = sample_numbered(digits, numbers, STEPS, NeverExit(), seed=2_000_000).images
-    early = sample_numbered(digits, numbers, STEPS, for_compute.policy, seed=2_000_000).images
-    seen = sample_numbered(digits, range(16), STEPS, NeverExit(), seed=2_000_000).images
+    full = sample_seeded(digits, numbers, STEPS, NeverExit(), seed=2_000_000).images
+    early = sample_seeded(digits, numbers, STEPS, for_compute.policy, seed=2_000_000).images
+    seen = sample_seeded(digits, range(16), STEPS, NeverExit(), seed=2_000_000).images
     variance = ((seen - seen.mean(0)) ** 2).mean()
     wanted = (((full - early) ** 2).mean((1, 2, 3)) / variance).clamp(max=1)
     assert for_compute.checked.losses == pytest.approx(wanted.numpy(), abs=1e-4)
@@ -78,7 +78,7 @@ def test_a_speedup_takes_the_policy_with_the_most_compute_that_reaches_it(digits
     """Seconds being what a clock says, here they are the FLOPs."""
 
     def speedup(trials, policy):
-        return 1 / sample_numbered(digits, range(4), STEPS, policy, 3).trace.compute_fraction
+        return 1 / sample_seeded(digits, range(4), STEPS, policy, 3).trace.compute_fraction
 
     monkeypatch.setattr("adadiff.calibration.trials.Trials.speedup", speedup)
     found = calibrate(digits, Goal(speedup=2.0), STEPS, samples=8, kinds=(Schedule(),))
@@ -94,8 +94,8 @@ def largest(full, adaptive):
 
 def test_another_metric_is_what_errors_are_measured_by(digits):
     found = calibrate(digits, Goal(compute=0.6), STEPS, samples=8, metric=largest, kinds=(SingleThreshold(),))
-    full = sample_numbered(digits, range(8, 16), STEPS, NeverExit(), 2_000_000).images
-    early = sample_numbered(digits, range(8, 16), STEPS, found.policy, 2_000_000).images
+    full = sample_seeded(digits, range(8, 16), STEPS, NeverExit(), 2_000_000).images
+    early = sample_seeded(digits, range(8, 16), STEPS, found.policy, 2_000_000).images
     assert found.checked.losses == pytest.approx(largest(full, early).numpy(), abs=1e-4)
     assert found.stored.found["metric"] == f"{__name__}:largest"
 
@@ -217,8 +217,8 @@ def test_an_interrupted_calibration_goes_on_and_finds_the_same(digits, for_compu
     before = list(sampled)
     sampled.clear()
 
-    monkeypatch.setattr("adadiff.calibration.record.sample_numbered", None)  # the record is there already
-    monkeypatch.setattr("adadiff.calibration.influence.sample_numbered", None)
+    monkeypatch.setattr("adadiff.calibration.record.sample_seeded", None)  # the record is there already
+    monkeypatch.setattr("adadiff.calibration.influence.sample_seeded", None)
     found = calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
     assert not set(before) & set(sampled)
     assert found.policy == for_compute.policy

@@ -8,7 +8,7 @@ import pytest
 from adadiff import BatchMeanExit, FixedExit, NeverExit, ScheduleExit, ThresholdExit
 from adadiff.comparison.methods import METHODS, Bench, Enumerated, Setup, Thresholded, growing_depths
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
-from adadiff.sampling import sample_numbered
+from adadiff.sampling import sample_seeded
 
 ENUMERATED = [method for method in METHODS if isinstance(method, Enumerated)]
 THRESHOLDED = [method for method in METHODS if isinstance(method, Thresholded)]
@@ -54,7 +54,7 @@ def test_of_two_families_the_setting_nearest_to_the_full_model_is_taken(bench):
         assert method.setup(bench, 0.5).setting == "good"
     middle = setup("middle", ours, FixedExit(layer))
     images = [
-        sample_numbered(s.pipeline, range(32), steps, s.policy, 10**6, bench.conditions(s.pipeline)).images
+        sample_seeded(s.pipeline, range(32), steps, s.policy, 10**6, bench.conditions(s.pipeline)).images
         for s in (good, middle)
     ]
     wanted = ((images[0] - images[1]) ** 2).flatten(1).mean(1) / images[0].var(0, correction=0).mean()

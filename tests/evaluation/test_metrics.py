@@ -93,7 +93,9 @@ def test_bootstrap_of_a_mean_is_its_standard_error():
 
 
 @pytest.mark.parametrize(
-    ("metric", "least"), [(frechet_distance, 7), (kernel_distance, 2), (precision_recall, 4)], ids=lambda x: str(x)
+    ("metric", "least"),
+    [(frechet_distance, 7), (kernel_distance, 2), (precision_recall, 4)],
+    ids=["frechet", "kernel", "precision and recall"],
 )
 def test_too_few_images_are_named(metric, least):
     x, y = two_sets(0)

@@ -18,10 +18,10 @@ from adadiff import (
 )
 from adadiff.files import weights_checksum
 from adadiff.policies import POLICIES, ExitPolicy
-from adadiff.policies.stored import Circumstances, StoredPolicy, load_policy
+from adadiff.policies.stored import CalibrationContext, StoredPolicy, load_policy
 
 TABLE = TableExit(((0.1, 0.2, 1.0, 0.0), (0.3, 0.4, 0.5, 0.6)))
-CIRCUMSTANCES = Circumstances(None, 5, "ddim", 2, 1.0)
+CIRCUMSTANCES = CalibrationContext(None, 5, "ddim", 2, 1.0)
 
 
 def store(folder, policy=TABLE, circumstances=CIRCUMSTANCES):
@@ -103,11 +103,11 @@ def test_what_is_no_json_and_what_is_not_there(tmp_path):
 
 def test_one_for_other_weights_is_refused(model, tmp_path):
     model.save_pretrained(tmp_path / "transformer")
-    store(tmp_path, circumstances=Circumstances("0" * 64, 5, "ddim", 2, 1.0))
+    store(tmp_path, circumstances=CalibrationContext("0" * 64, 5, "ddim", 2, 1.0))
     with pytest.raises(InputError, match="calibrated for other weights"):
         load_policy(tmp_path)
     own = weights_checksum(tmp_path / "transformer")
-    store(tmp_path, circumstances=Circumstances(own, 5, "ddim", 2, 1.0))
+    store(tmp_path, circumstances=CalibrationContext(own, 5, "ddim", 2, 1.0))
     assert load_policy(tmp_path) == TABLE
 
 

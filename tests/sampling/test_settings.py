@@ -7,13 +7,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from adadiff.policies.stored import Circumstances, StoredPolicy
 from PIL import Image
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, InputError, NeverExit, ScheduleExit, ThresholdExit
 from adadiff.cli import main
 from adadiff.files import MODELS
-from adadiff.sampling import sample_numbered
+from adadiff.policies.stored import CalibrationContext, StoredPolicy
+from adadiff.sampling import sample_seeded
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.settings import FolderSettings, resolve
 from adadiff.seeding import generator_for
@@ -24,7 +24,7 @@ SCHEDULE = ScheduleExit((5, 1, 2, 5))
 
 
 def store(folder, policy=SCHEDULE, scheduler="dpm-solver++", steps=4, guidance_scale=1.0):
-    made_for = Circumstances(None, 5, scheduler, steps, guidance_scale)
+    made_for = CalibrationContext(None, 5, scheduler, steps, guidance_scale)
     StoredPolicy(policy, made_for, {"compute": 0.55}, {}).save(folder)
 
 
@@ -186,7 +186,7 @@ def test_what_is_loaded_can_be_saved_and_loaded_again(tmp_path):
     chosen = again.sampling_settings()
     assert isinstance(chosen.policy, CorrectedScheduleExit)
     assert not chosen.differences
-    images = [sample_numbered(p, [4], chosen.steps, chosen.policy).images for p in (first, again)]
+    images = [sample_seeded(p, [4], chosen.steps, chosen.policy).images for p in (first, again)]
     assert torch.equal(*images)
 
 
@@ -228,7 +228,7 @@ def test_other_parts_keep_the_settings_and_another_network_its_own_exits(folder)
 def test_the_callers_progress_bar_survives(folder, capfd):
     pipe = load(folder)
     pipe.set_progress_bar_config(desc="mine", ncols=60)
-    sample_numbered(pipe, range(2), 2, NeverExit())
+    sample_seeded(pipe, range(2), 2, NeverExit())
     assert "mine" not in capfd.readouterr().err
     pipe.calibrate(compute=0.6, samples=8)
     assert "mine" not in capfd.readouterr().err

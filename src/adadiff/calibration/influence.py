@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from adadiff.calibration.record import ExitRecord
 from adadiff.exits import ScheduleExit
-from adadiff.sampling import AdaDiffPipeline, Conditions, sample_numbered
+from adadiff.sampling import AdaDiffPipeline, Conditions, sample_seeded
 from adadiff.sampling.schedulers import noise_arguments, started, times_of
 
 PROBED_STEPS = 20
@@ -46,9 +46,7 @@ def measured_influence(
     amplification = []
     for probe in tqdm(probed, desc="influence of every step", unit="step"):
         policy = ScheduleExit(tuple(layer if step == probe else depth for step in range(steps)))
-        images = (
-            sample_numbered(pipeline, range(samples), sampling_steps, policy, seed, conditions).images.float().cpu()
-        )
+        images = sample_seeded(pipeline, range(samples), sampling_steps, policy, seed, conditions).images.float().cpu()
         moved = 4 * (images - record.images[:samples]).square().mean()  # images have half the scale of samples
         expected = coefficients[probe] * record.errors[probe, layer - 1, :samples].mean()
         amplification.append((moved / expected).item() if expected > 0 else 1.0)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adadiff.calibration.kept import Kept, Tensors
+from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
+from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.exits import AdaptiveModel, AdaptiveOutput, NeverExit
-from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
-from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
+from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_seeded
 
 LONGEST_GAP = 8  # most steps from a full step to an exit that its corrections are used for
 WINDOW = 2 * LONGEST_GAP + 2  # covers the two full steps before any such exit
@@ -57,7 +57,7 @@ def record_exits(
     conditions: Conditions,
     seed: int,
     batch_size: int = 32,
-    kept: Kept | None = None,
+    kept: TensorCache | None = None,
 ) -> ExitRecord:
     """Sample with the full model and record every exit's prediction error and uncertainty.
 
@@ -70,13 +70,13 @@ def record_exits(
         batch_size: Samples per batch.
         kept: Cache for the recorded batches.
     """
-    kept = kept or Kept()
+    kept = kept or TensorCache()
     recorder = _Recorder(pipeline.transformer, conditions.guidance)
     recording = pipeline.with_parts(transformer=recorder)
 
     def record_batch(numbers: range) -> Tensors:
         recorder.products, recorder.uncertainties = [], []
-        output = sample_numbered(recording, numbers, steps, NeverExit(), seed, conditions)
+        output = sample_seeded(recording, numbers, steps, NeverExit(), seed, conditions)
         products, uncertainties = torch.stack(recorder.products), torch.stack(recorder.uncertainties)
         return {"products": products, "uncertainties": uncertainties, "images": output.images.float().cpu()}
 
@@ -93,7 +93,7 @@ def record_exits(
     )
 
 
-class _Recorder(Rival):
+class _Recorder(Baseline):
     """Predicts with the full model and records what each exit would have predicted."""
 
     def __init__(self, model: AdaptiveModel, guidance: Guidance) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from adadiff.calibration.result import Calibration, Point
 from adadiff.evaluation.metrics import with_error
-from adadiff.files import whole_file
+from adadiff.files import atomic_write
 
 
 def calibration_table(calibration: Calibration) -> Table:
@@ -48,7 +48,7 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
     )
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=120)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from adadiff.calibration.goal import Goal
 from adadiff.exits import ExitPolicy
-from adadiff.policies.stored import Circumstances, StoredPolicy
+from adadiff.policies.stored import CalibrationContext, StoredPolicy
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Calibration:
         >>> import numpy as np
         >>> from adadiff.policies import ScheduleExit
         >>> point = Point("step schedule", ScheduleExit((9, 4)), compute=0.7, losses=np.array([0.01, 0.03]))
-        >>> settings = Circumstances(weights=None, depth=9, scheduler="ddim", steps=2, guidance_scale=1.0)
+        >>> settings = CalibrationContext(weights=None, depth=9, scheduler="ddim", steps=2, guidance_scale=1.0)
         >>> found = Calibration(Goal(compute=0.7), (point,), point, point, 0.1, 1.4, settings, "squared error")
         >>> found.policy.layers, found.checked.error  # `adadiff.calibrate` returns one; `found.save(folder)` stores it
         ((9, 4), 0.02)
@@ -72,7 +72,7 @@ class Calibration:
     checked: Point
     error_bound: float
     speedup: float
-    calibrated_for: Circumstances
+    calibrated_for: CalibrationContext
     metric: str
 
     @property

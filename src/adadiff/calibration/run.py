@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.goal import SEED, Goal
-from adadiff.calibration.kept import Kept
 from adadiff.calibration.kinds import KINDS, Kind
 from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_name, normalised_squared_error
 from adadiff.calibration.problem import least_compute
@@ -25,7 +25,7 @@ from adadiff.calibration.trials import Trials
 from adadiff.errors import InputError
 from adadiff.exits import NeverExit
 from adadiff.files import weights_checksum
-from adadiff.policies.stored import Circumstances
+from adadiff.policies.stored import CalibrationContext
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name
@@ -74,7 +74,7 @@ def calibrate(
         "batch_size": batch_size,
         "metric": judged_by,
     }
-    kept = Kept(keep, settings)
+    kept = TensorCache(keep, settings)
     record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, kept)
     metric = metric or normalised_squared_error(record.images)
     trials = Trials(pipeline, steps, conditions, seed, batch_size, metric, kept)
@@ -89,7 +89,7 @@ def calibrate(
         checked,
         goal.error or upper_bound(checked.losses, delta),
         trials.speedup(predicted.policy),
-        circumstances_of(pipeline, steps, conditions, evaluations=len(record.errors)),
+        calibration_context(pipeline, steps, conditions, evaluations=len(record.errors)),
         judged_by,
     )
     kept.discard()
@@ -118,10 +118,12 @@ def check_request(
         losses_by(metric, images, images)
 
 
-def circumstances_of(pipeline: AdaDiffPipeline, steps: int, conditions: Conditions, evaluations: int) -> Circumstances:
+def calibration_context(
+    pipeline: AdaDiffPipeline, steps: int, conditions: Conditions, evaluations: int
+) -> CalibrationContext:
     """Return the model and sampling settings that a policy calibrated here fits."""
     model = pipeline.transformer
-    return Circumstances(
+    return CalibrationContext(
         weights_checksum(Path(model.config.get("_name_or_path", ""))),
         model.depth,
         scheduler_name(pipeline.scheduler),

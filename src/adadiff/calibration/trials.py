@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adadiff.calibration.kept import Kept, Tensors
+from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.calibration.metric import Metric, losses_by
 from adadiff.calibration.result import Point
 from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
-from adadiff.sampling import AdaDiffPipeline, Conditions, sample_numbered
+from adadiff.sampling import AdaDiffPipeline, Conditions, sample_seeded
 
 TIMED_IMAGES = 16
 
@@ -40,11 +40,11 @@ class Trials:
         seed: int,
         batch_size: int,
         metric: Metric,
-        kept: Kept | None = None,
+        kept: TensorCache | None = None,
     ) -> None:
         self.pipeline, self.steps, self.conditions = pipeline, steps, conditions
         self.seed, self.batch_size, self.metric = seed, batch_size, metric
-        self.kept = kept or Kept()
+        self.kept = kept or TensorCache()
         self._full: dict[int, Tensor] = {}
 
     def know(self, images: Tensor) -> None:
@@ -96,5 +96,5 @@ class Trials:
         return torch.cat(parts), flops / (predictions * self.pipeline.transformer.part_flops.full)
 
     def _batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> tuple[Tensor, Trace]:
-        output = sample_numbered(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
+        output = sample_seeded(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
         return output.images.float().cpu(), output.trace

@@ -1,4 +1,4 @@
-"""`adadiff compare`: our exits and their rivals."""
+"""`adadiff compare`: our exits and other methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adadiff.cli.output import console
 
 
 def compare_command(config: Positional[str], out: Path, so_far: bool = False) -> None:
-    """Compare our exits with their rivals: train what is missing, evaluate everything, write the report.
+    """Compare our exits with other methods: train what is missing, evaluate everything, write the report.
 
     The folder gets index.html (all in one page), results.json and results.csv. The same command run again goes on where
     it stopped; run several times at once, the processes share the work.

@@ -18,8 +18,8 @@ from adadiff.evaluation.evaluate import Evaluation, Judge, evaluate_folder
 from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import NeverExit
 from adadiff.exits.trace import TraceTotals
-from adadiff.files import whole_file
-from adadiff.sampling import sample_numbered
+from adadiff.files import atomic_write
+from adadiff.sampling import sample_seeded
 from adadiff.sampling.folder import sample_to_folder
 
 CELL = "cell.json"
@@ -118,7 +118,7 @@ class Cells:
                 tqdm.write(task.name)
                 setup = task.choose()
                 cell = None if setup is None else self._measure(task, setup)
-                with whole_file(path) as part:
+                with atomic_write(path) as part:
                     part.write_text(json.dumps(None if cell is None else asdict(cell), indent=2) + "\n")
         except Timeout:
             return
@@ -161,6 +161,6 @@ class Cells:
         def sample(which: Setup) -> Any:
             conditions = self.bench.conditions(which.pipeline)
             seed = self.bench.config.seed
-            return sample_numbered(which.pipeline, range(TIMED_IMAGES), which.steps, which.policy, seed, conditions)
+            return sample_seeded(which.pipeline, range(TIMED_IMAGES), which.steps, which.policy, seed, conditions)
 
         return median_seconds({"full": lambda: sample(full), "this": lambda: sample(setup)})

@@ -49,7 +49,7 @@ class CompareConfig:
         steps: Number of sampling steps of all methods except fewer steps.
         scheduler: The scheduler, as `adadiff sample` takes it.
         guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
-        methods: Names of the methods (docs/rivals.md); by default all.
+        methods: Names of the methods (docs/baselines.md); by default all.
         compute: Fractions of the full model's FLOPs at which the methods are compared, in (0, 1).
         headline_compute: The one of these fractions for which the report names a winner.
         smaller_depths: Depths of the smaller models.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adadiff.baselines import DuoDiff, FirstBlockCaching, SkipCaching
 from adadiff.calibration.kinds import KINDS, Kind, SingleThreshold
 from adadiff.calibration.metric import normalised_squared_error
 from adadiff.calibration.record import record_exits
@@ -19,8 +20,7 @@ from adadiff.calibration.trials import Trials
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
 from adadiff.exits import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
-from adadiff.rivals import DuoDiff, FirstBlockCaching, SkipCaching
-from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_numbered
+from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_seeded
 
 PILOT_IMAGES = 32
 CALIBRATION_IMAGES = 128
@@ -87,7 +87,7 @@ class Bench:
 
     def pilot(self, pipeline: AdaDiffPipeline, policy: ExitPolicy) -> float:
         """Measure the compute fraction of a policy on a pilot batch."""
-        output = sample_numbered(
+        output = sample_seeded(
             pipeline, range(PILOT_IMAGES), self.config.steps, policy, PILOT_SEED, self.conditions(pipeline)
         )
         return self.fraction(int(output.trace.flops.sum()) / output.trace.predictions)
@@ -100,7 +100,7 @@ class Bench:
 
     def _pilot_images(self, pipeline: AdaDiffPipeline, policy: ExitPolicy, steps: int) -> Tensor:
         numbers, conditions = range(PILOT_IMAGES), self.conditions(pipeline)
-        return sample_numbered(pipeline, numbers, steps, policy, PILOT_SEED, conditions).images.float()
+        return sample_seeded(pipeline, numbers, steps, policy, PILOT_SEED, conditions).images.float()
 
     @cached_property
     def search(self) -> Search:
@@ -265,11 +265,13 @@ def skip_caches(shallow: int, bench: Bench) -> list[Setup]:
     pipeline, steps = bench.networks.pipeline(FULL), bench.config.steps
     setups = []
     for interval in range(2, 11) if shallow <= pipeline.transformer.depth // 2 else ():
-        rival = SkipCaching(pipeline.transformer, interval, shallow)
+        baseline = SkipCaching(pipeline.transformer, interval, shallow)
         whole = -(-steps // interval)
-        flops = (whole * rival.flops(whole=True) + (steps - whole) * rival.flops(whole=False)) / steps
+        flops = (whole * baseline.flops(whole=True) + (steps - whole) * baseline.flops(whole=False)) / steps
         setting = f"every {interval} steps, {shallow} layers on either side"
-        setups.append(Setup(pipeline.with_parts(transformer=rival), NeverExit(), steps, setting, bench.fraction(flops)))
+        setups.append(
+            Setup(pipeline.with_parts(transformer=baseline), NeverExit(), steps, setting, bench.fraction(flops))
+        )
     return setups
 
 

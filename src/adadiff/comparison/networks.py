@@ -11,11 +11,11 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from adadiff.baselines import drop_layers, prune
 from adadiff.comparison.config import CompareConfig
 from adadiff.errors import InputError, suggestion
-from adadiff.files import model_folder, packaged_models, whole_file, whole_folder
+from adadiff.files import atomic_folder, atomic_write, model_folder, packaged_models
 from adadiff.presets import PRESETS
-from adadiff.rivals import drop_layers, prune
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.training import train
 from adadiff.training.checkpoints import list_checkpoints
@@ -124,7 +124,7 @@ class Networks:
         if not resume:
             shutil.rmtree(out, ignore_errors=True)  # killed before its first checkpoint
         train(replace(config, resume=resume))
-        with whole_file(out / FINISHED) as part:
+        with atomic_write(out / FINISHED) as part:
             part.write_text("")
 
     def _start(self, recipe: Recipe) -> Path:
@@ -139,6 +139,6 @@ class Networks:
                 model = drop_layers(model, recipe.depth)
             if recipe.compute != 1:
                 model = prune(model, recipe.compute)
-            with whole_folder(out) as part:
+            with atomic_folder(out) as part:
                 pipeline.with_parts(transformer=model).save_pretrained(part)
         return out

@@ -24,7 +24,7 @@ from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.evaluation.metrics import with_error
 from adadiff.exits.trace import TraceTotals
-from adadiff.files import read_json, whole_file
+from adadiff.files import atomic_write, read_json
 from adadiff.sampling.folder import TRACE
 
 TITLES = {method.name: method.title for method in METHODS}
@@ -67,7 +67,7 @@ def write_report(results: Results, out: Path) -> None:
         ("report.md", _rendered("report.md", pictures=beside, **contents)),
         ("index.html", _rendered("report.html", pictures=embedded, **contents)),
     ):
-        with whole_file(out / name) as part:
+        with atomic_write(out / name) as part:
             part.write_bytes(data)
 
 
@@ -78,19 +78,19 @@ def write_report(results: Results, out: Path) -> None:
 def winner_in_words(results: Results) -> str:
     """Name the method with the least distance at the headline compute, and compare others in standard errors."""
     config = results.config
-    rivals = _at(results, config.headline_compute)
-    if not rivals:
+    baselines = _at(results, config.headline_compute)
+    if not baselines:
         return f"No method has a setting at {config.headline_compute:.0%} of the compute."
-    best = min(rivals, key=lambda cell: cell.evaluation.frechet)
+    best = min(baselines, key=lambda cell: cell.evaluation.frechet)
     sentence = (
         f"At {config.headline_compute:.0%} of the full model's compute, {TITLES[best.method]} ({best.setting}) has the "
         f"least Fréchet distance: {_distance(best)}; the full model's is {_distance(results.full)}."
     )
-    tied = [cell for cell in rivals if cell is not best and difference_in_errors(cell, best) < 2]
+    tied = [cell for cell in baselines if cell is not best and difference_in_errors(cell, best) < 2]
     if tied:
         names = ", ".join(f"{TITLES[cell.method]} ({_distance(cell)})" for cell in tied)
         sentence += f" Within two standard errors of it: {names}."
-    for cell in rivals:
+    for cell in baselines:
         if cell.method in OURS and cell is not best:
             more = cell.evaluation.frechet / best.evaluation.frechet - 1
             sentence += (

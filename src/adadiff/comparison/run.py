@@ -21,7 +21,7 @@ from adadiff.errors import InputError, lookup
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.exits import NeverExit, ThresholdExit
-from adadiff.files import claim_folder, whole_file
+from adadiff.files import atomic_write, claim_folder
 
 CONFIG = "compare.json"
 THRESHOLDS = "thresholds.json"
@@ -182,6 +182,6 @@ def _thresholds(bench: Bench, out: Path) -> dict[float, float]:
         method = next(method for method in METHODS if method.name == "adadiff")
         assert isinstance(method, Thresholded)
         taus = {row: 0.0 if row == 1 else method.search(bench, row)[0] for row in bench.config.synergy_compute}
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(taus) + "\n")
     return taus

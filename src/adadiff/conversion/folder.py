@@ -10,7 +10,7 @@ from adadiff.conditioning import TransformersTextEncoder
 from adadiff.conversion.uvit import CLIP_LENGTH, ReleasedSizes, from_released, read_released, to_released
 from adadiff.data import load_vae
 from adadiff.errors import InputError, lookup
-from adadiff.files import require_empty_folder, whole_file, whole_folder
+from adadiff.files import atomic_folder, atomic_write, require_empty_folder
 from adadiff.presets import DPM_SOLVER, PRESETS, SDE, STABLE_DIFFUSION, Preset
 from adadiff.sampling import AdaDiffPipeline
 
@@ -71,7 +71,7 @@ def convert_to_folder(
             f"of {width}"
         )
     pipeline = AdaDiffPipeline(model, diffusion.build(in_latents=sizes.in_channels == 4), encoder, autoencoder)
-    with whole_folder(out) as part:
+    with atomic_folder(out) as part:
         pipeline.save_pretrained(part)
         sampling.save(part)
     return sizes
@@ -89,7 +89,7 @@ def convert_to_file(folder: Path, out: Path) -> bool:
     if out.exists():
         raise InputError(f"{out} exists already: choose another file")
     model = AdaDiffPipeline.from_pretrained(folder, own_settings=False).transformer
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         torch.save(to_released(model), part)
     return model.config.estimator_type == "token"
 

@@ -21,14 +21,14 @@ from adadiff.data.sources import Source, load_parquet
 from adadiff.errors import InputError
 from adadiff.files import (
     add_checksum,
+    atomic_folder,
+    atomic_write,
     claim_folder,
     exclusive_folder,
     read_checksums,
     read_json,
     require_empty_folder,
     verify_checksums,
-    whole_file,
-    whole_folder,
     write_checksums,
 )
 from adadiff.fingerprints import fingerprint, weights_of
@@ -176,7 +176,7 @@ def encode_to_folder(images: ImageData, vae: AutoencoderKL, out: Path, batch_siz
             path = out / shard_name(shard)
             if path.name not in noted or not path.is_file():
                 rows = [row for few in _batches(numbers, batch_size) for row in _encode(images, few, vae)]
-                with whole_file(path) as part:
+                with atomic_write(path) as part:
                     datasets.Dataset.from_list(rows, features=features).to_parquet(part)
                 add_checksum(path)
             progress.update(len(numbers))
@@ -234,6 +234,6 @@ def _describe(images: ImageData, vae: AutoencoderKL, shape: Sequence[int], shard
 
 def _save_vae(vae: AutoencoderKL, folder: Path) -> None:
     if not folder.is_dir():
-        with whole_folder(folder) as part:
+        with atomic_folder(folder) as part:
             vae.save_pretrained(part)
             write_checksums(part)

@@ -13,8 +13,8 @@ from adadiff.errors import InputError
 from adadiff.evaluation.timing import median_seconds
 from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
-from adadiff.files import whole_file
-from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions, sample_numbered
+from adadiff.files import atomic_write
+from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions, sample_seeded
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def compare(
     outputs: dict[str, AdaDiffPipelineOutput] = {}
 
     def sample(name: str, rule: ExitPolicy) -> None:
-        outputs[name] = sample_numbered(pipeline, range(n), steps, rule, seed, conditions)
+        outputs[name] = sample_seeded(pipeline, range(n), steps, rule, seed, conditions)
 
     seconds = median_seconds(
         {"full": lambda: sample("full", NeverExit()), "adaptive": lambda: sample("adaptive", policy)}, repeats
@@ -91,7 +91,7 @@ def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> No
         f"the same noise: all layers, and {comparison.trace.layer_fraction:.0%} of them "
         f"({comparison.speedup:.2f}x faster)"
     )
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=120)
 
 

@@ -30,7 +30,7 @@ from adadiff.evaluation.metrics import (
     precision_recall,
     with_error,
 )
-from adadiff.files import whole_file
+from adadiff.files import atomic_write
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.folder import REQUEST, FolderSummary
 from adadiff.sampling.images import image_path, read_image
@@ -221,7 +221,7 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
         images_per_second=summary.images_per_second,
         constant_images=tuple(constant),
     )
-    with whole_file(folder / METRICS) as part:
+    with atomic_write(folder / METRICS) as part:
         part.write_text(json.dumps({**asdict(evaluation), "request": request}, indent=2) + "\n")
     return evaluation
 

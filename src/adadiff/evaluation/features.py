@@ -15,7 +15,7 @@ from tqdm import tqdm
 from adadiff.data import ImageData, cache_folder
 from adadiff.errors import InputError, imported
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.files import MODELS, verify_checksums, whole_file
+from adadiff.files import MODELS, atomic_write, verify_checksums
 from adadiff.fingerprints import fingerprint, weights_of
 
 SMALL = MODELS / "small-features"
@@ -120,7 +120,7 @@ def reference_features(network: FeatureNetwork, data: ImageData) -> ImageFeature
     features = network.of(tqdm(_batches(data), desc="features of real images", total=-(-len(data) // BATCH)))
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: array for name, array in vars(features).items() if array is not None}
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         np.savez(part, **arrays)
     return features
 

@@ -4,7 +4,7 @@ What the later layers add to the prediction of layer i, g_N(L_N) - g_i(L_i), cha
 measured at steps where a sample runs all layers; at later steps where the sample exits after layer i, it is linearly
 extrapolated from the last two measurements and added to g_i(L_i).
 
-Related work caches hidden tokens: deep layers' outputs are reused (`rivals/caching.py`) or extrapolated (TaylorSeer,
+Related work caches hidden tokens: deep layers' outputs are reused (`baselines/caching.py`) or extrapolated (TaylorSeer,
 Liu et al., ICCV 2025, arXiv 2503.06923). Here the prediction itself is corrected.
 """
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from adadiff.errors import InputError
-from adadiff.files import whole_file
+from adadiff.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Trace:
 
     def save(self, path: str | Path, **more: Any) -> None:
         """Write the trace and the values in `more` to one JSON file."""
-        with whole_file(Path(path)) as part:
+        with atomic_write(Path(path)) as part:
             part.write_text(json.dumps({**more, **self.to_dict()}) + "\n")
 
     def plot(self, path: str | Path) -> None:
@@ -207,7 +207,7 @@ class Trace:
 
         figure = Figure(figsize=(8, 4), layout="constrained")
         self.draw(figure.add_subplot())
-        with whole_file(Path(path)) as part:
+        with atomic_write(Path(path)) as part:
             figure.savefig(part, dpi=120)
 
     def draw(self, axes: Any) -> None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Self
 
 from adadiff.errors import InputError, lookup
-from adadiff.files import model_folder, read_json, weights_checksum, whole_file
+from adadiff.files import atomic_write, model_folder, read_json, weights_checksum
 from adadiff.policies.base import POLICIES, ExitPolicy
 
 EXIT_POLICY = "exit_policy.json"
@@ -23,7 +23,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class CalibrationContext:
     """The model and sampling settings that a policy was calibrated for.
 
     Args:
@@ -61,7 +61,7 @@ class StoredPolicy:
     """
 
     policy: ExitPolicy
-    calibrated_for: Circumstances
+    calibrated_for: CalibrationContext
     goal: Mapping[str, float]
     found: Mapping[str, Any]
 
@@ -75,7 +75,7 @@ class StoredPolicy:
             "calibrated_for": asdict(self.calibrated_for),
             "policy": self.policy.describe(),
         }
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             part.write_text(_readable({**described, "sha256": _digest(described)}) + "\n")
         return path
 
@@ -99,7 +99,7 @@ class StoredPolicy:
                 raise InputError(f"it is of version {values['version']}, and this adadiff reads {VERSION}")
             stored = cls(
                 policy_from(values["policy"]),
-                TypeAdapter(Circumstances).validate_python(values["calibrated_for"]),
+                TypeAdapter(CalibrationContext).validate_python(values["calibrated_for"]),
                 TypeAdapter(dict[str, float]).validate_python(values["goal"]),
                 TypeAdapter(dict[str, Any]).validate_python(values["found"]),
             )

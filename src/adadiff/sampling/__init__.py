@@ -2,7 +2,7 @@
 
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.guidance import Guidance
-from adadiff.sampling.numbered import sample_numbered
 from adadiff.sampling.pipeline import AdaDiffPipeline, AdaDiffPipelineOutput
+from adadiff.sampling.seeded import sample_seeded
 
-__all__ = ["UNCONDITIONAL", "AdaDiffPipeline", "AdaDiffPipelineOutput", "Conditions", "Guidance", "sample_numbered"]
+__all__ = ["UNCONDITIONAL", "AdaDiffPipeline", "AdaDiffPipelineOutput", "Conditions", "Guidance", "sample_seeded"]

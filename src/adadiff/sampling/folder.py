@@ -20,16 +20,16 @@ from adadiff.conditioning import class_indices
 from adadiff.errors import InputError
 from adadiff.exits import ExitPolicy
 from adadiff.exits.trace import TraceTotals
-from adadiff.files import check_claim, claim_folder, exclusive_folder, read_json, whole_file, write_json
+from adadiff.files import atomic_write, check_claim, claim_folder, exclusive_folder, read_json, write_json
 from adadiff.fingerprints import model_fingerprint, settings_of
 from adadiff.processes import process_state
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.images import image_path, read_image, read_traces, with_lines, write_image
-from adadiff.sampling.numbered import sample_numbered
 from adadiff.sampling.pipeline import AdaDiffPipeline
 from adadiff.sampling.schedulers import times_of
+from adadiff.sampling.seeded import sample_seeded
 
 REQUEST = "request.json"
 HOLDS = "images sampled"
@@ -126,7 +126,7 @@ def _sample_batch(
     """Sample the images of these numbers, and write each with its trace and its share of the seconds."""
     start = time.perf_counter()
     try:
-        output = sample_numbered(pipeline, numbers, steps, policy, seed, conditions)
+        output = sample_seeded(pipeline, numbers, steps, policy, seed, conditions)
     except NonFiniteImagesError as error:
         others = f" (and {len(error.positions) - 1} more of its batch)" if len(error.positions) > 1 else ""
         raise InputError(
@@ -155,7 +155,7 @@ def _summarise(
     assert totals is not None
     if state.is_main_process:
         write_json(out / TRACE, {"request": read_json(out / REQUEST), **totals.to_dict()})
-        with whole_file(out / "grid.png") as part:
+        with atomic_write(out / "grid.png") as part:
             image_grid([read_image(image_path(out, k)) for k in range(min(n, GRID_IMAGES))]).save(part)
     return totals, seconds
 

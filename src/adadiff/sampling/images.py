@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from adadiff.errors import InputError
 from adadiff.exits.trace import Trace
-from adadiff.files import whole_file
+from adadiff.files import atomic_write
 
 TRACED = ("exit_layers", "unconditional_exit_layers", "flops")
 PNG_END = b"IEND\xaeB`\x82"
@@ -30,7 +30,7 @@ def write_image(path: Path, image: Image.Image, trace: Trace, position: int, sec
     text = PngInfo()
     for name, value in {**traced, "seconds": seconds}.items():
         text.add_text(name, json.dumps(value))
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         image.save(part, pnginfo=text)
 
 
@@ -82,7 +82,7 @@ def read_traces(
 
 def with_lines(traces: Iterable[tuple[Trace, float]], path: Path) -> Iterator[tuple[Trace, float]]:
     """Pass traces on, and on the way write a JSON line for each image, atomically."""
-    with whole_file(path) as part, part.open("w") as lines:
+    with atomic_write(path) as part, part.open("w") as lines:
         k = 0
         for trace, seconds in traces:
             for columns in zip(*(getattr(trace, name).T.tolist() for name in TRACED), strict=True):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adadiff.errors import InputError
-from adadiff.files import CHECKSUMS, part_path, verify_checksums, whole_folder, write_checksums
+from adadiff.files import CHECKSUMS, atomic_folder, part_path, verify_checksums, write_checksums
 
 EMA_WEIGHTS = "ema.safetensors"
 NAME = re.compile(r"step-(\d{8,})")
@@ -38,7 +38,7 @@ def save_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path, step: in
         InputError: If the checkpoint cannot be written; earlier ones are left as they are.
     """
     path = run / "checkpoints" / f"step-{step:08d}"
-    part_of_main = whole_folder(path) if accelerator.is_main_process else nullcontext(part_path(path))
+    part_of_main = atomic_folder(path) if accelerator.is_main_process else nullcontext(part_path(path))
     try:
         with part_of_main as part:
             accelerator.wait_for_everyone()

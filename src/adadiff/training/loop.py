@@ -20,7 +20,7 @@ from tqdm import tqdm
 from adadiff.conditioning import Condition
 from adadiff.data import LabelledData, open_data
 from adadiff.errors import Diverged
-from adadiff.files import exclusive_folder, whole_file, write_json
+from adadiff.files import atomic_write, exclusive_folder, write_json
 from adadiff.processes import process_state
 from adadiff.sampling import AdaDiffPipeline, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
@@ -285,5 +285,5 @@ def draw_samples(pipeline: AdaDiffPipeline, examples: Conditions, path: Path) ->
         tqdm.write(f"no sample picture {path.name}: {error}")
         return
     path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         image_grid(images).save(part)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from adadiff.data import LabelledData
 from adadiff.errors import InputError
-from adadiff.files import difference, read_json, require_empty_folder, whole_folder
+from adadiff.files import atomic_folder, difference, read_json, require_empty_folder
 from adadiff.fingerprints import fingerprint, weights_of
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.training.checkpoints import list_checkpoints, set_aside
@@ -83,7 +83,7 @@ def save_model(pipeline: AdaDiffPipeline, run: Path) -> None:
     be loaded, so old and new parts are never mixed.
     """
     staging, index = run / ".model", "model_index.json"
-    with whole_folder(staging) as part:
+    with atomic_folder(staging) as part:
         pipeline.save_pretrained(part)
     (run / index).unlink(missing_ok=True)
     for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == index):

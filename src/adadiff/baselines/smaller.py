@@ -91,7 +91,7 @@ def _pruned(layer: nn.Module, heads: int, head_dim: int, hidden: int) -> nn.Modu
     try:
         import torch_pruning
     except ImportError as error:
-        raise InputError("pruning needs torch-pruning: pip install 'adadiff[rivals]'") from error
+        raise InputError("pruning needs torch-pruning: pip install 'adadiff[baselines]'") from error
     assert isinstance(layer, Layer)
     qkv, proj, fc1, fc2 = layer.attn.qkv, layer.attn.proj, layer.mlp.fc1, layer.mlp.fc2
     old_heads = layer.attn.num_heads

@@ -11,7 +11,7 @@ from adadiff.sampling.pipeline import AdaDiffPipeline, AdaDiffPipelineOutput
 from adadiff.seeding import generator_for
 
 
-def sample_numbered(
+def sample_seeded(
     pipeline: AdaDiffPipeline,
     numbers: Sequence[int],
     steps: int,

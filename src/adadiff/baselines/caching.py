@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput
-from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 
 
-class SkipCaching(Rival):
+class SkipCaching(Baseline):
     """Caches deep layers at U-ViT's long skips: DeepCache (Ma et al., CVPR 2024, arXiv 2312.00858).
 
     Every `interval` steps all layers run, and the output of layer N - shallow is cached. At the steps in between, only
@@ -52,15 +52,15 @@ class SkipCaching(Rival):
 
 
 class _SkipTrajectory(Trajectory):
-    def __init__(self, rival: SkipCaching) -> None:
-        self.rival = rival
+    def __init__(self, baseline: SkipCaching) -> None:
+        self.baseline = baseline
         self.kept: Tensor | None = None
 
     def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        model, shallow = self.rival.model, self.rival.shallow
+        model, shallow = self.baseline.model, self.baseline.shallow
         backbone, depth = model.backbone, model.depth
         batch = len(inputs[0])
-        whole = self.kept is None or len(self.kept) != batch or step % self.rival.interval == 0
+        whole = self.kept is None or len(self.kept) != batch or step % self.baseline.interval == 0
         state = backbone.embed(*inputs)
         for i in range(1, (depth - shallow if whole else shallow) + 1):
             state = backbone.layer(i, state)
@@ -72,11 +72,11 @@ class _SkipTrajectory(Trajectory):
         for i in range(depth - shallow + 1, depth + 1):
             state = backbone.layer(i, state)
         layers_run = torch.full((batch,), depth if whole else 2 * shallow)
-        flops = torch.full((batch,), self.rival.flops(whole))
+        flops = torch.full((batch,), self.baseline.flops(whole))
         return full_output(model.predict(depth, state), layers_run, flops, depth)
 
 
-class FirstBlockCaching(Rival):
+class FirstBlockCaching(Baseline):
     """Reuses the residual of layers 2..N while that of layer 1 changes little: ParaAttention's first-block caching.
 
     Unlike in ParaAttention, each sample decides for itself. The first layer always runs. If its residual (its output
@@ -105,13 +105,13 @@ class FirstBlockCaching(Rival):
 
 
 class _FirstBlockTrajectory(Trajectory):
-    def __init__(self, rival: FirstBlockCaching) -> None:
-        self.rival = rival
+    def __init__(self, baseline: FirstBlockCaching) -> None:
+        self.baseline = baseline
         self.first: Tensor | None = None
         self.rest: Tensor | None = None
 
     def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        model = self.rival.model
+        model = self.baseline.model
         embedded = model.backbone.embed(*inputs)
         state = model.backbone.layer(1, embedded)
         added = state.tokens - embedded.tokens
@@ -138,4 +138,4 @@ class _FirstBlockTrajectory(Trajectory):
         if self.first is None or len(self.first) != len(added):
             return torch.ones(len(added), dtype=torch.bool, device=added.device)
         change = (added - self.first).abs().float().mean((1, 2)) / self.first.abs().float().mean((1, 2))
-        return change >= self.rival.threshold
+        return change >= self.baseline.threshold

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from adadiff import AdaDiffPipeline, InputError, ThresholdExit
+from adadiff.baselines import FirstBlockCaching, SkipCaching
 from adadiff.exits.flops import flop_counter
-from adadiff.rivals import FirstBlockCaching, SkipCaching
 from adadiff.training.config import DiffusionConfig
 from tests.conftest import make_model
 
@@ -85,8 +85,8 @@ def test_first_block_caching_adds_what_the_other_layers_added(steps):
 @pytest.mark.parametrize("make", [lambda m: SkipCaching(m, 2), lambda m: FirstBlockCaching(m, 0.3)])
 @torch.no_grad()
 def test_flops_are_those_that_torch_counts(steps, make):
-    rival = make(make_model(depth=5))
-    predict, parts = rival.trajectory(), rival.part_flops
+    baseline = make(make_model(depth=5))
+    predict, parts = baseline.trajectory(), baseline.part_flops
     assert parts.full > 0
     for step, sample in enumerate(steps):
         with flop_counter() as counter:
@@ -107,13 +107,13 @@ def test_pairs_of_guidance_are_run_together(steps):
 def test_nothing_is_kept_from_one_sampling_to_the_next():
     model = make_model(depth=5)
     plain = AdaDiffPipeline(model, DiffusionConfig().build())
-    for rival, exact in (
+    for baseline, exact in (
         (SkipCaching(model, 1), True),
         (FirstBlockCaching(model, 0.0), True),
         (SkipCaching(model, 3), False),
         (FirstBlockCaching(model, 0.5), False),
     ):
-        pipeline = AdaDiffPipeline(rival, DiffusionConfig().build())
+        pipeline = AdaDiffPipeline(baseline, DiffusionConfig().build())
         runs = [
             pipe(batch_size=3, num_inference_steps=6, generator=torch.Generator().manual_seed(0), output_type="pt")
             for pipe in (plain, pipeline, pipeline)

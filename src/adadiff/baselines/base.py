@@ -52,7 +52,7 @@ class Trajectory(ABC):
         """
 
 
-class Rival(nn.Module, ABC):
+class Baseline(nn.Module, ABC):
     """Base class of baselines that run a trained model in another way.
 
     Args:
@@ -75,7 +75,7 @@ class Rival(nn.Module, ABC):
 
     def identity(self) -> dict[str, Any]:
         """Return what the predictions depend on, as plain values."""
-        return {"rival": type(self).__name__, **self.settings(), "model": self.model.identity()}
+        return {"baseline": type(self).__name__, **self.settings(), "model": self.model.identity()}
 
     @property
     def backbone(self) -> Backbone[Any]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adadiff import InputError
-from adadiff.rivals import DuoDiff
+from adadiff.baselines import DuoDiff
 from tests.conftest import make_model
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adadiff import InputError
-from adadiff.rivals import drop_layers, prune
+from adadiff.baselines import drop_layers, prune
 from tests.conftest import make_model
 
 SAMPLE, TIME = torch.randn(2, 1, 8, 8), torch.tensor([100.0, 800.0])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
 from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput
-from adadiff.rivals.base import Inputs, Rival, Trajectory, full_output
 
 
-class DuoDiff(Rival):
+class DuoDiff(Baseline):
     """Samples with a shallow network at the first steps and with the full one at the others.
 
     Args:
@@ -37,14 +37,14 @@ class DuoDiff(Rival):
 
 
 class _DuoTrajectory(Trajectory):
-    def __init__(self, rival: DuoDiff) -> None:
-        self.rival = rival
+    def __init__(self, baseline: DuoDiff) -> None:
+        self.baseline = baseline
 
     def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        network = self.rival.shallow if step < self.rival.switch else self.rival.model
+        network = self.baseline.shallow if step < self.baseline.switch else self.baseline.model
         output = network(*inputs, step=step)
         assert isinstance(output, AdaptiveOutput)
-        return full_output(output.sample, output.exit_layers, output.flops, self.rival.depth)
+        return full_output(output.sample, output.exit_layers, output.flops, self.baseline.depth)
 
 
 def _task(model: AdaptiveModel) -> tuple[Any, ...]:

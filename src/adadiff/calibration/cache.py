@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adadiff.errors import InputError
-from adadiff.files import claim_folder, read_json, require_empty_folder, whole_file
+from adadiff.files import atomic_write, claim_folder, read_json, require_empty_folder
 from adadiff.fingerprints import fingerprint
 
 SETTINGS = "calibration.json"
@@ -22,7 +22,7 @@ OWN_FILE = re.compile(r"\.?[0-9a-f]{16}(\.part)?\.safetensors|\.calibration\.par
 Tensors = dict[str, Tensor]
 
 
-class Kept:
+class TensorCache:
     """A cache of named tensors, in a folder, or in memory if no folder is given.
 
     Args:
@@ -69,7 +69,7 @@ class Kept:
             return found
         tensors = {name: tensor.contiguous() for name, tensor in make().items()}
         claim_folder(folder, SETTINGS, self.settings, "a calibration")  # after `make`: its failure writes nothing
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             save_file(tensors, part, metadata={"sha256": fingerprint(_parts(tensors))})
         return tensors
 
