@@ -143,7 +143,7 @@ def check_claim(folder: Path, note: str, description: dict[str, Any], holds: str
 def difference(name: str, earlier: Any, now: Any) -> str:
     """Describe in a few words how a setting differs from an earlier one; for nested settings, the first difference.
 
-    Example:
+    Examples:
         >>> difference("scheduler", {"steps": 4, "eta": 0}, {"steps": 4, "eta": 1})
         'scheduler.eta = 0, not 1'
     """
@@ -156,7 +156,7 @@ def difference(name: str, earlier: Any, now: Any) -> str:
 def model_folder(name: str | os.PathLike[str]) -> Path:
     """Return a model's folder: `name` itself if it holds a model, else the packaged model of that name, else `name`.
 
-    Example:
+    Examples:
         >>> model_folder("digits").name
         'digits'
     """

@@ -38,7 +38,7 @@ def check_ranges(config: Config) -> Config:
     Raises:
         InputError: At the first field that is out of range, by name.
 
-    Example:
+    Examples:
         >>> from dataclasses import dataclass
         >>> @dataclass
         ... class Batches:
@@ -58,7 +58,7 @@ def checked(function: Callable[..., Returned]) -> Callable[..., Returned]:
 
     Configurations among the arguments are checked field by field.
 
-    Example:
+    Examples:
         >>> @checked
         ... def sample(steps: Count) -> None: ...
         >>> sample(steps=0)

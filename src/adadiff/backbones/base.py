@@ -67,7 +67,7 @@ class Backbone(nn.Module, ABC, Generic[State]):
         head: Output head g_N, from patch tokens (batch, patches, width) to a prediction
             (batch, in_channels, height, width). Exits at other layers may share or copy it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from adadiff.backbones import UViT
         >>> backbone = UViT(sample_size=(8, 8), in_channels=1, width=32, depth=3, num_heads=2).eval()

@@ -24,7 +24,7 @@ class Goal:
     Raises:
         InputError: If not exactly one goal is given, or a value is out of range.
 
-    Example:
+    Examples:
         >>> Goal(compute=0.55).asked
         {'compute': 0.55}
         >>> Goal(compute=0.55, speedup=2)

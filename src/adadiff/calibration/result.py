@@ -56,7 +56,7 @@ class Calibration:
         calibrated_for: The model and sampling settings that the policy fits.
         metric: Description of the loss, or the name of the metric function.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from adadiff.policies import ScheduleExit
         >>> point = Point("step schedule", ScheduleExit((9, 4)), compute=0.7, losses=np.array([0.01, 0.03]))

@@ -194,7 +194,7 @@ class ImageData(LabelledData):
         InputError: If the source is missing or empty, or has no such column; on reading an item, if its image is
             unreadable.
 
-    Example:
+    Examples:
         >>> from adadiff.data import DataConfig
         >>> images = ImageData(DataConfig(source="digits", size=16, channels=1))
         >>> len(images), images[0]["image"].shape

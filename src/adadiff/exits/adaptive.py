@@ -65,7 +65,7 @@ class AdaptiveModel(VerifiedModel):
     Raises:
         InputError: If a name is unknown or the sizes do not fit together.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from adadiff.policies import FixedExit
         >>> small = {"patch_size": 4, "width": 32, "depth": 3, "num_heads": 2}

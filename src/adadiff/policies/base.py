@@ -46,7 +46,7 @@ class ExitPolicy(ABC):
     A subclass is a frozen dataclass of plain values. It registers itself when its module is imported; from then on it
     is stored, loaded, stretched and checked like the policies of this package.
 
-    Example:
+    Examples:
         >>> @dataclass(frozen=True)
         ... class FallingThreshold(ExitPolicy):
         ...     tau: float

@@ -54,7 +54,7 @@ class ScheduleExit(ExitPolicy):
     Args:
         layers: The exit layer at each sampling step, 1..N.
 
-    Example:
+    Examples:
         >>> policy = ScheduleExit((9, 3, 3, 9))
         >>> policy.check(depth=9, num_steps=4)  # raises InputError if it does not fit
         >>> policy.stretched(8).layers
@@ -93,7 +93,7 @@ class CorrectedScheduleExit(ScheduleExit):
     Args:
         layers: The exit layer at each sampling step, 1..N.
 
-    Example:
+    Examples:
         >>> policy = CorrectedScheduleExit((9, 1, 9, 2))
         >>> policy.corrected_layers(step=0, depth=9)  # the layers that later steps exit after
         (1, 2)

@@ -135,7 +135,7 @@ def load_policy(folder: str | os.PathLike[str]) -> ExitPolicy:
     Raises:
         InputError: If the policy is missing or invalid, or was calibrated for other weights.
 
-    Example:
+    Examples:
         >>> type(load_policy("digits")).__name__
         'CorrectedScheduleExit'
     """

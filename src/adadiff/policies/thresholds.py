@@ -22,7 +22,7 @@ class ThresholdExit(ExitPolicy):
         per: Whether a sequence of thresholds has one per `"layer"` or one per `"step"`.
         min_layer: No sample exits before this layer, 1..N.
 
-    Example:
+    Examples:
         >>> policy = ThresholdExit(0.05, min_layer=2)
         >>> policy.table(num_steps=2, depth=4)  # one row per step, one column per layer 1..N-1
         tensor([[0.0000, 0.0500, 0.0500],
@@ -81,7 +81,7 @@ class TableExit(ExitPolicy):
         thresholds: One row per step, with one threshold in [0, 1] for each of the layers 1..N-1. 0 never exits and 1
             always does; neither runs the estimator.
 
-    Example:
+    Examples:
         >>> policy = TableExit(((0.0, 0.0, 0.0), (0.1, 0.2, 1.0)))  # 2 steps of a model of 4 layers
         >>> policy.check(depth=4, num_steps=2)  # raises InputError if it does not fit
         >>> [policy.reads_uncertainty(step=1, layer=layer) for layer in (1, 2, 3)]

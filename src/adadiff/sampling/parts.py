@@ -69,7 +69,7 @@ class ModelParts(DiffusionPipeline):
         Raises:
             InputError: If there is no such model, or its files are damaged or do not fit together.
 
-        Example:
+        Examples:
             >>> from adadiff import AdaDiffPipeline
             >>> pipe = AdaDiffPipeline.from_pretrained("digits", scheduler="unipc")
             >>> type(pipe.scheduler).__name__
@@ -140,7 +140,7 @@ class ModelParts(DiffusionPipeline):
         Raises:
             InputError: If both `tau` and `policy` are given, or an argument is of another kind or out of range.
 
-        Example:
+        Examples:
             >>> from adadiff import AdaDiffPipeline
             >>> chosen = AdaDiffPipeline.from_pretrained("digits").sampling_settings(tau=0)
             >>> chosen.steps, chosen.guidance_scale, chosen.policy

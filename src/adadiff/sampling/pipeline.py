@@ -68,7 +68,7 @@ class AdaDiffPipeline(ModelParts):
         text_encoder: For a model that takes text.
         vae: For a model of latents.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from adadiff import AdaDiffPipeline
         >>> pipe = AdaDiffPipeline.from_pretrained("digits")

@@ -237,7 +237,7 @@ class OptimizerConfig:
 class TrainConfig:
     """The configuration of one training run.
 
-    Example:
+    Examples:
         >>> config = TrainConfig(Path("runs/digits"), DataConfig(size=8, channels=1), batch_size=64, steps=200)
         >>> config.check()  # raises InputError if a value is out of range; `train(config)` starts the run
         >>> config.data.source, config.model.depth
