@@ -42,8 +42,7 @@ from adadiff.training.config import DiffusionConfig, LossConfig, ModelConfig, Op
 
 STEPS = 6
 PIXEL_STRIDE = 5
-"""Every fifth value of an image is kept: no multiple of a patch's or an image's side, so all channels, rows and
-columns of patches occur."""
+"""Every fifth value of an image is stored. 5 divides no side of a patch or an image, so that all positions occur."""
 SCHEDULERS = {
     "ddpm": diffusers.DDPMScheduler,
     "ddim": diffusers.DDIMScheduler,
@@ -76,7 +75,7 @@ MODELS = {
         2, 9, (0.23, 0.195, 0.185, 0.19, 0.23, 0.455), {"class_labels": ["cat", "ship"]}, guidance_scale=3.0
     ),
     "emoji-text-xs": PackagedModel(
-        2, 7, (0.18, 0.2, 0.235, 0.27, 0.33, 0.58), {"prompt": ["red apple", "blue heart"]}, guidance_scale=2.0
+        2, 7, (0.18, 0.2, 0.235, 0.27, 0.33, 0.58), {"prompt": ["red apple", "blue heart"]}, guidance_scale=1.5
     ),
 }
 
@@ -155,7 +154,7 @@ def sampling_cases() -> Iterator[tuple[str, SamplingCase]]:
         for kind, policy in policies(model).items():
             for guidance_name, (scheduler, guidance) in guidances.items():
                 yield f"{model}/{guidance_name}/{kind}", SamplingCase(model, scheduler, policy, guidance)
-    # Guidance begins between the full step and the corrected exits, whose unconditional halves have no correction yet.
+    # Guidance begins after the first full step: the unconditional predictions have no corrections yet at the next exit.
     corrected = policies("cifar10-class-xs")["corrected"]
     interval = {"guidance_scale": 3.0, "guidance_interval": (0.15, 0.8)}
     yield "cifar10-class-xs/interval/corrected", SamplingCase("cifar10-class-xs", "ddim", corrected, interval)
@@ -209,51 +208,50 @@ def _as_json(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
-TRAINING_STEPS = 20
 LOSSES = ("total", "simple", "uncertainty", "layerwise")
-_SMALL = {"patch_size": 2, "width": 16, "depth": 5, "num_heads": 2}
-_DIGITS = DataConfig(size=8, channels=1)
-_SQUARES = DataConfig(source="squares.parquet", size=8)  # in the folder of the training
+SQUARES = "squares.parquet"
+_MODEL = {"patch_size": 2, "width": 16, "depth": 5, "num_heads": 2}
+_COMMON = {"optimizer": {"lr": 1e-3, "warmup_steps": 5}, "steps": 20, "batch_size": 8}
 TRAININGS: dict[str, dict[str, Any]] = {
     "unconditional": {
-        "data": _DIGITS,
-        "model": ModelConfig(**_SMALL),
-        "loss": LossConfig(),
+        **_COMMON,
+        "data": {"source": "digits", "size": 8, "channels": 1},
+        "model": _MODEL,
+        "loss": {"ual_weighting": "detached"},
     },
     "class": {
-        "data": _DIGITS,
-        "model": ModelConfig(**_SMALL, condition="class", head="per_layer"),
-        "loss": LossConfig(ual_weighting="normalized"),
-        "diffusion": DiffusionConfig(prediction_type="v_prediction"),
+        **_COMMON,
+        "data": {"source": "digits", "size": 8, "channels": 1},
+        "model": {**_MODEL, "condition": "class", "head": "per_layer"},
+        "loss": {"ual_weighting": "normalized"},
+        "diffusion": {"prediction_type": "v_prediction"},
     },
     "text": {
-        "data": _SQUARES,
-        "model": ModelConfig(**_SMALL, condition="text", text_encoder="bytes"),
-        "loss": LossConfig(),
+        **_COMMON,
+        "data": {"source": SQUARES, "size": 8},
+        "model": {**_MODEL, "condition": "text", "text_encoder": "bytes"},
+        "loss": {"ual_weighting": "detached"},
     },
 }
-"""Settings of `TrainConfig` that differ between the trainings."""
-
-
-def describe_training(name: str) -> dict[str, Any]:
-    """Describe a training as JSON values, to be stored beside its losses."""
-    return {
-        part: {key: _as_json(value) for key, value in asdict(TRAININGS[name][part]).items()} for part in TRAININGS[name]
-    }
+"""Settings of each training, as they are stored beside its losses."""
 
 
 def train_losses(name: str, folder: Path) -> dict[str, list[float]]:
     """Train in an empty folder; return the loss and its terms at every step, as TensorBoard holds them."""
-    settings = dict(TRAININGS[name])
-    if settings["data"] is _SQUARES:
-        settings["data"] = _write_squares(folder)
+    settings = TRAININGS[name]
+    data = dict(settings["data"])
+    if data["source"] == SQUARES:
+        data["source"] = str(_write_squares(folder))
     config = TrainConfig(
         out=folder / "run",
-        **settings,
-        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=5),
-        steps=TRAINING_STEPS,
-        batch_size=8,
-        checkpoint_every=TRAINING_STEPS,
+        data=DataConfig(**data),
+        model=ModelConfig(**settings["model"]),
+        diffusion=DiffusionConfig(**settings.get("diffusion", {})),
+        loss=LossConfig(**settings["loss"]),
+        optimizer=OptimizerConfig(**settings["optimizer"]),
+        steps=settings["steps"],
+        batch_size=settings["batch_size"],
+        checkpoint_every=settings["steps"],
         sample_every=0,
         log_every=1,
     )
@@ -263,8 +261,8 @@ def train_losses(name: str, folder: Path) -> dict[str, list[float]]:
     return {term: [event.value for event in log.Scalars(f"loss/{term}")] for term in LOSSES}
 
 
-def _write_squares(folder: Path) -> DataConfig:
-    """Write 12 captioned pictures, a coloured square on black, as a parquet file."""
+def _write_squares(folder: Path) -> Path:
+    """Write 12 captioned pictures, each a coloured square on black, as a parquet file."""
     colours = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 240)}
     rows: dict[str, list[Any]] = {"image": [], "text": []}
     for k in range(12):
@@ -274,6 +272,6 @@ def _write_squares(folder: Path) -> DataConfig:
         rows["image"].append(Image.fromarray(pixels))
         rows["text"].append(f"a {name} square")
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    path = folder / _SQUARES.source
+    path = folder / SQUARES
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-    return DataConfig(source=str(path), size=_SQUARES.size)
+    return path

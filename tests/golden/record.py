@@ -1,7 +1,7 @@
 """Record what `test_golden.py` compares with: `python -m tests.golden.record`, from the root of the repository.
 
 It writes `sampling.json` and `training.json`, each result beside the description of its case, and the images in
-`images.safetensors`. Recording does nothing but replace these files; they change only where behaviour is meant to
+`images.safetensors`; `versions.json` says what they were made with. These files change only where behaviour is meant to
 change, and the commit that changes them says why.
 
 Each case gets the first seed at which its exits are the same with all thresholds raised and lowered by `MARGIN`, so
@@ -27,14 +27,14 @@ from tests.golden.cases import (
     TRAININGS,
     Sampled,
     SamplingCase,
-    describe_training,
     sample,
     sampling_cases,
     train_losses,
 )
 
-HERE = Path(__file__).parent
-SAMPLING, IMAGES, TRAINING = (HERE / name for name in ("sampling.json", "images.safetensors", "training.json"))
+FOLDER = Path(__file__).parent
+SAMPLING, IMAGES, TRAINING = (FOLDER / name for name in ("sampling.json", "images.safetensors", "training.json"))
+VERSIONS = FOLDER / "versions.json"
 MARGIN = 1e-4
 MOST_SEEDS = 200
 
@@ -50,14 +50,15 @@ def main() -> None:
     trainings = {}
     for name in TRAININGS:
         with tempfile.TemporaryDirectory() as folder:
-            trainings[name] = {"case": describe_training(name), "losses": train_losses(name, Path(folder))}
+            trainings[name] = {"case": TRAININGS[name], "losses": train_losses(name, Path(folder))}
     _write_lines(SAMPLING, samplings)
     _write_lines(TRAINING, trainings)
-    save_file(images, IMAGES, metadata=versions())
+    save_file(images, IMAGES)
+    VERSIONS.write_text(json.dumps(versions(), indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:
-    """Return what the results were made with."""
+    """Return the versions of Python and of the packages that the results depend on."""
     packages = ("torch", "diffusers", "accelerate", "datasets", "numpy", "scikit-learn")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
