@@ -13,7 +13,7 @@ demo: $(READY) ## Sample the same noise in full and with early exits: a table an
 	$(RUN)/adadiff demo
 
 test: $(READY) ## Run the tests and the examples of the docstrings
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: $(READY) ## Run the long form of the tests with damaged input of every kind
 	ADADIFF_FUZZ=20 $(RUN)/python -m pytest tests/test_fuzz.py
