@@ -48,7 +48,7 @@ class FolderSettings:
         """
         defaults = SamplingDefaults.load(folder) if (folder / SAMPLING).is_file() else None
         stored = StoredPolicy.load(folder) if policy and (folder / EXIT_POLICY).is_file() else None
-        return cls(folder, defaults, stored)
+        return cls(folder.absolute(), defaults, stored)
 
     def save(self, folder: Path) -> None:
         """Write the files into another model folder, whose weights may be stored in another precision."""
