@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from adadiff import AdaptiveModel, ExitPolicy, NeverExit
 from adadiff.evaluation.timing import median_seconds
-from adadiff.exits import ExitQuery
+from adadiff.policies import ExitQuery
 
 DEPTH = 13
 UVIT_S2 = {"patch_size": 2, "width": 512, "depth": DEPTH, "num_heads": 8}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from adadiff.backbones import Backbone
 from adadiff.errors import InputError
-from adadiff.exits import AdaptiveModel, AdaptiveOutput, ExitPolicy, NeverExit
+from adadiff.exits import AdaptiveModel, AdaptiveOutput
 from adadiff.exits.flops import PartFlops
+from adadiff.policies import ExitPolicy, NeverExit
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """The arguments of `Backbone.embed`: samples, (batch,) time steps, class labels, text features."""

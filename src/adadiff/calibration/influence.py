@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adadiff.calibration.record import ExitRecord
-from adadiff.exits import ScheduleExit
+from adadiff.policies import ScheduleExit
 from adadiff.sampling import AdaDiffPipeline, Conditions, sample_seeded
 from adadiff.sampling.schedulers import noise_arguments, started, times_of
 

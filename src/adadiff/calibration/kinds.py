@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import LONGEST_GAP
-from adadiff.exits import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
+from adadiff.policies import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
 
 HALVINGS = 30  # bisection steps on the logarithm of the price
 

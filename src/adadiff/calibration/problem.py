@@ -18,8 +18,8 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from adadiff.calibration.record import LONGEST_GAP, ExitRecord
-from adadiff.exits import ExitPolicy, ExitQuery
 from adadiff.exits.flops import PartFlops
+from adadiff.policies import ExitPolicy, ExitQuery
 
 CANDIDATES = 64  # thresholds tried at each step
 

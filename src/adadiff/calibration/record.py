@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
 from adadiff.calibration.cache import TensorCache, Tensors
-from adadiff.exits import AdaptiveModel, AdaptiveOutput, NeverExit
+from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.policies import NeverExit
 from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_seeded
 
 LONGEST_GAP = 8  # most steps from a full step to an exit that its corrections are used for

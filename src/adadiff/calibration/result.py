@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadiff.calibration.goal import Goal
-from adadiff.exits import ExitPolicy
+from adadiff.policies import ExitPolicy
 from adadiff.policies.stored import CalibrationContext, StoredPolicy
 
 

@@ -23,8 +23,8 @@ from adadiff.calibration.risk import least_samples, upper_bound
 from adadiff.calibration.search import Search
 from adadiff.calibration.trials import Trials
 from adadiff.errors import InputError
-from adadiff.exits import NeverExit
 from adadiff.files import weights_checksum
+from adadiff.policies import NeverExit
 from adadiff.policies.stored import CalibrationContext
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions
 from adadiff.sampling.folder import sampling_request

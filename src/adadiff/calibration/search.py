@@ -19,7 +19,7 @@ from adadiff.calibration.result import Point
 from adadiff.calibration.risk import last_safe, upper_bound
 from adadiff.calibration.trials import Trials
 from adadiff.errors import InputError
-from adadiff.exits import ExitPolicy
+from adadiff.policies import ExitPolicy
 
 COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # fractions of full compute at which the trade-off is measured
 CORRECTIONS = 4  # most trials to bring a policy's measured compute to the requested one

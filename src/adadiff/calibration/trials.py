@@ -12,8 +12,8 @@ from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.calibration.metric import Metric, losses_by
 from adadiff.calibration.result import Point
 from adadiff.evaluation.timing import median_seconds
-from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
+from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.sampling import AdaDiffPipeline, Conditions, sample_seeded
 
 TIMED_IMAGES = 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from adadiff.comparison.methods import Bench, Setup
 from adadiff.comparison.networks import FULL
 from adadiff.evaluation.evaluate import Evaluation, Judge, evaluate_folder
 from adadiff.evaluation.timing import median_seconds
-from adadiff.exits import NeverExit
 from adadiff.exits.trace import TraceTotals
-from adadiff.files import atomic_write
+from adadiff.files import write_json
+from adadiff.policies import NeverExit
 from adadiff.sampling import sample_seeded
 from adadiff.sampling.folder import sample_to_folder
 
@@ -118,8 +117,7 @@ class Cells:
                 tqdm.write(task.name)
                 setup = task.choose()
                 cell = None if setup is None else self._measure(task, setup)
-                with atomic_write(path) as part:
-                    part.write_text(json.dumps(None if cell is None else asdict(cell), indent=2) + "\n")
+                write_json(path, None if cell is None else asdict(cell))
         except Timeout:
             return
 

@@ -19,7 +19,7 @@ from adadiff.calibration.search import Search
 from adadiff.calibration.trials import Trials
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
-from adadiff.exits import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
+from adadiff.policies import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
 from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_seeded
 
 PILOT_IMAGES = 32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,8 +19,8 @@ from adadiff.data import DataConfig
 from adadiff.errors import InputError, lookup
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluate import judge_for
-from adadiff.exits import NeverExit, ThresholdExit
-from adadiff.files import atomic_write, claim_folder
+from adadiff.files import claim_folder, read_json, write_json
+from adadiff.policies import NeverExit, ThresholdExit
 
 CONFIG = "compare.json"
 THRESHOLDS = "thresholds.json"
@@ -178,10 +177,9 @@ def _thresholds(bench: Bench, out: Path) -> dict[float, float]:
     path = out / THRESHOLDS
     with FileLock(path.with_suffix(".lock")):
         if path.is_file():
-            return {float(row): tau for row, tau in json.loads(path.read_text()).items()}
+            return {float(row): tau for row, tau in read_json(path).items()}
         method = next(method for method in METHODS if method.name == "adadiff")
         assert isinstance(method, Thresholded)
         taus = {row: 0.0 if row == 1 else method.search(bench, row)[0] for row in bench.config.synergy_compute}
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(taus) + "\n")
+        write_json(path, taus)
     return taus

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from adadiff.errors import InputError
 from adadiff.evaluation.timing import median_seconds
-from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
 from adadiff.files import atomic_write
+from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions, sample_seeded
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from adadiff.evaluation.metrics import (
     precision_recall,
     with_error,
 )
-from adadiff.files import atomic_write
+from adadiff.files import read_json, write_json
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.folder import REQUEST, FolderSummary
 from adadiff.sampling.images import image_path, read_image
@@ -195,7 +194,7 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
     """
     n = summary.totals.images
     judge.require_enough(n)
-    request = json.loads((folder / REQUEST).read_text())
+    request = read_json(folder / REQUEST)
     asked, network, reference = request["conditions"], judge.network, judge.reference
     constant: list[int] = []
     samples = network.of(_batches(folder, n, constant))
@@ -221,8 +220,7 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
         images_per_second=summary.images_per_second,
         constant_images=tuple(constant),
     )
-    with atomic_write(folder / METRICS) as part:
-        part.write_text(json.dumps({**asdict(evaluation), "request": request}, indent=2) + "\n")
+    write_json(folder / METRICS, {**asdict(evaluation), "request": request})
     return evaluation
 
 

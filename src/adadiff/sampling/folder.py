@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from adadiff.conditioning import class_indices
 from adadiff.errors import InputError
-from adadiff.exits import ExitPolicy
 from adadiff.exits.trace import TraceTotals
 from adadiff.files import atomic_write, check_claim, claim_folder, exclusive_folder, read_json, write_json
 from adadiff.fingerprints import model_fingerprint, settings_of
+from adadiff.policies import ExitPolicy
 from adadiff.processes import process_state
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from adadiff.conditioning import class_indices
 from adadiff.errors import InputError
-from adadiff.exits import ExitPolicy, NeverExit
 from adadiff.exits.trace import Trace
+from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.sampling.arguments import (
     CALLBACK_TENSORS,
     StepCallback,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from adadiff.exits import ExitPolicy
+from adadiff.policies import ExitPolicy
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.pipeline import AdaDiffPipeline, AdaDiffPipelineOutput
 from adadiff.seeding import generator_for

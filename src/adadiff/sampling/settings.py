@@ -13,8 +13,8 @@ from diffusers import SchedulerMixin
 from typing_extensions import Self
 
 from adadiff.errors import InputError
-from adadiff.exits import ExitPolicy, NeverExit, ThresholdExit
 from adadiff.files import weights_checksum
+from adadiff.policies import ExitPolicy, NeverExit, ThresholdExit
 from adadiff.policies.stored import EXIT_POLICY, StoredPolicy
 from adadiff.ranges import as_float, as_int, shown
 from adadiff.sampling.defaults import SAMPLING, SamplingDefaults
