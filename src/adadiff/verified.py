@@ -82,7 +82,7 @@ def require_finite(module: nn.Module, name: str) -> None:
 
 
 def holds_weights_of(module: nn.Module, folder: Path) -> bool:
-    """Whether a module's weights are those in a folder's safetensors files, in the module's precision."""
+    """Return whether a module's weights equal those in a folder's safetensors files, in the module's precision."""
     weights = module.state_dict()
     found = set()
     for path in folder.glob("*.safetensors"):

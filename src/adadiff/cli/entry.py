@@ -12,7 +12,7 @@ from adadiff.errors import Diverged, InputError, lookup
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The `adadiff` command.
+    """Run the `adadiff` command.
 
     Exits with 0 if all went well, 2 for bad input, 130 if interrupted, 1 for anything else.
     """

@@ -34,7 +34,7 @@ def load_pipeline(
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name, checked; for auto, the one that this process has."""
+    """Return the device of that name if it exists; for auto, the device of this process."""
     if name == "auto":
         return torch.device(process_state().device)
     try:
@@ -62,7 +62,7 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> Folde
 
 
 def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy | None:
-    """The policy that the options choose; None leaves it to the model."""
+    """Return the policy that the options choose, or None to leave it to the model."""
     if options.exit_layer is not None:
         if options.tau:
             raise InputError("give either --tau or --exit-layer, not both")
@@ -80,7 +80,7 @@ def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy 
 
 
 def chosen_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
-    """The prompts that were given, or a file's."""
+    """Return the prompts given on the command line, or those of a file."""
     if file is None:
         return given
     if given:

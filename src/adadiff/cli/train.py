@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def training_presets() -> Any:
-    """The presets as subcommands, in a type for tyro."""
+    """Build the type from which tyro makes one subcommand per preset."""
     from adadiff.presets import PRESETS
 
     return tyro.extras.subcommand_type_from_defaults(

@@ -44,7 +44,7 @@ def text_list(texts: str | Sequence[str], batch_size: int | None) -> list[str]:
 
 
 def listed(prompt: Any, class_labels: Any, batch_size: Any) -> tuple[list[str] | None, list[Any] | None, int]:
-    """Prompts and class labels as lists, and how many there are, or images without conditions."""
+    """Bring prompts and class labels to lists; return them and the number of images they ask for."""
     size = None if batch_size is None else as_int(batch_size, "the batch size")
     labels = None if class_labels is None else label_list(class_labels, size)
     prompts = None if prompt is None else text_list(prompt, size)
@@ -52,7 +52,7 @@ def listed(prompt: Any, class_labels: Any, batch_size: Any) -> tuple[list[str] |
 
 
 def repeated(conditions: dict[str, Tensor], repeats: int) -> dict[str, Tensor]:
-    """Each row as often as images are wanted of it, one after the other."""
+    """Repeat each row of each condition `repeats` times, with its copies next to each other."""
     return {name: rows.repeat_interleave(repeats, dim=0) for name, rows in conditions.items()}
 
 

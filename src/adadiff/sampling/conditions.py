@@ -26,7 +26,7 @@ class Conditions:
     guidance: Guidance = field(default_factory=Guidance)
 
     def of(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """The pipeline's arguments for the images of these numbers."""
+        """Build the pipeline's arguments for the images of these numbers."""
         return {
             "class_labels": [self.classes[k % len(self.classes)] for k in numbers] if self.classes else None,
             "prompt": [self.prompts[k % len(self.prompts)] for k in numbers] if self.prompts else None,

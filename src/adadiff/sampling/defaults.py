@@ -40,7 +40,7 @@ class SamplingDefaults:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Those of a model folder, or the usual ones where it holds none.
+        """Load a model folder's sampling.json, or return the defaults of this class if there is none.
 
         Raises:
             InputError: If the file is not what `save` writes.

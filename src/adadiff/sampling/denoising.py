@@ -76,7 +76,7 @@ class Denoising:
 
 
 def _trace_of_step(output: AdaptiveOutput, guided: bool) -> dict[str, Tensor]:
-    """The trace's tensors for one step; with guidance, the output's batch is conditional and unconditional halves."""
+    """Split one step's output into the trace's tensors; a guided batch is a conditional and an unconditional half."""
     halves = 2 if guided else 1
     exit_layers, uncertainties = output.exit_layers.chunk(halves), output.uncertainties.chunk(halves)
     return {

@@ -142,7 +142,7 @@ def _sample_batch(
 def _summarise(
     pipeline: AdaDiffPipeline, out: Path, n: int, steps: int, state: PartialState
 ) -> tuple[TraceTotals, float]:
-    """The totals and the seconds of all images; the first process writes trace, heat map and grid."""
+    """Add up exits and seconds of all images; in the first process, write trace, heat map and grid."""
     model = pipeline.transformer
     timesteps = times_of(pipeline.scheduler, steps)
     traces = read_traces(out, n, model.depth, model.part_flops.full, timesteps, CHUNK)
@@ -171,7 +171,7 @@ def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None
 def sampling_request(
     pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
-    """All that the images depend on, as plain values: every part's weights and settings, and the arguments."""
+    """Describe, as plain values, all that images depend on: every part's weights and settings, and the arguments."""
     model, scheduler = pipeline.transformer, pipeline.scheduler
     names, classes = model.config.class_names, conditions.classes
     if model.backbone.num_classes is not None:

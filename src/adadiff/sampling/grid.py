@@ -12,7 +12,7 @@ MARGIN = 2  # pixels of white around each image
 
 
 def image_grid(images: Sequence[Image.Image], columns: int | None = None, tile: int = 64) -> Image.Image:
-    """The images side by side, row by row, each at least `tile` pixels wide.
+    """Arrange images in a grid, row by row, each at least `tile` pixels wide.
 
     Args:
         images: Images of one size.

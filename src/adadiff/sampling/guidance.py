@@ -46,10 +46,10 @@ class Guidance:
         object.__setattr__(self, "interval", fractions)
 
     def applies(self, step: int, num_steps: int) -> bool:
-        """Whether this step, counted from 0, is guided."""
+        """Return whether a step, counted from 0, is guided."""
         start, end = self.interval
         return self.scale > 1 and start <= step / num_steps < end
 
     def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """The guided prediction."""
+        """Extrapolate from the unconditional to the conditional prediction, both (batch, channels, height, width)."""
         return unconditional + self.scale * (conditional - unconditional)

@@ -20,7 +20,7 @@ PNG_END = b"IEND\xaeB`\x82"
 
 
 def image_path(folder: Path, k: int) -> Path:
-    """The file of image k."""
+    """Return the file of image k."""
     return folder / f"{k:06d}.png"
 
 
@@ -92,7 +92,7 @@ def with_lines(traces: Iterable[tuple[Trace, float]], path: Path) -> Iterator[tu
 
 
 def _read_notes(path: Path, steps: int, depth: int) -> dict[str, Any]:
-    """What an image's file notes of its sampling; the text stands before the pixels, which are not read."""
+    """Read what an image's PNG text records of its sampling, without decoding the pixels."""
     try:
         with path.open("rb") as file:
             file.seek(-len(PNG_END), 2)

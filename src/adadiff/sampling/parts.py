@@ -111,7 +111,7 @@ class ModelParts(DiffusionPipeline):
         own.save(Path(save_directory))
 
     def _settings_to_save(self) -> FolderSettings:
-        """The folder's settings that hold for the weights and the scheduler in place."""
+        """Return the folder's settings that are valid for the current weights and scheduler."""
         own, scheduler = self.own_settings, scheduler_name(self.scheduler)
         if own.folder is None or own.scheduler is None:
             return own
@@ -134,9 +134,9 @@ class ModelParts(DiffusionPipeline):
         policy: ExitPolicy | None = None,
         min_layer: int | None = None,
     ) -> SamplingSettings:
-        """Tell how a call with these arguments samples: `resolve`, with the folder's settings and the scheduler.
+        """Resolve how a call with these arguments samples, by `resolve` with the folder's settings and the scheduler.
 
-        A calibrated policy that is used for something else is warned of, once.
+        Logs one warning if a calibrated policy is used with other settings than it was calibrated for.
 
         Raises:
             InputError: If both `tau` and `policy` are given, or an argument is of another kind or out of range.

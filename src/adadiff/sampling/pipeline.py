@@ -108,7 +108,7 @@ class AdaDiffPipeline(ModelParts):
         policy: ExitPolicy | None = None,
         return_uncertainties: bool = False,
     ) -> AdaDiffPipelineOutput | Any:
-        """Sample.
+        """Sample images.
 
         Args:
             prompt: Text, or a list of texts, where the model takes text.
@@ -180,7 +180,7 @@ class AdaDiffPipeline(ModelParts):
     def _noise(
         self, images: int, generator: torch.Generator | list[torch.Generator] | None, latents: Tensor | None
     ) -> Tensor:
-        """The noise to start from, (images, channels, height, width) float32."""
+        """Draw or check the initial noise, (images, channels, height, width) float32."""
         backbone, device = self.transformer.backbone, self._execution_device
         shape = (images, backbone.in_channels, *backbone.sample_size)
         if latents is not None:
@@ -202,7 +202,7 @@ class AdaDiffPipeline(ModelParts):
         return sample
 
     def _output(self, sample: Tensor, output_type: str) -> Any:
-        """What was denoised, (images, channels, height, width), as the caller wants it."""
+        """Convert denoised samples, (images, channels, height, width), to the requested output type."""
         decoded = sample if output_type == "latent" else self.decode(sample)
         require_finite_images(decoded)
         if output_type == "latent":
@@ -273,7 +273,7 @@ class AdaDiffPipeline(ModelParts):
     def conditions(
         self, batch_size: int, class_labels: Sequence[int | str] | None, prompts: Sequence[str] | None
     ) -> dict[str, Tensor]:
-        """The keyword arguments by which the model knows what each image shall show.
+        """Build the model's keyword arguments for the condition of each image.
 
         Raises:
             InputError: If it is not what the model takes, or there is no such class.
@@ -305,7 +305,7 @@ class AdaDiffPipeline(ModelParts):
         return conditions
 
     def null_conditions(self, batch_size: int, negative_prompt: str | Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The keyword arguments of the unconditional half of guidance.
+        """Build the model's keyword arguments for the unconditional half of guidance.
 
         Raises:
             InputError: If the model was not trained without its condition.
@@ -338,7 +338,7 @@ class AdaDiffPipeline(ModelParts):
         return (self.vae.config.out_channels, factor * height, factor * width)
 
     def decode(self, sample: Tensor) -> Tensor:
-        """Images in [-1, 1] from what the model denoises: themselves, or latents, decoded a few at a time."""
+        """Decode samples to images in [-1, 1], a few latents at a time; images are returned as they are."""
         if self.vae is None:
             return sample
         latents = (sample / self.vae.config.scaling_factor).to(self.vae.dtype)

@@ -51,7 +51,7 @@ def scheduler_like(name: str, trained_with: SchedulerMixin) -> SchedulerMixin:
 
 
 def scheduler_name(scheduler: SchedulerMixin) -> str:
-    """Its short name, or that of its class where it has none."""
+    """Return a scheduler's short name, or its class name if it has none."""
     names = {kind: name for name, kind in SCHEDULERS.items()}
     return names.get(type(scheduler), type(scheduler).__name__)
 
@@ -71,7 +71,7 @@ def require_suitable(scheduler: SchedulerMixin) -> None:
 
 
 def started(scheduler: SchedulerMixin, num_steps: int, device: torch.device | None = None) -> SchedulerMixin:
-    """A scheduler at the start of a sampling of so many steps: the same one, or a copy where it must be corrected.
+    """Prepare a scheduler for a sampling run of `num_steps` steps; return it, or a copy with corrected spacing.
 
     At as many steps as there are times, diffusers' multistep solvers take some times twice ("linspace") or the last
     one always ("leading"), and divide by zero; by "trailing" spacing they take every time once, as any spacing should.
@@ -87,7 +87,7 @@ def started(scheduler: SchedulerMixin, num_steps: int, device: torch.device | No
 
 
 def times_of(scheduler: SchedulerMixin, num_steps: int) -> tuple[float, ...]:
-    """The time of every evaluation of the model in so many steps, in order; the scheduler itself is left as it is.
+    """Return the time of every model evaluation in `num_steps` steps, in order; the scheduler stays unchanged.
 
     Heun's method, KDPM2 and PNDM evaluate the model more often than there are steps.
 
@@ -112,5 +112,5 @@ def times_of(scheduler: SchedulerMixin, num_steps: int) -> tuple[float, ...]:
 
 
 def noise_arguments(scheduler: SchedulerMixin, generator: Any) -> dict[str, Any]:
-    """The keyword arguments of `step` that make its noise, if it has any, come from the generator."""
+    """Build the keyword arguments that make a stochastic scheduler's `step` draw its noise from the generator."""
     return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}

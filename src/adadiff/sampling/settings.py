@@ -75,7 +75,7 @@ class FolderSettings:
         )
 
     def without_exits(self) -> Self:
-        """The settings for other weights, which neither the policy nor the threshold belongs to."""
+        """Return the settings without policy and threshold, which are only valid for the folder's own weights."""
         if self.scheduler is None:
             return self
         return replace(self, defaults=replace(self.sampling, tau=0.0, min_layer=1), stored=None)
