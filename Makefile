@@ -43,9 +43,9 @@ $(READY): pyproject.toml constraints.txt
 
 models: $(READY) ## Train, export and calibrate the digits model that comes with the package
 	$(RUN)/adadiff train digits --out runs/digits
-	rm -rf src/adadiff/models/digits
-	$(RUN)/adadiff export runs/digits src/adadiff/models/digits
-	$(RUN)/adadiff calibrate src/adadiff/models/digits --compute 0.55 --batch-size 96
+	rm -rf src/adadiff/pretrained/digits
+	$(RUN)/adadiff export runs/digits src/adadiff/pretrained/digits
+	$(RUN)/adadiff calibrate src/adadiff/pretrained/digits --compute 0.55 --batch-size 96
 
 benchmarks: $(READY) ## Print timings, which are never asserted
 	$(RUN)/python benchmarks/adaptive_depth.py

@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from adadiff import AdaptiveModel, ExitPolicy, NeverExit
-from adadiff.evaluation.timing import median_seconds
 from adadiff.policies import ExitQuery
+from adadiff.utils.timing import median_seconds
 
 DEPTH = 13
 UVIT_S2 = {"patch_size": 2, "width": 512, "depth": DEPTH, "num_heads": 8}

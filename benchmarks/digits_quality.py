@@ -20,8 +20,8 @@ from tqdm import tqdm
 from adadiff import AdaDiffPipeline, ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.metrics import frechet_distance
-from adadiff.files import MODELS
 from adadiff.sampling import sample_seeded
+from adadiff.utils.files import PRETRAINED
 
 
 def load_split(split: str) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
@@ -57,7 +57,7 @@ def leave_at_last(tau: float, first: int, last: int, depth: int) -> ThresholdExi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODELS / "digits")
+    parser.add_argument("--model", type=Path, default=PRETRAINED / "digits")
     parser.add_argument("-n", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--scheduler", default="ddim")

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from adadiff import AdaDiffPipeline, AdaptiveModel
-from adadiff.evaluation.timing import median_seconds
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.timing import median_seconds
 
 CLASSES = 11
 

@@ -19,7 +19,7 @@ import tyro
 from torch.profiler import ProfilerActivity, profile
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit, load_policy
-from adadiff.ranges import Count, GuidanceScale, check_ranges
+from adadiff.utils.ranges import Count, GuidanceScale, check_ranges
 
 
 @dataclass(frozen=True)

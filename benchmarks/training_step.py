@@ -10,8 +10,8 @@ import argparse
 import torch
 
 from adadiff import AdaptiveModel
-from adadiff.evaluation.timing import median_seconds
 from adadiff.exits.losses import joint_loss, simple_loss
+from adadiff.utils.timing import median_seconds
 
 
 def main() -> None:

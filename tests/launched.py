@@ -3,7 +3,7 @@
 import sys
 
 from adadiff.cli import main
-from adadiff.processes import process_state
+from adadiff.utils.processes import process_state
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -23,7 +23,9 @@ TRAIN = f"train digits {TINY_MODEL} --batch-size 8 --steps 40 --checkpoint-every
 SAMPLE = "sample MODEL -n 24 --steps 8 --tau 0.4 --batch-size 2 --device cpu --out"
 
 forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["adadiff.cli.commands", "adadiff.presets", "adadiff.training", "adadiff.cli.shared"])
+forkserver.set_forkserver_preload(
+    ["adadiff.cli.commands", "adadiff.training.presets", "adadiff.training", "adadiff.cli.shared"]
+)
 
 
 def run(command: str, folder: str) -> None:

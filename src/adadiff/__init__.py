@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from adadiff.errors import InputError
-from adadiff.lazy import lazy_names
+from adadiff.utils.errors import InputError
+from adadiff.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from adadiff.exits.adaptive import AdaptiveModel
-    from adadiff.exits.trace import Trace
     from adadiff.policies import (
         BatchMeanExit,
         CorrectedScheduleExit,
@@ -20,13 +19,14 @@ if TYPE_CHECKING:
         ThresholdExit,
     )
     from adadiff.policies.stored import load_policy
+    from adadiff.runtime.trace import Trace
     from adadiff.sampling.pipeline import AdaDiffPipeline
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "adadiff.exits.adaptive": ["AdaptiveModel"],
-            "adadiff.exits.trace": ["Trace"],
+            "adadiff.runtime.trace": ["Trace"],
             "adadiff.policies": [
                 "BatchMeanExit",
                 "CorrectedScheduleExit",

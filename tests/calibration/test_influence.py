@@ -10,8 +10,8 @@ from adadiff.calibration.influence import measured_influence, step_influence
 from adadiff.calibration.record import record_exits
 from adadiff.sampling import UNCONDITIONAL
 from adadiff.sampling.schedulers import SCHEDULERS, scheduler_like
-from adadiff.seeding import generator_for
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.seeding import generator_for
 
 
 def ddim_coefficients(scheduler, steps):

@@ -17,8 +17,8 @@ from adadiff.calibration.kinds import (
 )
 from adadiff.calibration.problem import Problem, exit_layers
 from adadiff.calibration.record import WINDOW, ExitRecord
-from adadiff.exits.corrections import Corrections
 from adadiff.exits.flops import PartFlops
+from adadiff.runtime.corrections import Corrections
 
 STEPS, LAYERS, SAMPLES = 3, 4, 40
 

@@ -8,7 +8,7 @@ import torch
 from adadiff import FixedExit
 from adadiff.calibration.record import WINDOW, record_exits
 from adadiff.sampling import UNCONDITIONAL, Conditions, Guidance
-from adadiff.seeding import generator_for
+from adadiff.utils.seeding import generator_for
 
 
 @torch.no_grad()

@@ -10,24 +10,24 @@ from scipy.stats import sem
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit, load_policy
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
+from adadiff.calibration.bound import upper_bound
 from adadiff.calibration.kinds import CorrectedSchedule, Schedule, SingleThreshold
 from adadiff.calibration.metric import normalised_squared_error
 from adadiff.calibration.result import Point
-from adadiff.calibration.risk import upper_bound
 from adadiff.calibration.search import Curve
 from adadiff.calibration.trials import Trials
-from adadiff.evaluation.metrics import with_error
-from adadiff.files import MODELS, sha256
 from adadiff.policies.stored import StoredPolicy
 from adadiff.sampling import Conditions, Guidance, sample_seeded
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.files import PRETRAINED, sha256
+from adadiff.utils.text import with_error
 
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return AdaDiffPipeline.from_pretrained(MODELS / "digits", own_settings=False)
+    return AdaDiffPipeline.from_pretrained(PRETRAINED / "digits", own_settings=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_what_is_said_of_the_fresh_samples_is_what_sampling_them_gives(digits, f
 
 
 def test_an_error_is_kept_with_less_compute_than_the_full_model(digits):
-    """The bound's validity over many calibrations is in test_risk.py; here it is used."""
+    """The bound's validity over many calibrations is in test_bound.py; here it is used."""
     found = calibrate(digits, Goal(error=0.2, confidence=0.8), STEPS, samples=16, kinds=(Schedule(),))
     assert found.checked.error < found.error_bound == 0.2  # not less: these samples chose the policy
     assert found.checked.compute < 0.9
@@ -124,12 +124,12 @@ def test_a_metric_that_goes_out_of_range_on_the_way_is_refused_too(digits):
 
 def test_the_circumstances_are_noted_and_the_policy_comes_back_from_the_folder(digits, for_compute, tmp_path):
     folder = tmp_path / "digits"
-    shutil.copytree(MODELS / "digits", folder)
+    shutil.copytree(PRETRAINED / "digits", folder)
     for_compute.save(folder)
     assert load_policy(folder) == for_compute.policy
     made_for = for_compute.calibrated_for
     assert (made_for.scheduler, made_for.steps, made_for.depth, made_for.guidance_scale) == ("ddpm", STEPS, 17, 1.0)
-    assert made_for.weights == sha256(MODELS / "digits/transformer/diffusion_pytorch_model.safetensors")
+    assert made_for.weights == sha256(PRETRAINED / "digits/transformer/diffusion_pytorch_model.safetensors")
 
 
 def test_the_table_and_the_plot_show_the_chosen_policy(for_compute, tmp_path):

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from adadiff.cli.demo import DEMO_TASKS
-from adadiff.files import MODELS
-from adadiff.presets import PRESETS
 from adadiff.sampling.defaults import SamplingDefaults
+from adadiff.training.presets import PRESETS
+from adadiff.utils.files import PRETRAINED
 from tests.cli.conftest import run
 
 
@@ -30,6 +30,6 @@ def test_demo_and_export(model_folder, tmp_path, capsys):
 def test_the_models_of_the_demo_come_with_the_package(task, tmp_path, capsys):
     run(f"demo --task {task} -n 2 --steps 2 --out {tmp_path}/demo")
     assert "2 images, 2 steps" in capsys.readouterr().out
-    folder = MODELS / DEMO_TASKS[task].model
+    folder = PRETRAINED / DEMO_TASKS[task].model
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 10e6
     assert SamplingDefaults.load(folder) == PRESETS[folder.name].train.sampling

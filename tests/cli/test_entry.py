@@ -8,21 +8,21 @@ import sys
 import pytest
 
 import adadiff
-from adadiff.files import MODELS
+from adadiff.utils.files import PRETRAINED
 from tests.cli.conftest import files, run
 
 
 def test_packaged_models_go_by_name_in_every_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = files(MODELS)
+    before = files(PRETRAINED)
     run("sample digits -n 2 --steps 2 --out samples")
     run("demo --model digits -n 2 --steps 2 --out demo")
     run("export digits own")
     run("convert digits digits.pth --to uvit")
     run("train digits --init-from digits --steps 1 --batch-size 2 --sample-every 0 --out run")
     run("calibrate own --compute 0.6 --steps 2 --samples 8")
-    assert files(MODELS) == before
-    run(f"sample {MODELS}/digits -n 2 --steps 2 --out samples")  # the same request: the folder is taken
+    assert files(PRETRAINED) == before
+    run(f"sample {PRETRAINED}/digits -n 2 --steps 2 --out samples")  # the same request: the folder is taken
 
 
 def test_version_and_help():

@@ -8,7 +8,7 @@ from adadiff import AdaDiffPipeline
 from adadiff.comparison.config import CompareConfig, FineTuning
 from adadiff.comparison.methods import Bench
 from adadiff.comparison.networks import Networks
-from adadiff.presets import DIGITS
+from adadiff.training.presets import DIGITS
 from tests.conftest import make_model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
-from adadiff.files import MODELS
+from adadiff.utils.files import PRETRAINED
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_a_network_is_trained_once_and_found_again(config, networks, tmp_path, m
 def test_a_folder_without_a_model_does_not_hide_the_packages_model(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()  # as `adadiff compare digits --out digits` makes it
-    assert Networks(replace(config, backbone="digits"), tmp_path / "networks").backbone == MODELS / "digits"
+    assert Networks(replace(config, backbone="digits"), tmp_path / "networks").backbone == PRETRAINED / "digits"
 
 
 def test_a_training_killed_before_its_first_checkpoint_starts_anew(networks, monkeypatch):

@@ -25,7 +25,7 @@ from adadiff.comparison.report import (
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.evaluation.evaluate import Evaluation
-from adadiff.exits.trace import TraceTotals
+from adadiff.runtime.trace import TraceTotals
 
 
 def make_cell(name, method, target, compute, frechet, error=0.1):

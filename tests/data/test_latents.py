@@ -12,8 +12,8 @@ from adadiff import AdaDiffPipeline, InputError
 from adadiff.cli import main
 from adadiff.data import DataConfig, ImageData, LatentData, encode_to_folder, load_vae, open_data
 from adadiff.data import latents as latents_module
-from adadiff.files import exclusive_folder
 from adadiff.training.stream import TrainingStream
+from adadiff.utils.files import exclusive_folder
 from tests.data.conftest import write_image
 
 DATA = DataConfig(size=8, channels=1, flip=False, split="test")

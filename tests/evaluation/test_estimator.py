@@ -8,8 +8,8 @@ from adadiff import AdaDiffPipeline, InputError
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators, variance_shares
 from adadiff.sampling.schedulers import scheduler_like
-from adadiff.seeding import generator_for
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.seeding import generator_for
 from tests.conftest import make_model
 
 STEP = np.array([-1.0, 0.0, 1.0])[:, None, None]

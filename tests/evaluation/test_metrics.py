@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from adadiff import InputError
-from adadiff.evaluation.metrics import bootstrap, frechet_distance, kernel_distance, precision_recall, with_error
+from adadiff.evaluation.metrics import bootstrap, frechet_distance, kernel_distance, precision_recall
 
 
 def two_sets(seed, features=6, n=40, m=55):
@@ -104,17 +104,3 @@ def test_too_few_images_are_named(metric, least):
         metric(x[: least - 1], y)
     with pytest.raises(InputError, match="too few"):
         metric(x, y[: least - 1])
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "words"),
-    [
-        (4.2049, 0.0416, "4.205 ± 0.042"),
-        (0.00752, 0.000121, "0.00752 ± 0.00012"),
-        (0.0000752, 0.0000121, "(7.5 ± 1.2)e-5"),
-        (123.4, 12.3, "123 ± 12"),
-        (0.5, 0.0, "0.5 ± 0"),
-    ],
-)
-def test_figures_are_given_to_two_digits_of_their_error(value, error, words):
-    assert with_error(value, error) == words

@@ -33,9 +33,9 @@ from adadiff import (
     load_policy,
 )
 from adadiff.data import DataConfig
-from adadiff.seeding import generator_for
 from adadiff.training import TrainConfig, train
 from adadiff.training.config import DiffusionConfig, LossConfig, ModelConfig, OptimizerConfig
+from adadiff.utils.seeding import generator_for
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sampling

@@ -16,9 +16,9 @@ from adadiff import (
     TableExit,
     ThresholdExit,
 )
-from adadiff.files import weights_checksum
 from adadiff.policies import POLICIES, ExitPolicy
 from adadiff.policies.stored import CalibrationContext, StoredPolicy, load_policy
+from adadiff.utils.files import weights_checksum
 
 TABLE = TableExit(((0.1, 0.2, 1.0, 0.0), (0.3, 0.4, 0.5, 0.6)))
 CIRCUMSTANCES = CalibrationContext(None, 5, "ddim", 2, 1.0)

@@ -11,8 +11,8 @@ from diffusers.callbacks import PipelineCallback
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit, ScheduleExit
 from adadiff.sampling.schedulers import scheduler_like
-from adadiff.seeding import generator_for
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.seeding import generator_for
 from tests.conftest import make_model
 
 OURS = {"class_labels", "batch_size", "guidance_interval", "tied_exits", "tau", "policy", "return_uncertainties"}

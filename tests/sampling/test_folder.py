@@ -13,10 +13,10 @@ from PIL import Image
 from adadiff import AdaDiffPipeline, InputError, NeverExit, ThresholdExit
 from adadiff.cli import main
 from adadiff.conditioning import ByteTextEncoder
-from adadiff.files import exclusive_folder
 from adadiff.sampling import Conditions
 from adadiff.sampling.folder import sample_to_folder
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.files import exclusive_folder
 from tests.conftest import make_model
 
 POLICY = ThresholdExit(0.55)
@@ -44,7 +44,7 @@ def test_images_do_not_depend_on_the_batch_size_nor_on_stops(pipeline, tmp_path)
 
 
 def test_the_trace_file_is_the_pipelines_trace(pipeline, tmp_path):
-    from adadiff.seeding import generator_for
+    from adadiff.utils.seeding import generator_for
 
     summary = sample_to_folder(pipeline, tmp_path, 4, 3, POLICY, seed=9)
     trace = pipeline(

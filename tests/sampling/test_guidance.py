@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from adadiff import FixedExit, InputError, ThresholdExit
 from adadiff.sampling import Guidance
-from adadiff.seeding import generator_for
+from adadiff.utils.seeding import generator_for
 from tests.conftest import make_model
 
 LABELS, NULL = [0, 2, 1], 3

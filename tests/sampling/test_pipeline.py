@@ -9,11 +9,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTPipeline
 
 from adadiff import AdaDiffPipeline, FixedExit, InputError, PatienceExit, ScheduleExit, ThresholdExit, load_policy
-from adadiff.files import MODELS
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.schedulers import SCHEDULERS, scheduler_like
-from adadiff.seeding import generator_for
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.files import PRETRAINED
+from adadiff.utils.seeding import generator_for
 from tests.conftest import make_model
 
 
@@ -310,7 +310,7 @@ def test_images_that_are_not_numbers_are_an_error_that_knows_which(pipeline, mon
 def test_packaged_models_load_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert AdaDiffPipeline.from_pretrained("digits").transformer.depth == 17
-    assert load_policy("digits") == load_policy(MODELS / "digits")
+    assert load_policy("digits") == load_policy(PRETRAINED / "digits")
     with pytest.raises(InputError, match="in the package: did you mean digits"):
         AdaDiffPipeline.from_pretrained("digit")
 

@@ -11,15 +11,15 @@ from PIL import Image
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, InputError, NeverExit, ScheduleExit, ThresholdExit
 from adadiff.cli import main
-from adadiff.files import MODELS
 from adadiff.policies.stored import CalibrationContext, StoredPolicy
 from adadiff.sampling import sample_seeded
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.settings import FolderSettings, resolve
-from adadiff.seeding import generator_for
+from adadiff.utils.files import PRETRAINED
+from adadiff.utils.seeding import generator_for
 from tests.conftest import make_model
 
-DIGITS = MODELS / "digits"
+DIGITS = PRETRAINED / "digits"
 SCHEDULE = ScheduleExit((5, 1, 2, 5))
 
 

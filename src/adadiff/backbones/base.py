@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 
 def unpatchify(patches: Tensor, sample_size: tuple[int, int], patch_size: int) -> Tensor:

@@ -16,7 +16,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from adadiff.backbones.base import Backbone, LayerState, unpatchify
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The state between layers

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from adadiff.backbones import Backbone
-from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput
 from adadiff.exits.flops import PartFlops
 from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.utils.errors import InputError
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """The arguments of `Backbone.embed`: samples, (batch,) time steps, class labels, text features."""

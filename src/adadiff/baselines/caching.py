@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
-from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.utils.errors import InputError
 
 
 class SkipCaching(Baseline):

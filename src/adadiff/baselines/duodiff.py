@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
-from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.utils.errors import InputError
 
 
 class DuoDiff(Baseline):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adadiff.backbones.uvit import Layer, UViT
-from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
+from adadiff.utils.errors import InputError
 
 
 def drop_layers(model: AdaptiveModel, depth: int) -> AdaptiveModel:

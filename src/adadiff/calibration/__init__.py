@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from adadiff.calibration.goal import Goal
-from adadiff.lazy import lazy_names
+from adadiff.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from adadiff.calibration.report import calibration_table, draw_calibration

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adadiff.errors import InputError
-from adadiff.files import atomic_write, claim_folder, read_json, require_empty_folder
-from adadiff.fingerprints import fingerprint
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import atomic_write, claim_folder, read_json, require_empty_folder
+from adadiff.utils.fingerprints import fingerprint
 
 SETTINGS = "calibration.json"
 OWN_FILE = re.compile(r"\.?[0-9a-f]{16}(\.part)?\.safetensors|\.calibration\.part\.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 SEED = 2_000_000
 """Of the noise to calibrate on by default: what sampling by default does not use."""
@@ -29,7 +29,7 @@ class Goal:
         {'compute': 0.55}
         >>> Goal(compute=0.55, speedup=2)
         Traceback (most recent call last):
-        adadiff.errors.InputError: give exactly one of compute, error and speedup
+        adadiff.utils.errors.InputError: give exactly one of compute, error and speedup
     """
 
     compute: float | None = None

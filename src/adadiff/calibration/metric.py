@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """A function of full and adaptive images, (batch, channels, height, width) in [0, 1], that returns (batch,) losses.

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from adadiff.calibration.result import Calibration, Point
-from adadiff.evaluation.metrics import with_error
-from adadiff.files import atomic_write
+from adadiff.utils.files import atomic_write
+from adadiff.utils.text import with_error
 
 
 def calibration_table(calibration: Calibration) -> Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from adadiff.calibration.bound import least_samples, upper_bound
 from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.goal import SEED, Goal
 from adadiff.calibration.kinds import KINDS, Kind
@@ -19,16 +20,15 @@ from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_
 from adadiff.calibration.problem import least_compute
 from adadiff.calibration.record import record_exits
 from adadiff.calibration.result import Calibration
-from adadiff.calibration.risk import least_samples, upper_bound
 from adadiff.calibration.search import Search
 from adadiff.calibration.trials import Trials
-from adadiff.errors import InputError
-from adadiff.files import weights_checksum
 from adadiff.policies import NeverExit
 from adadiff.policies.stored import CalibrationContext
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import weights_checksum
 
 
 def calibrate(

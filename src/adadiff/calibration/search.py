@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adadiff.calibration.bound import last_safe, upper_bound
 from adadiff.calibration.goal import Goal
 from adadiff.calibration.influence import measured_influence
 from adadiff.calibration.kinds import Kind
 from adadiff.calibration.problem import Problem, least_compute
 from adadiff.calibration.record import ExitRecord
 from adadiff.calibration.result import Point
-from adadiff.calibration.risk import last_safe, upper_bound
 from adadiff.calibration.trials import Trials
-from adadiff.errors import InputError
 from adadiff.policies import ExitPolicy
+from adadiff.utils.errors import InputError
 
 COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # fractions of full compute at which the trade-off is measured
 CORRECTIONS = 4  # most trials to bring a policy's measured compute to the requested one

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.calibration.metric import Metric, losses_by
 from adadiff.calibration.result import Point
-from adadiff.evaluation.timing import median_seconds
-from adadiff.exits.trace import Trace
 from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.runtime.trace import Trace
 from adadiff.sampling import AdaDiffPipeline, Conditions, sample_seeded
+from adadiff.utils.timing import median_seconds
 
 TIMED_IMAGES = 16
 

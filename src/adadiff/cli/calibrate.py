@@ -9,9 +9,9 @@ from tyro.conf import Positional
 from adadiff.calibration.goal import SEED, Goal
 from adadiff.cli.options import Dtype
 from adadiff.cli.output import console
-from adadiff.errors import InputError, imported
-from adadiff.files import model_folder
-from adadiff.ranges import Count, GuidanceScale, Seed, checked
+from adadiff.utils.errors import InputError, imported
+from adadiff.utils.files import model_folder
+from adadiff.utils.ranges import Count, GuidanceScale, Seed, checked
 
 
 @checked

@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from adadiff.cli.output import console
-from adadiff.ranges import Count, Positive, checked
+from adadiff.utils.ranges import Count, Positive, checked
 
 
 @checked

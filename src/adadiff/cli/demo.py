@@ -11,9 +11,9 @@ from tyro.conf import arg
 
 from adadiff.cli.options import ModelFolder
 from adadiff.cli.output import console
-from adadiff.errors import lookup
-from adadiff.files import MODELS
-from adadiff.ranges import Count, Fraction, GuidanceScale, Seed, checked
+from adadiff.utils.errors import lookup
+from adadiff.utils.files import PRETRAINED
+from adadiff.utils.ranges import Count, Fraction, GuidanceScale, Seed, checked
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def demo_command(
         seed: Of the noise.
     """
     from adadiff.cli.shared import load_pipeline
-    from adadiff.evaluation.demo import compare, comparison_rows, draw_comparison, require_own_folder
+    from adadiff.comparison.demo import compare, comparison_rows, draw_comparison, require_own_folder
     from adadiff.sampling import Conditions, Guidance
 
     require_own_folder(out, own={"demo.png"})
     shown = lookup(task, DEMO_TASKS, "task")
-    folder, n = model or MODELS / shown.model, shown.n if n is None else n
+    folder, n = model or PRETRAINED / shown.model, shown.n if n is None else n
     pipeline = load_pipeline(folder, "float32", "cpu", scheduler)
     chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
     texts = prompt or (shown.prompts if model is None else ())

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 from adadiff.cli.options import Dtype
 from adadiff.cli.output import console, print_description
 from adadiff.data import DataConfig
-from adadiff.ranges import Count, Positive, checked
+from adadiff.utils.ranges import Count, Positive, checked
 
 
 @checked

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import adadiff
-from adadiff.errors import Diverged, InputError, lookup
+from adadiff.utils.errors import Diverged, InputError, lookup
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +66,7 @@ def _print_warnings() -> None:
 def _require_known_preset(words: Sequence[str]) -> None:
     """Raise InputError, with the nearest names, where `train` is followed by a word that is no preset."""
     if len(words) > 1 and words[0] == "train" and not words[1].startswith("-"):
-        from adadiff.presets import PRESETS
+        from adadiff.training.presets import PRESETS
 
         lookup(words[1], PRESETS, "preset")
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from adadiff.cli.options import ModelFolder, SampleOptions
 from adadiff.cli.output import console, print_description
 from adadiff.data import DataConfig
-from adadiff.ranges import checked
+from adadiff.utils.ranges import checked
 
 MANY_IMAGES = SampleOptions(n=10_000)
 
@@ -40,7 +40,7 @@ def evaluate_command(
     """
     from adadiff.cli.shared import device_of, sample_with_options
     from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
-    from adadiff.processes import process_state
+    from adadiff.utils.processes import process_state
 
     with process_state().main_process_first():
         judge = judge_for(model, data, features, clip, device_of(options.device))

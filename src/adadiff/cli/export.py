@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from adadiff.cli.options import Dtype, ModelFolder
 from adadiff.cli.output import console
-from adadiff.files import require_empty_folder
+from adadiff.utils.files import require_empty_folder
 
 
 def export_command(run: Positional[ModelFolder], out: Positional[Path], dtype: Dtype = "float16") -> None:

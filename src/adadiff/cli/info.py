@@ -6,7 +6,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from adadiff.cli.output import console
-from adadiff.errors import lookup
+from adadiff.utils.errors import lookup
 
 
 def info_command(preset: Positional[str]) -> None:
@@ -15,8 +15,8 @@ def info_command(preset: Positional[str]) -> None:
     Args:
         preset: Name of a preset, as `adadiff train` takes it.
     """
-    from adadiff.evaluation.footprint import footprint
-    from adadiff.presets import PRESETS
+    from adadiff.training.footprint import footprint
+    from adadiff.training.presets import PRESETS
 
     chosen = lookup(preset, PRESETS, "preset")
     needs = footprint(chosen)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from adadiff.files import model_folder
-from adadiff.ranges import Count, CountOrZero, Fraction, GuidanceScale, Seed
+from adadiff.utils.files import model_folder
+from adadiff.utils.ranges import Count, CountOrZero, Fraction, GuidanceScale, Seed
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 ModelFolder = Annotated[

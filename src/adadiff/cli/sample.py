@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from adadiff.cli.options import ModelFolder, SampleOptions
 from adadiff.cli.output import console
-from adadiff.ranges import checked
+from adadiff.utils.ranges import checked
 
 
 @checked
@@ -27,7 +27,7 @@ def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated
         options: What images to sample, and how.
     """
     from adadiff.cli.shared import sample_with_options
-    from adadiff.processes import process_state
+    from adadiff.utils.processes import process_state
 
     summary = sample_with_options(model, out, options)
     if process_state().is_main_process:

@@ -9,13 +9,13 @@ from diffusers.utils.logging import disable_progress_bar
 
 from adadiff import AdaDiffPipeline
 from adadiff.cli.options import Dtype, SampleOptions
-from adadiff.errors import InputError
-from adadiff.files import read_text
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
-from adadiff.processes import process_state
 from adadiff.sampling import Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import read_text
+from adadiff.utils.processes import process_state
 
 
 def load_pipeline(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def training_presets() -> Any:
     """Build the type from which tyro makes one subcommand per preset."""
-    from adadiff.presets import PRESETS
+    from adadiff.training.presets import PRESETS
 
     return tyro.extras.subcommand_type_from_defaults(
         {name: preset.train for name, preset in PRESETS.items()},
@@ -31,8 +31,8 @@ def train_command(config: Annotated[Any, arg(name="", constructor_factory=traini
     model. Ctrl-C saves a checkpoint and stops; --resume goes on. Several processes or GPUs: `torchrun
     --nproc_per_node 2 -m adadiff train ...`.
     """
-    from adadiff.processes import process_state
     from adadiff.training import Interrupted, train
+    from adadiff.utils.processes import process_state
 
     chosen: TrainConfig = config
     try:

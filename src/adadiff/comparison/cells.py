@@ -14,12 +14,12 @@ from tqdm import tqdm
 from adadiff.comparison.methods import Bench, Setup
 from adadiff.comparison.networks import FULL
 from adadiff.evaluation.evaluate import Evaluation, Judge, evaluate_folder
-from adadiff.evaluation.timing import median_seconds
-from adadiff.exits.trace import TraceTotals
-from adadiff.files import write_json
 from adadiff.policies import NeverExit
+from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling import sample_seeded
 from adadiff.sampling.folder import sample_to_folder
+from adadiff.utils.files import write_json
+from adadiff.utils.timing import median_seconds
 
 CELL = "cell.json"
 SAMPLES = "samples"

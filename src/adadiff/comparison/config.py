@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from adadiff.errors import InputError, lookup
-from adadiff.presets import PRESETS
 from adadiff.training import TrainConfig
+from adadiff.training.presets import PRESETS
+from adadiff.utils.errors import InputError, lookup
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from adadiff.comparison.cells import SAMPLES, Cell
 from adadiff.evaluation.estimator import EstimatorStudy
-from adadiff.exits.trace import TraceTotals
+from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling.images import image_path, read_image
 
 COSTS: dict[str, Callable[[Cell], float]] = {

@@ -13,13 +13,13 @@ from torch import nn
 
 from adadiff.baselines import drop_layers, prune
 from adadiff.comparison.config import CompareConfig
-from adadiff.errors import InputError, suggestion
-from adadiff.files import atomic_folder, atomic_write, model_folder, packaged_models
-from adadiff.presets import PRESETS
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.training import train
 from adadiff.training.checkpoints import list_checkpoints
 from adadiff.training.config import LossConfig, ModelConfig
+from adadiff.training.presets import PRESETS
+from adadiff.utils.errors import InputError, suggestion
+from adadiff.utils.files import atomic_folder, atomic_write, model_folder, packaged_models
 
 FINISHED = "finished"
 

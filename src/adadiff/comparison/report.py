@@ -22,10 +22,10 @@ from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
-from adadiff.evaluation.metrics import with_error
-from adadiff.exits.trace import TraceTotals
-from adadiff.files import atomic_write, read_json
+from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling.folder import TRACE
+from adadiff.utils.files import atomic_write, read_json
+from adadiff.utils.text import with_error
 
 TITLES = {method.name: method.title for method in METHODS}
 OURS = {name for name in TITLES if name.startswith("adadiff")}

@@ -16,11 +16,11 @@ from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS, Bench, Method, Setup, Thresholded
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.data import DataConfig
-from adadiff.errors import InputError, lookup
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluate import judge_for
-from adadiff.files import claim_folder, read_json, write_json
 from adadiff.policies import NeverExit, ThresholdExit
+from adadiff.utils.errors import InputError, lookup
+from adadiff.utils.files import claim_folder, read_json, write_json
 
 CONFIG = "compare.json"
 THRESHOLDS = "thresholds.json"

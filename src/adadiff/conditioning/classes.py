@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from adadiff.errors import InputError, lookup, suggestion
-from adadiff.ranges import plain, shown
+from adadiff.utils.errors import InputError, lookup, suggestion
+from adadiff.utils.ranges import plain, shown
 
 
 def class_indices(

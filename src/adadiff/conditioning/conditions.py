@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from adadiff.conditioning.text import TextEncoder
-from adadiff.errors import InputError
-from adadiff.fingerprints import fingerprint, weights_of
+from adadiff.utils.errors import InputError
+from adadiff.utils.fingerprints import fingerprint, weights_of
 
 
 class Condition(ABC):

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel, PreTrainedModel
 from typing_extensions import Self
 
-from adadiff.errors import InputError
-from adadiff.files import verify_checksums
-from adadiff.fingerprints import fingerprint, model_fingerprint
-from adadiff.verified import VerifiedModel, require_finite, require_fitting
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import verify_checksums
+from adadiff.utils.fingerprints import fingerprint, model_fingerprint
+from adadiff.utils.verified import VerifiedModel, require_finite, require_fitting
 
 MOST_GRAMS = 40  # n-grams used per word: enough for all of a word of 13 bytes
 

@@ -9,10 +9,10 @@ import torch
 from adadiff.conditioning import TransformersTextEncoder
 from adadiff.conversion.uvit import CLIP_LENGTH, ReleasedSizes, from_released, read_released, to_released
 from adadiff.data import load_vae
-from adadiff.errors import InputError, lookup
-from adadiff.files import atomic_folder, atomic_write, require_empty_folder
-from adadiff.presets import DPM_SOLVER, PRESETS, SDE, STABLE_DIFFUSION, Preset
 from adadiff.sampling import AdaDiffPipeline
+from adadiff.training.presets import DPM_SOLVER, PRESETS, SDE, STABLE_DIFFUSION, Preset
+from adadiff.utils.errors import InputError, lookup
+from adadiff.utils.files import atomic_folder, atomic_write, require_empty_folder
 
 
 def convert_to_folder(

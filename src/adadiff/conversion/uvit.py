@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
+from adadiff.utils.errors import InputError
 
 ESTIMATOR = "lte_classifer"
 CLIP_LENGTH = 77

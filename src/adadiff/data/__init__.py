@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from adadiff.data.config import DataConfig
-from adadiff.lazy import lazy_names
+from adadiff.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from adadiff.data.images import ImageData, LabelledData

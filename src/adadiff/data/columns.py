@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 Kind = Literal["label", "caption"]
 WANTED = {"label": "class labels, integers or strings", "caption": "strings"}

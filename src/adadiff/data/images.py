@@ -22,8 +22,8 @@ from adadiff.data import columns, pixels
 from adadiff.data.config import DataConfig
 from adadiff.data.listing import openable_formats, printable
 from adadiff.data.sources import Source, open_source
-from adadiff.errors import InputError
-from adadiff.fingerprints import fingerprint
+from adadiff.utils.errors import InputError
+from adadiff.utils.fingerprints import fingerprint
 
 ConditionName = Literal["none", "class", "text"]
 CONDITION_KIND: dict[ConditionName, columns.Kind] = {"class": "label", "text": "caption"}

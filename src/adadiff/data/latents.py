@@ -18,8 +18,8 @@ from adadiff.data.config import DataConfig
 from adadiff.data.images import ConditionName, ImageData, LabelledData
 from adadiff.data.listing import TRAIN, choose_split
 from adadiff.data.sources import Source, load_parquet
-from adadiff.errors import InputError
-from adadiff.files import (
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import (
     add_checksum,
     atomic_folder,
     atomic_write,
@@ -31,8 +31,8 @@ from adadiff.files import (
     verify_checksums,
     write_checksums,
 )
-from adadiff.fingerprints import fingerprint, weights_of
-from adadiff.verified import require_finite, require_fitting
+from adadiff.utils.fingerprints import fingerprint, weights_of
+from adadiff.utils.verified import require_finite, require_fitting
 
 DESCRIPTION = "latents.json"
 SHARD_IMAGES = 1024

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 TRAIN = "train"
 SPLITS = {

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adadiff.errors import InputError
-from adadiff.files import read_text
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import read_text
 
 FILE_NAME = "file_name"
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from adadiff.data import listing
 from adadiff.data.config import DIGITS, DataConfig
 from adadiff.data.metadata import metadata_columns, text_captions
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 SAMPLE_BYTES = 4096
 

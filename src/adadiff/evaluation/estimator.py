@@ -11,12 +11,12 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from adadiff.data import ImageData
-from adadiff.errors import InputError
 from adadiff.exits.losses import pseudo_uncertainty
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.schedulers import scheduler_like
-from adadiff.seeding import generator_for
 from adadiff.training.objective import training_target
+from adadiff.utils.errors import InputError
+from adadiff.utils.seeding import generator_for
 
 BINS = 10
 MAPPED = 4  # images whose uncertainty maps are kept

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
 from adadiff.data import DataConfig, ImageData
-from adadiff.errors import InputError
 from adadiff.evaluation.features import BATCH, FeatureNetwork, ImageFeatures, load_feature_network, reference_features
 from adadiff.evaluation.metrics import (
     NEIGHBOURS,
@@ -27,13 +26,14 @@ from adadiff.evaluation.metrics import (
     bootstrap,
     kernel_distance,
     precision_recall,
-    with_error,
 )
-from adadiff.files import read_json, write_json
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.sampling.folder import REQUEST, FolderSummary
 from adadiff.sampling.images import image_path, read_image
-from adadiff.verified import require_finite, require_fitting
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import read_json, write_json
+from adadiff.utils.text import with_error
+from adadiff.utils.verified import require_finite, require_fitting
 
 METRICS = "metrics.json"
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adadiff.data import ImageData, cache_folder
-from adadiff.errors import InputError, imported
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.files import MODELS, atomic_write, verify_checksums
-from adadiff.fingerprints import fingerprint, weights_of
+from adadiff.utils.errors import InputError, imported
+from adadiff.utils.files import PRETRAINED, atomic_write, verify_checksums
+from adadiff.utils.fingerprints import fingerprint, weights_of
 
-SMALL = MODELS / "small-features"
+SMALL = PRETRAINED / "small-features"
 BATCH = 250
 
 

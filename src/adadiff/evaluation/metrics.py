@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 Features = NDArray[np.floating]
 NEIGHBOURS = 3  # nearest neighbours in precision and recall
@@ -113,17 +112,6 @@ def bootstrap(metric: Callable[[Features], float], features: Features, repeats: 
     rng = np.random.default_rng(seed)
     draws = [metric(features[rng.integers(len(features), size=len(features))]) for _ in range(repeats)]
     return float(np.std(draws, ddof=1))
-
-
-def with_error(value: float, error: float) -> str:
-    """Format a value with its standard error, rounded to two significant digits of the error."""
-    if not 0 < error < math.inf:
-        return f"{value:.3g} ± {error:g}"
-    exponent = math.floor(math.log10(max(abs(value), error)))
-    if exponent < -4:
-        return f"({with_error(value / 10**exponent, error / 10**exponent)})e{exponent}"
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _share_within(points: Tensor, others: Tensor, neighbours: int) -> float:

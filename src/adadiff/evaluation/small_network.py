@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from adadiff.verified import VerifiedModel
+from adadiff.utils.verified import VerifiedModel
 
 
 class SmallNetwork(VerifiedModel):

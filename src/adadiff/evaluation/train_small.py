@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from adadiff.data import DataConfig, ImageData
-from adadiff.errors import InputError
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.files import require_empty_folder
 from adadiff.training.build import native_precision
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import require_empty_folder
 
 SHIFT = 4  # largest shift of a training image, in pixels
 

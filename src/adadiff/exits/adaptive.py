@@ -19,14 +19,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from adadiff.backbones import BACKBONES, Backbone, LayerState
-from adadiff.errors import InputError, lookup
-from adadiff.exits.corrections import Corrections
 from adadiff.exits.flops import PartFlops, count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
-from adadiff.fingerprints import model_fingerprint
 from adadiff.policies import ExitPolicy, ExitQuery, NeverExit
-from adadiff.verified import VerifiedModel
+from adadiff.runtime.corrections import Corrections
+from adadiff.utils.errors import InputError, lookup
+from adadiff.utils.fingerprints import model_fingerprint
+from adadiff.utils.verified import VerifiedModel
 
 
 @dataclass

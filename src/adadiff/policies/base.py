@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from adadiff.errors import InputError
-from adadiff.ranges import as_float
+from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_float
 
 POLICIES: dict[str, type[ExitPolicy]] = {}
 """All policy classes, keyed by the name they are stored under; subclasses of `ExitPolicy` register themselves."""

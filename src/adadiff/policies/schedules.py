@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadiff.errors import InputError
 from adadiff.policies.base import ExitPolicy, ExitQuery, check_layer, stretched_rows
-from adadiff.ranges import as_int
+from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_int
 
 
 @dataclass(frozen=True)

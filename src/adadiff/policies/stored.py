@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Self
 
-from adadiff.errors import InputError, lookup
-from adadiff.files import atomic_write, model_folder, read_json, weights_checksum
 from adadiff.policies.base import POLICIES, ExitPolicy
+from adadiff.utils.errors import InputError, lookup
+from adadiff.utils.files import atomic_write, model_folder, read_json, weights_checksum
 
 EXIT_POLICY = "exit_policy.json"
 VERSION = 1

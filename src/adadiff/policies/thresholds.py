@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadiff.errors import InputError
 from adadiff.policies.base import ExitPolicy, ExitQuery, check_layer, checked_tau, stretched_rows
+from adadiff.utils.errors import InputError
 
 
 @dataclass(frozen=True)

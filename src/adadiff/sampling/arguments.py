@@ -12,8 +12,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 from typing_extensions import Self
 
-from adadiff.errors import InputError
-from adadiff.ranges import as_int, shown
+from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_int, shown
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 CALLBACK_TENSORS = ("latents",)

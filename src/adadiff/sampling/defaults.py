@@ -8,9 +8,9 @@ from typing import Any
 
 from typing_extensions import Self
 
-from adadiff.errors import InputError
-from adadiff.files import read_json, write_json
-from adadiff.ranges import Count, Fraction, GuidanceScale, check_ranges
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import read_json, write_json
+from adadiff.utils.ranges import Count, Fraction, GuidanceScale, check_ranges
 
 SAMPLING = "sampling.json"
 

@@ -10,7 +10,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from adadiff.exits import AdaptiveModel, AdaptiveOutput
-from adadiff.exits.trace import Trace
+from adadiff.runtime.trace import Trace
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.schedulers import noise_arguments
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 
 class NonFiniteImagesError(InputError):

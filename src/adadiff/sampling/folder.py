@@ -17,12 +17,8 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from adadiff.conditioning import class_indices
-from adadiff.errors import InputError
-from adadiff.exits.trace import TraceTotals
-from adadiff.files import atomic_write, check_claim, claim_folder, exclusive_folder, read_json, write_json
-from adadiff.fingerprints import model_fingerprint, settings_of
 from adadiff.policies import ExitPolicy
-from adadiff.processes import process_state
+from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
@@ -30,6 +26,10 @@ from adadiff.sampling.images import image_path, read_image, read_traces, with_li
 from adadiff.sampling.pipeline import AdaDiffPipeline
 from adadiff.sampling.schedulers import times_of
 from adadiff.sampling.seeded import sample_seeded
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import atomic_write, check_claim, claim_folder, exclusive_folder, read_json, write_json
+from adadiff.utils.fingerprints import model_fingerprint, settings_of
+from adadiff.utils.processes import process_state
 
 REQUEST = "request.json"
 HOLDS = "images sampled"

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from adadiff.errors import InputError
-from adadiff.ranges import as_float, shown
+from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_float, shown
 
 
 @dataclass(frozen=True)

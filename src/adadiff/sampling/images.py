@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from adadiff.errors import InputError
-from adadiff.exits.trace import Trace
-from adadiff.files import atomic_write
+from adadiff.runtime.trace import Trace
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import atomic_write
 
 TRACED = ("exit_layers", "unconditional_exit_layers", "flops")
 PNG_END = b"IEND\xaeB`\x82"

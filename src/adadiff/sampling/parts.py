@@ -14,13 +14,13 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from typing_extensions import Self
 
 from adadiff.conditioning import TextEncoder
-from adadiff.errors import InputError, suggestion
 from adadiff.exits import AdaptiveModel
-from adadiff.files import model_folder, packaged_models, write_checksums
 from adadiff.policies import ExitPolicy
 from adadiff.sampling.schedulers import scheduler_like, scheduler_name
 from adadiff.sampling.settings import FolderSettings, SamplingSettings, resolve
-from adadiff.verified import holds_weights_of, require_finite, verify_parts
+from adadiff.utils.errors import InputError, suggestion
+from adadiff.utils.files import model_folder, packaged_models, write_checksums
+from adadiff.utils.verified import holds_weights_of, require_finite, verify_parts
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adadiff.conditioning import class_indices
-from adadiff.errors import InputError
-from adadiff.exits.trace import Trace
 from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.runtime.trace import Trace
 from adadiff.sampling.arguments import (
     CALLBACK_TENSORS,
     StepCallback,
@@ -35,6 +34,7 @@ from adadiff.sampling.finite import require_finite_images
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.parts import ModelParts
 from adadiff.sampling.schedulers import started, times_of
+from adadiff.utils.errors import InputError
 
 if TYPE_CHECKING:
     from adadiff.calibration import Calibration

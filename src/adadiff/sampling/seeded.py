@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from adadiff.policies import ExitPolicy
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.pipeline import AdaDiffPipeline, AdaDiffPipelineOutput
-from adadiff.seeding import generator_for
+from adadiff.utils.seeding import generator_for
 
 
 def sample_seeded(

@@ -12,13 +12,13 @@ from typing import Any
 from diffusers import SchedulerMixin
 from typing_extensions import Self
 
-from adadiff.errors import InputError
-from adadiff.files import weights_checksum
 from adadiff.policies import ExitPolicy, NeverExit, ThresholdExit
 from adadiff.policies.stored import EXIT_POLICY, StoredPolicy
-from adadiff.ranges import as_float, as_int, shown
 from adadiff.sampling.defaults import SAMPLING, SamplingDefaults
 from adadiff.sampling.schedulers import scheduler_name, times_of
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import weights_checksum
+from adadiff.utils.ranges import as_float, as_int, shown
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from adadiff.conditioning import ClassCondition, Condition, FeatureCondition, TextEncoder, TokenCondition, Unconditional
 from adadiff.data import LabelledData, cache_folder
-from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
-from adadiff.processes import process_state
 from adadiff.sampling import AdaDiffPipeline, Conditions
 from adadiff.training.config import TrainConfig
+from adadiff.utils.errors import InputError
+from adadiff.utils.processes import process_state
 
 
 def native_precision(device: torch.device) -> Literal["no", "bf16"]:

@@ -12,8 +12,8 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from adadiff.errors import InputError
-from adadiff.files import CHECKSUMS, atomic_folder, part_path, verify_checksums, write_checksums
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import CHECKSUMS, atomic_folder, part_path, verify_checksums, write_checksums
 
 EMA_WEIGHTS = "ema.safetensors"
 NAME = re.compile(r"step-(\d{8,})")

@@ -11,10 +11,11 @@ from diffusers import DDPMScheduler
 
 from adadiff.conditioning import ByteTextEncoder, TextEncoder, TransformersTextEncoder
 from adadiff.data import DataConfig
-from adadiff.errors import InputError
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import UalWeighting
-from adadiff.ranges import (
+from adadiff.sampling.defaults import SamplingDefaults
+from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import (
     BelowOne,
     Count,
     CountOrZero,
@@ -26,7 +27,6 @@ from adadiff.ranges import (
     Workers,
     check_ranges,
 )
-from adadiff.sampling.defaults import SamplingDefaults
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 
 @contextmanager

@@ -19,14 +19,10 @@ from tqdm import tqdm
 
 from adadiff.conditioning import Condition
 from adadiff.data import LabelledData, open_data
-from adadiff.errors import Diverged
-from adadiff.files import atomic_write, exclusive_folder, write_json
-from adadiff.processes import process_state
 from adadiff.sampling import AdaDiffPipeline, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.schedulers import scheduler_like
-from adadiff.seeding import generator_for
 from adadiff.training.build import (
     build_condition,
     build_model,
@@ -40,6 +36,10 @@ from adadiff.training.interruption import batches_of, ignore_stop_signals, stop_
 from adadiff.training.objective import JointObjective, Objective
 from adadiff.training.run_folder import TRAIN_CONFIG, check_run, describe_run, report_start, save_model
 from adadiff.training.stream import TrainingStream
+from adadiff.utils.errors import Diverged
+from adadiff.utils.files import atomic_write, exclusive_folder, write_json
+from adadiff.utils.processes import process_state
+from adadiff.utils.seeding import generator_for
 
 
 class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, not an error

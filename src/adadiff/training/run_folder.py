@@ -12,12 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from adadiff.data import LabelledData
-from adadiff.errors import InputError
-from adadiff.files import atomic_folder, difference, read_json, require_empty_folder
-from adadiff.fingerprints import fingerprint, weights_of
 from adadiff.sampling import AdaDiffPipeline
 from adadiff.training.checkpoints import list_checkpoints, set_aside
 from adadiff.training.config import TrainConfig
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import atomic_folder, difference, read_json, require_empty_folder
+from adadiff.utils.fingerprints import fingerprint, weights_of
 
 TRAIN_CONFIG = "train.json"
 MAY_CHANGE_ON_RESUME = (

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from adadiff.conditioning import Condition, Unconditional
 from adadiff.data import LabelledData
-from adadiff.seeding import generator_for
+from adadiff.utils.seeding import generator_for
 
 
 class TrainingStream(Dataset[dict[str, Any]]):

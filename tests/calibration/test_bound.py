@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adadiff import InputError
-from adadiff.calibration.risk import is_below, last_safe, least_samples, upper_bound
+from adadiff.calibration.bound import is_below, last_safe, least_samples, upper_bound
 
 DELTA = 0.1
 TRIALS = 200

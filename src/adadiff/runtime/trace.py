@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from adadiff.errors import InputError
-from adadiff.files import atomic_write
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import atomic_write
 
 
 @dataclass(frozen=True)

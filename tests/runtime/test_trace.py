@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adadiff import InputError, Trace
-from adadiff.exits.trace import TraceTotals
+from adadiff.runtime.trace import TraceTotals
 
 
 def make_trace(layers, unconditional=None, depth=4):

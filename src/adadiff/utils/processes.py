@@ -7,7 +7,7 @@ import os
 import torch
 from accelerate import PartialState
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 
 def process_state() -> PartialState:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 Config = TypeVar("Config")
 
@@ -45,7 +45,7 @@ def check_ranges(config: Config) -> Config:
         ...     size: Count
         >>> check_ranges(Batches(0))
         Traceback (most recent call last):
-        adadiff.errors.InputError: size is 0: it must be greater than or equal to 1
+        adadiff.utils.errors.InputError: size is 0: it must be greater than or equal to 1
     """
     try:
         return TypeAdapter(type(config)).validate_python(asdict(config))  # type: ignore[call-overload]
@@ -63,7 +63,7 @@ def checked(function: Callable[..., Returned]) -> Callable[..., Returned]:
         ... def sample(steps: Count) -> None: ...
         >>> sample(steps=0)
         Traceback (most recent call last):
-        adadiff.errors.InputError: steps is 0: it must be greater than or equal to 1
+        adadiff.utils.errors.InputError: steps is 0: it must be greater than or equal to 1
     """
 
     @functools.wraps(function)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ScheduleExit
-from adadiff.exits.corrections import Corrections
 from adadiff.exits.flops import flop_counter
+from adadiff.runtime.corrections import Corrections
 from adadiff.training.config import DiffusionConfig
 from tests.conftest import make_model
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 CHECKSUMS = "SHA256SUMS"
 LOCK = ".lock"
-MODELS = Path(__file__).parent / "models"
+PRETRAINED = Path(__file__).parent.parent / "pretrained"
 """Folder of the packaged models."""
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
         >>> model_folder("digits").name
         'digits'
     """
-    packaged = MODELS / name
+    packaged = PRETRAINED / name
     if not (Path(name) / "model_index.json").is_file() and (packaged / "model_index.json").is_file():
         return packaged
     return Path(name)
@@ -168,7 +168,7 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
 
 def packaged_models() -> list[str]:
     """List the names of the packaged models."""
-    return sorted(path.parent.name for path in MODELS.glob("*/model_index.json"))
+    return sorted(path.parent.name for path in PRETRAINED.glob("*/model_index.json"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

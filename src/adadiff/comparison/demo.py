@@ -9,12 +9,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from adadiff.errors import InputError
-from adadiff.evaluation.timing import median_seconds
-from adadiff.exits.trace import Trace
-from adadiff.files import atomic_write
 from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.runtime.trace import Trace
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions, sample_seeded
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import atomic_write
+from adadiff.utils.timing import median_seconds
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from adadiff.evaluation.footprint import PeakMemory, footprint
-from adadiff.presets import PRESETS
+from adadiff.training.footprint import PeakMemory, footprint
+from adadiff.training.presets import PRESETS
 
 # Table 1 of "All are Worth Words" (Bao et al. 2023) and the README of its release: parameters in millions.
 PUBLISHED = {

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import joint_loss
-from adadiff.presets import Preset
 from adadiff.training.config import TrainConfig
+from adadiff.training.presets import Preset
 
 STATE_BYTES = 4 * 5
 """Bytes of a parameter in training: itself, its gradient, AdamW's two moments and its moving average, in float32."""

@@ -12,8 +12,8 @@ from diffusers import ConfigMixin, ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from adadiff.errors import InputError
-from adadiff.files import read_json, verify_checksums, write_checksums
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import read_json, verify_checksums, write_checksums
 
 
 class VerifiedModel(ModelMixin, ConfigMixin):

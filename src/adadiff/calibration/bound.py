@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from adadiff.errors import InputError
+from adadiff.utils.errors import InputError
 
 BISECTIONS = 40
 MOST_SAMPLES = 100_000

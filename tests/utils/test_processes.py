@@ -4,7 +4,7 @@ import pytest
 from accelerate import PartialState
 
 from adadiff import InputError
-from adadiff.processes import process_state
+from adadiff.utils.processes import process_state
 from tests.conftest import run_launched
 
 

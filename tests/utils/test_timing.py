@@ -1,6 +1,6 @@
 """Interleaved timing."""
 
-from adadiff.evaluation.timing import interleaved_seconds
+from adadiff.utils.timing import interleaved_seconds
 
 
 def test_rivals_take_turns_after_a_warm_up():

@@ -1,0 +1,1 @@
+"""A denoiser under an exit policy, row by row."""
