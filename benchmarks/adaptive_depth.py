@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from adadiff import AdaptiveModel, ExitPolicy, NeverExit
 from adadiff.policies import ExitQuery
+from adadiff.runtime import Inputs
 from adadiff.utils.timing import median_seconds
 
 DEPTH = 13
@@ -32,20 +33,21 @@ class AskedExit(ExitPolicy):
     layers: tuple[int, ...]
 
     def leaves(self, query: ExitQuery) -> Tensor:
-        return torch.tensor(self.layers)[query.samples % len(self.layers)] <= query.layer
+        return torch.tensor(self.layers)[query.rows % len(self.layers)] <= query.layer
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         return True
 
 
 def make_call(model: AdaptiveModel, batch: int, policy: ExitPolicy | None) -> Callable[[], Any]:
-    sample, timestep = torch.randn(batch, 3, 32, 32, dtype=model.dtype), torch.full((batch,), 500)
+    inputs = Inputs(torch.randn(batch, 3, 32, 32, dtype=model.dtype), torch.full((batch,), 500))
+    steps = torch.zeros(batch, dtype=torch.int64)
 
     @torch.inference_mode()
     def call() -> Any:
         if policy is None:
-            return model.backbone(sample, timestep)
-        return model(sample, timestep, policy=policy)
+            return model.backbone(inputs.sample, inputs.timestep)
+        return model.session(batch).predict(inputs, steps, policy)
 
     return call
 

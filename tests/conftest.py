@@ -17,10 +17,11 @@ import hypothesis
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from torch import nn
+from torch import Tensor, nn
 
-from adadiff import AdaDiffPipeline, AdaptiveModel
+from adadiff import AdaDiffPipeline, AdaptiveModel, ExitPolicy, NeverExit
 from adadiff.conditioning import ByteTextEncoder
+from adadiff.runtime import Denoiser, Inputs, Prediction, Session
 from adadiff.training.config import DiffusionConfig
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
@@ -55,6 +56,24 @@ def make_model(
         if "norm" not in name:
             nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def predict(
+    runner: Denoiser | Session,
+    sample: Tensor,
+    timestep: Tensor | float,
+    *,
+    policy: ExitPolicy | None = None,
+    step: int | list[int] = 0,
+    ties: Tensor | None = None,
+    return_uncertainties: bool = False,
+    **conditions: Tensor,
+) -> Prediction:
+    """Predict a step of every row with a session, or with a new one of a denoiser; all layers run by default."""
+    session = runner if isinstance(runner, Session) else runner.session(len(sample))
+    inputs = Inputs(sample, torch.as_tensor(timestep).expand(len(sample)), conditions)
+    steps = torch.tensor(step).expand(len(sample))
+    return session.predict(inputs, steps, policy or NeverExit(), ties, return_uncertainties)
 
 
 def run_launched(*words: str, processes: int = 2) -> str:

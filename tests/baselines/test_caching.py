@@ -7,9 +7,9 @@ from adadiff import AdaDiffPipeline, InputError, ThresholdExit
 from adadiff.baselines import FirstBlockCaching, SkipCaching
 from adadiff.exits.flops import flop_counter
 from adadiff.training.config import DiffusionConfig
-from tests.conftest import make_model
+from tests.conftest import make_model, predict
 
-INPUTS = torch.zeros(1, 1, 8, 8), torch.ones(())
+IMAGE = torch.zeros(1, 1, 8, 8)
 TIMES = (900.0, 700.0, 500.0, 300.0)
 
 
@@ -46,9 +46,9 @@ def read_off(model, tokens):
 @torch.no_grad()
 def test_skip_caching_puts_the_kept_tokens_before_the_last_layers(steps, interval, shallow):
     model = make_model(depth=5)
-    predict = SkipCaching(model, interval, shallow).trajectory()
+    session = SkipCaching(model, interval, shallow).session(3)
     for step, (sample, time) in enumerate(zip(steps, TIMES, strict=True)):
-        got = predict(sample, torch.tensor(time), step=step)
+        got = predict(session, sample, time, step=step)
         tokens = outputs_of_layers(model, sample, time)
         whole = step % interval == 0
         if whole:
@@ -62,10 +62,10 @@ def test_skip_caching_puts_the_kept_tokens_before_the_last_layers(steps, interva
 @torch.no_grad()
 def test_first_block_caching_adds_what_the_other_layers_added(steps):
     model = make_model(depth=5)
-    predict = FirstBlockCaching(model, 0.2).trajectory()
+    session = FirstBlockCaching(model, 0.2).session(3)
     first, rest, ran = [None] * 3, [None] * 3, []
     for step, (sample, time) in enumerate(zip(steps, [500.0] * 4, strict=True)):
-        got = predict(sample, torch.tensor(time), step=step)
+        got = predict(session, sample, time, step=step)
         ran.append([])
         for k in range(3):
             tokens = [x[k : k + 1] for x in outputs_of_layers(model, sample, time)]
@@ -86,21 +86,21 @@ def test_first_block_caching_adds_what_the_other_layers_added(steps):
 @torch.no_grad()
 def test_flops_are_those_that_torch_counts(steps, make):
     baseline = make(make_model(depth=5))
-    predict, parts = baseline.trajectory(), baseline.part_flops
+    session, parts = baseline.session(3), baseline.part_flops
     assert parts.full > 0
     for step, sample in enumerate(steps):
         with flop_counter() as counter:
-            output = predict(sample, torch.tensor(500.0), step=step)
+            output = predict(session, sample, 500.0, step=step)
         assert counter.get_total_flops() == output.flops.sum().item()
 
 
 @torch.no_grad()
 def test_pairs_of_guidance_are_run_together(steps):
     model = make_model(depth=5)
-    predict = FirstBlockCaching(model, 0.2).trajectory()
+    session = FirstBlockCaching(model, 0.2).session(6)
     for step, sample in enumerate(steps):
         both = torch.cat([sample, sample.flip(0)])
-        layers = predict(both, torch.tensor(500.0), step=step, tied_halves=True).exit_layers
+        layers = predict(session, both, 500.0, step=step, ties=torch.arange(3).repeat(2)).exit_layers
         assert torch.equal(layers[:3], layers[3:])
 
 
@@ -113,7 +113,7 @@ def test_nothing_is_kept_from_one_sampling_to_the_next():
         (SkipCaching(model, 3), False),
         (FirstBlockCaching(model, 0.5), False),
     ):
-        pipeline = AdaDiffPipeline(baseline, DiffusionConfig().build())
+        pipeline = plain.with_denoiser(baseline)
         runs = [
             pipe(batch_size=3, num_inference_steps=6, generator=torch.Generator().manual_seed(0), output_type="pt")
             for pipe in (plain, pipeline, pipeline)
@@ -130,7 +130,7 @@ def test_nothing_is_kept_from_one_sampling_to_the_next():
         (lambda m: SkipCaching(m, 2, shallow=3), "between 1 and 2"),
         (lambda m: FirstBlockCaching(m, -0.1), "at least 0"),
         (lambda m: FirstBlockCaching(m, float("nan")), "at least 0"),
-        (lambda m: SkipCaching(m, 2).trajectory()(*INPUTS, policy=ThresholdExit(0.1)), "this method has no exits"),
+        (lambda m: predict(SkipCaching(m, 2), IMAGE, 1.0, policy=ThresholdExit(0.1)), "this method has no exits"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -5,16 +5,16 @@ import torch
 
 from adadiff import InputError
 from adadiff.baselines import DuoDiff
-from tests.conftest import make_model
+from tests.conftest import make_model, predict
 
 
 @torch.no_grad()
 def test_the_shallow_network_predicts_the_first_steps():
     model, shallow = make_model(depth=5), make_model(depth=3, seed=1)
-    predict = DuoDiff(model, shallow, switch=2).trajectory()
+    session = DuoDiff(model, shallow, switch=2).session(2)
     sample = torch.randn(2, 1, 8, 8)
     for step in range(4):
-        output = predict(sample, torch.tensor(300.0), step=step)
+        output = predict(session, sample, 300.0, step=step)
         network = shallow if step < 2 else model
         torch.testing.assert_close(output.sample, network(sample, torch.tensor(300.0)).sample)
         assert output.exit_layers.tolist() == [network.depth] * 2

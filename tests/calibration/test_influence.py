@@ -12,6 +12,7 @@ from adadiff.sampling import UNCONDITIONAL
 from adadiff.sampling.schedulers import SCHEDULERS, scheduler_like
 from adadiff.training.config import DiffusionConfig
 from adadiff.utils.seeding import generator_for
+from tests.conftest import predict
 
 
 def ddim_coefficients(scheduler, steps):
@@ -81,7 +82,7 @@ def test_measured_it_is_how_far_the_image_moves_when_one_step_leaves_early(pipel
         scheduler.set_timesteps(5)
         sample = start
         for step, timestep in enumerate(scheduler.timesteps):
-            prediction = model(sample, timestep, policy=FixedExit(3) if step == early else None).sample
+            prediction = predict(model, sample, timestep, policy=FixedExit(3) if step == early else None).sample
             sample = scheduler.step(prediction, timestep, sample).prev_sample
         return sample.clamp(-1, 1)
 

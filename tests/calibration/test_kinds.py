@@ -17,8 +17,7 @@ from adadiff.calibration.kinds import (
 )
 from adadiff.calibration.problem import Problem, exit_layers
 from adadiff.calibration.record import WINDOW, ExitRecord
-from adadiff.exits.flops import PartFlops
-from adadiff.runtime.corrections import Corrections
+from adadiff.runtime import Corrections, PartFlops, RowMemory
 
 STEPS, LAYERS, SAMPLES = 3, 4, 40
 
@@ -58,17 +57,18 @@ def make_drifting_problem(steps, seed=0, samples=5, pixels=6):
 
 def corrected_error(differences, influence, layers):
     """What a schedule's exits err by, with the very corrections that sampling makes."""
-    corrections, total = Corrections(), 0.0
     samples, pixels = differences.shape[2:]
+    corrections, total = Corrections(RowMemory(samples)), 0.0
     everyone = torch.arange(samples)
     for step, exit_layer in enumerate(layers):
+        steps = torch.full((samples,), step)
         images = differences[step].reshape(LAYERS, samples, 1, 1, pixels)
         left = images[exit_layer - 1]
         if exit_layer < LAYERS:
-            left = corrections.correct(exit_layer, step, samples, everyone, left)
+            left = corrections.correct(exit_layer, everyone, steps, left)
         else:
             for layer in range(1, LAYERS):
-                corrections.measure(layer, step, samples, everyone, left - images[layer - 1])
+                corrections.measure(layer, everyone, steps, left - images[layer - 1])
         total += (influence[step] * left.square().mean()).item()
     return total
 

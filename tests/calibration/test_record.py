@@ -9,6 +9,7 @@ from adadiff import FixedExit
 from adadiff.calibration.record import WINDOW, record_exits
 from adadiff.sampling import UNCONDITIONAL, Conditions, Guidance
 from adadiff.utils.seeding import generator_for
+from tests.conftest import predict
 
 
 @torch.no_grad()
@@ -23,8 +24,9 @@ def test_errors_and_uncertainties_are_those_of_every_exit_along_the_full_samplin
         sample = torch.randn(1, 1, 8, 8, generator=generator)
         differences = []
         for step, timestep in enumerate(scheduler.timesteps):
-            full = model(sample, timestep, return_uncertainties=True)
-            differences.append([model(sample, timestep, policy=FixedExit(i)).sample - full.sample for i in range(1, 6)])
+            full = predict(model, sample, timestep, return_uncertainties=True)
+            exits = [predict(model, sample, timestep, policy=FixedExit(i)).sample for i in range(1, 6)]
+            differences.append([early - full.sample for early in exits])
             for before, layer in itertools.product(range(WINDOW), range(5)):
                 known = before <= step
                 wanted = (differences[step][layer] * differences[step - before][layer]).mean().item() if known else 0
@@ -42,14 +44,15 @@ def test_with_guidance_the_error_is_the_guided_predictions(class_pipeline):
     sample = torch.cat([torch.randn(1, 1, 8, 8, generator=generator_for(0, k)) for k in range(2)])
     class_pipeline.scheduler.set_timesteps(1)
     both, labels = torch.cat([sample, sample]), torch.tensor([0, 2, 3, 3])
-    full = model(both, class_pipeline.scheduler.timesteps[0], labels, return_uncertainties=True)
+    timestep = class_pipeline.scheduler.timesteps[0]
+    full = predict(model, both, timestep, class_labels=labels, return_uncertainties=True)
 
     def guided(prediction):
         told, untold = prediction.chunk(2)
         return untold + 2.5 * (told - untold)
 
     for layer in range(1, 6):
-        early = model(both, class_pipeline.scheduler.timesteps[0], labels, policy=FixedExit(layer)).sample
+        early = predict(model, both, timestep, class_labels=labels, policy=FixedExit(layer)).sample
         wanted = (guided(early) - guided(full.sample)).square().mean((1, 2, 3))
         torch.testing.assert_close(record.errors[0, layer - 1], wanted, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(record.uncertainties[0], torch.maximum(*full.uncertainties.chunk(2)).T)

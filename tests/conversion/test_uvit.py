@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adadiff import InputError, PatienceExit, ThresholdExit
 from adadiff.conversion import from_released, read_released, to_released
-from tests.conftest import make_model
+from tests.conftest import make_model, predict
 
 HEADS = 2
 
@@ -184,7 +184,7 @@ def test_exits_at_one_minus_the_threshold(threshold):
         (True, PatienceExit(1 - threshold, patience=2, last_patient_layer=2)),
     ):
         with torch.no_grad():
-            output = model(sample, time, policy=policy)
+            output = predict(model, sample, time, policy=policy)
         for k in range(4):
             passing = [i for i in range(5) if means[i, k] > threshold]
             if patient and passing and passing[0] < 2:

@@ -20,16 +20,6 @@ def test_every_part_is_the_closed_form():
     assert flops.full == flops.embed + 3 * plain + 2 * with_skip + flops.heads[0]
 
 
-def test_until_exit_adds_up_what_was_run():
-    flops = make_model().part_flops
-    estimated = torch.tensor([False, True, True, False, False])
-    got = flops.until_exit(torch.tensor([[1, 3], [5, 2]]), estimated)
-    for place, layer in (((0, 0), 1), ((0, 1), 3), ((1, 0), 5), ((1, 1), 2)):
-        wanted = flops.embed + sum(flops.layers[:layer]) + flops.heads[layer - 1]
-        wanted += sum(cost for cost, ran in zip(flops.estimators[:layer], estimated, strict=False) if ran)
-        assert got[place] == wanted
-
-
 def test_the_counter_knows_the_cpus_fused_attention():
     q = torch.randn(2, 3, 7, 8)
     with flop_counter() as counter:

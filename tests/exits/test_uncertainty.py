@@ -3,7 +3,7 @@
 import torch
 
 from adadiff import ThresholdExit
-from tests.conftest import make_model
+from tests.conftest import make_model, predict
 
 
 def test_concat_is_a_linear_map_of_the_concatenation():
@@ -69,10 +69,10 @@ def test_saturation_is_one_minus_the_cosine_of_successive_layers():
 def test_saturation_decides_for_each_sample_what_it_would_alone():
     model = make_model(estimator_type="saturation")
     sample, timestep = torch.randn(6, 1, 8, 8), torch.linspace(1, 900, 6)
-    estimated = model(sample, timestep, return_uncertainties=True).uncertainties
+    estimated = predict(model, sample, timestep, return_uncertainties=True).uncertainties
     policy = ThresholdExit(estimated[:, 1].median().item() + 1e-4)
-    together = model(sample, timestep, policy=policy)
+    together = predict(model, sample, timestep, policy=policy)
     assert len(set(together.exit_layers.tolist())) > 1
     for k in range(6):
-        alone = model(sample[k : k + 1], timestep[k : k + 1], policy=policy)
+        alone = predict(model, sample[k : k + 1], timestep[k : k + 1], policy=policy)
         assert alone.exit_layers.tolist() == together.exit_layers[k : k + 1].tolist()

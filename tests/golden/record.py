@@ -1,5 +1,7 @@
 """Record what `test_golden.py` compares with: `python -m tests.golden.record`, from the root of the repository.
 
+With names of samplings, `python -m tests.golden.record cifar10-class-xs/interval/corrected`, only these are recorded.
+
 It writes `sampling.json` and `training.json`, each result beside the description of its case, and the images in
 `images.safetensors`; `versions.json` says what they were made with. These files change only where behaviour is meant to
 change, and the commit that changes them says why.
@@ -12,15 +14,16 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adadiff import BatchMeanExit, ExitPolicy
 from tests.golden.cases import (
@@ -39,21 +42,28 @@ MARGIN = 1e-4
 MOST_SEEDS = 200
 
 
-def main() -> None:
-    """Record all cases."""
+def main(names: Sequence[str]) -> None:
+    """Record the samplings of these names, or all samplings and trainings if there are none."""
     torch.set_num_threads(1)
-    samplings, images = {}, {}
+    samplings, images = (json.loads(SAMPLING.read_text()), load_file(IMAGES)) if names else ({}, {})
     for name, case in sampling_cases():
-        seed, sampled = find_seed(name, case)
-        samplings[name] = {"case": case.describe(), "seed": seed, **sampled.exits}
-        images[name] = sampled.images
+        if name in names or not names:
+            seed, sampled = find_seed(name, case)
+            samplings[name] = {"case": case.describe(), "seed": seed, **sampled.exits}
+            images[name] = sampled.images
+    _write_lines(SAMPLING, samplings)
+    save_file(images, IMAGES)
+    if not names:
+        record_trainings()
+
+
+def record_trainings() -> None:
+    """Record all trainings, and the versions that everything was recorded with."""
     trainings = {}
     for name in TRAININGS:
         with tempfile.TemporaryDirectory() as folder:
             trainings[name] = {"case": TRAININGS[name], "losses": train_losses(name, Path(folder))}
-    _write_lines(SAMPLING, samplings)
     _write_lines(TRAINING, trainings)
-    save_file(images, IMAGES)
     VERSIONS.write_text(json.dumps(versions(), indent=2) + "\n")
 
 
@@ -114,4 +124,4 @@ def _write_lines(path: Path, results: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -21,7 +21,8 @@ from adadiff.policies import ExitQuery
 
 def query(history, step=0):
     history = torch.tensor(history, dtype=torch.float32)
-    return ExitQuery(step=step, layer=history.shape[1], samples=torch.arange(len(history)), uncertainty=history)
+    rows = torch.arange(len(history))
+    return ExitQuery(torch.full_like(rows, step), layer=history.shape[1], rows=rows, uncertainty=history)
 
 
 def test_threshold_is_strict_and_looks_at_the_last_layer_alone():

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ScheduleExit
 from adadiff.exits.flops import flop_counter
-from adadiff.runtime.corrections import Corrections
+from adadiff.runtime import Corrections, RowMemory
 from adadiff.training.config import DiffusionConfig
-from tests.conftest import make_model
+from tests.conftest import make_model, predict
 
 TIMES = (900.0, 700.0, 500.0, 300.0, 200.0, 100.0)
 
@@ -30,10 +30,14 @@ class Table(CorrectedScheduleExit):
     table: tuple[tuple[int, ...], ...] = ()
 
     def leaves(self, query):
-        return torch.tensor([query.layer >= self.table[query.step][k] for k in query.samples])
+        rows = zip(query.step.tolist(), query.rows.tolist(), strict=True)
+        return torch.tensor([query.layer >= self.table[step][row] for step, row in rows])
 
     def corrected_layers(self, step, depth):
         return (1, 2, 3)
+
+    def without_corrections(self, step, depth):
+        return self
 
 
 @given(
@@ -43,11 +47,11 @@ class Table(CorrectedScheduleExit):
 @torch.no_grad()
 def test_exits_are_corrected_by_a_line_through_the_last_two_full_steps(table, dtype):
     model = make_model(depth=5)
-    predict = model.to(dtype).trajectory()
+    session = model.to(dtype).session(3)
     full_steps = [[], [], []]
     added = [[], [], []]  # to the predictions of layers 1, 2, ... at those steps
     for step, (sample, time) in enumerate(zip(drifting(), TIMES, strict=True)):
-        got = predict(sample.to(dtype), torch.tensor(time), policy=Table((), tuple(table)), step=step)
+        got = predict(session, sample.to(dtype), time, policy=Table((), tuple(table)), step=step)
         assert got.exit_layers.tolist() == list(table[step])
         predictions, _ = model.all_exits(sample.to(dtype), torch.full((3,), time))
         for k, layer in enumerate(table[step]):
@@ -67,24 +71,24 @@ def test_exits_are_corrected_by_a_line_through_the_last_two_full_steps(table, dt
 
 @torch.no_grad()
 def test_a_correction_that_grows_along_a_line_is_met():
-    corrections, samples = Corrections(), torch.tensor([0, 2])
+    corrections, rows = Corrections(RowMemory(3)), torch.tensor([0, 2])
     slope, start = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     for step in (1, 4):
-        corrections.measure(2, step, 3, samples, start + step * slope)
-    zeros = torch.zeros(3, 1, 4, 4)
-    got = corrections.correct(2, 6, 3, torch.arange(3), zeros)
-    torch.testing.assert_close(got[samples], start + 6 * slope)
+        corrections.measure(2, rows, torch.full((2,), step), start + step * slope)
+    zeros, steps = torch.zeros(3, 1, 4, 4), torch.tensor([6, 6, 9])
+    got = corrections.correct(2, torch.arange(3), steps, zeros)
+    torch.testing.assert_close(got[rows], start + torch.tensor([6, 9])[:, None, None, None] * slope)
     assert torch.equal(got[1], zeros[1])
-    assert torch.equal(corrections.correct(1, 6, 3, torch.arange(3), zeros), zeros)
-    assert torch.equal(corrections.correct(2, 6, 2, torch.arange(2), zeros[:2]), zeros[:2])
+    assert torch.equal(corrections.correct(1, torch.arange(3), steps, zeros), zeros)
+    assert corrections.exist().tolist() == [True, False, True]
 
 
 @torch.no_grad()
 def test_a_full_step_is_the_plain_backbones_bit_for_bit():
     model = make_model(depth=5)
-    predict = model.trajectory()
+    session = model.session(3)
     for step, (sample, time) in enumerate(zip(drifting(), TIMES, strict=True)):
-        got = predict(sample, torch.tensor(time), policy=CorrectedScheduleExit((5, 1, 5, 2, 5, 1)), step=step)
+        got = predict(session, sample, time, policy=CorrectedScheduleExit((5, 1, 5, 2, 5, 1)), step=step)
         assert torch.equal(got.sample, model.backbone(sample, torch.full((3,), time))) == (step % 2 == 0)
 
 
@@ -93,10 +97,10 @@ def test_a_full_step_is_the_plain_backbones_bit_for_bit():
 def test_the_reported_flops_are_what_the_counter_sees(layers):
     model = make_model(depth=5)
     assert model.part_flops.full > 0
-    predict = model.trajectory()
+    session = model.session(3)
     for step, sample in enumerate(drifting()):
         with flop_counter() as counter:
-            got = predict(sample, torch.tensor(TIMES[step]), policy=CorrectedScheduleExit(layers), step=step)
+            got = predict(session, sample, TIMES[step], policy=CorrectedScheduleExit(layers), step=step)
         assert got.flops.sum().item() == counter.get_total_flops()
 
 
@@ -117,8 +121,8 @@ def test_nothing_is_kept_from_one_sampling_to_the_next_nor_between_neighbours():
     assert not torch.allclose(together, sample([0, 1, 2], ScheduleExit(policy.layers)), atol=1e-2)
 
 
-def test_where_guidance_begins_and_ends_all_layers_run(class_pipeline):
-    """The batch is of another size there, and its corrections are lost, those of layer 2 for good."""
+def test_where_guidance_begins_all_layers_run(class_pipeline):
+    """The unconditional rows lack the corrections of step 0; those of the conditional rows outlast the guidance."""
     policy = CorrectedScheduleExit((5, 2, 1, 5, 1, 1, 1, 1, 5, 1))
     output = class_pipeline(
         class_labels=["cat", "owl"],
@@ -128,5 +132,30 @@ def test_where_guidance_begins_and_ends_all_layers_run(class_pipeline):
         policy=policy,
         output_type="pt",
     )
-    assert output.trace.exit_layers[:, 0].tolist() == [5, 2, 5, 5, 1, 1, 5, 1, 5, 1]
+    assert output.trace.exit_layers[:, 0].tolist() == [5, 2, 5, 5, 1, 1, 1, 1, 5, 1]
     assert output.trace.unconditional_exit_layers[:, 0].tolist() == [0, 0, 5, 5, 1, 1, 0, 0, 0, 0]
+
+
+def test_untied_rows_with_corrections_do_not_wait_for_those_without(class_pipeline):
+    output = class_pipeline(
+        class_labels=["cat", "owl"],
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        guidance_interval=(0.5, 1.0),
+        tied_exits=False,
+        policy=CorrectedScheduleExit((5, 1, 1, 1)),
+    )
+    assert output.trace.exit_layers[:, 0].tolist() == [5, 1, 1, 1]
+    assert output.trace.unconditional_exit_layers[:, 0].tolist() == [0, 0, 5, 1]
+
+
+def test_a_schedule_that_begins_shallow_is_not_corrected_and_makes_no_row_run_all_layers(class_pipeline):
+    output = class_pipeline(
+        class_labels=["cat"],
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        guidance_interval=(0.5, 1.0),
+        policy=CorrectedScheduleExit((2, 2, 2, 5)),
+    )
+    assert output.trace.exit_layers[:, 0].tolist() == [2, 2, 2, 5]
+    assert output.trace.unconditional_exit_layers[:, 0].tolist() == [0, 0, 2, 5]

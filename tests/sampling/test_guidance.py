@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from adadiff import FixedExit, InputError, ThresholdExit
 from adadiff.sampling import Guidance
 from adadiff.utils.seeding import generator_for
-from tests.conftest import make_model
+from tests.conftest import make_model, predict
 
 LABELS, NULL = [0, 2, 1], 3
 
@@ -82,7 +82,8 @@ def test_tied_halves_leave_when_both_may(batch, quantile, seed):
         predictions, uncertainties = model.all_exits(halves, times)
         means = uncertainties.flatten(2).mean(2)
         tau = means[:-1].quantile(quantile).item() + 1e-6
-        output = model(halves, times, policy=ThresholdExit(tau), tied_halves=True)
+        ties = torch.arange(batch).repeat(2)
+        output = predict(model, halves, times, policy=ThresholdExit(tau), ties=ties)
     for k in range(batch):
         may = [i for i in range(1, 5) if max(means[i - 1, k], means[i - 1, k + batch]) < tau] + [5]
         assert output.exit_layers[[k, k + batch]].tolist() == [may[0]] * 2
@@ -93,9 +94,12 @@ def test_tied_halves_leave_when_both_may(batch, quantile, seed):
 def test_scale_1_runs_one_half_only(class_pipeline, monkeypatch):
     sizes = []
     embed = class_pipeline.transformer.backbone.embed
-    monkeypatch.setattr(
-        class_pipeline.transformer.backbone, "embed", lambda x, *rest: sizes.append(len(x)) or embed(x, *rest)
-    )
+
+    def counted(sample, *rest, **conditions):
+        sizes.append(len(sample))
+        return embed(sample, *rest, **conditions)
+
+    monkeypatch.setattr(class_pipeline.transformer.backbone, "embed", counted)
     plain = class_pipeline(class_labels=[1, 2], num_inference_steps=2, guidance_scale=1.0)
     assert sizes == [2, 2]
     assert not plain.trace.unconditional_exit_layers.any()

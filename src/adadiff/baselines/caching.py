@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
-from adadiff.exits import AdaptiveModel, AdaptiveOutput
+from adadiff.baselines.base import Baseline, BaselineSession
+from adadiff.exits import AdaptiveModel
+from adadiff.runtime import Inputs
+from adadiff.runtime.ties import any_tied
 from adadiff.utils.errors import InputError
 
 
@@ -47,33 +49,46 @@ class SkipCaching(Baseline):
         outer = parts.layers[: self.shallow].sum() + parts.layers[self.depth - self.shallow :].sum()
         return parts.full if whole else parts.embed + int(outer + parts.heads[-1])
 
-    def trajectory(self) -> Trajectory:
-        return _SkipTrajectory(self)
+    def session(self, rows: int) -> SkipCachingSession:
+        """Begin samplings: return a session of `rows` rows whose first step runs all layers."""
+        return SkipCachingSession(self, rows)
 
 
-class _SkipTrajectory(Trajectory):
-    def __init__(self, baseline: SkipCaching) -> None:
-        self.baseline = baseline
-        self.kept: Tensor | None = None
+class SkipCachingSession(BaselineSession):
+    """Remembers the output of layer N - shallow of each row's last full step."""
 
-    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        model, shallow = self.baseline.model, self.baseline.shallow
+    denoiser: SkipCaching
+
+    def run(self, inputs: Inputs, steps: Tensor, ties: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        baseline = self.denoiser
+        cached = self.memory.tensor("cached", (), torch.bool)  # (batch,)
+        whole = any_tied(~cached | (steps % baseline.interval == 0), ties)
+        sample = torch.empty_like(inputs.sample)
+        for full in (True, False):
+            rows = (whole == full).nonzero().squeeze(1)
+            if len(rows):
+                places = rows.to(sample.device)
+                sample[places] = self._run(inputs.select(places), places, full)
+        cached |= whole
+        depth, few = baseline.depth, 2 * baseline.shallow
+        layers_run = torch.where(whole, depth, few)
+        return sample, layers_run, torch.where(whole, baseline.flops(whole=True), baseline.flops(whole=False))
+
+    def _run(self, inputs: Inputs, places: Tensor, whole: bool) -> Tensor:
+        """Run all layers and cache, or the outer ones with what was cached; `places` are the rows' positions."""
+        model, shallow = self.denoiser.model, self.denoiser.shallow
         backbone, depth = model.backbone, model.depth
-        batch = len(inputs[0])
-        whole = self.kept is None or len(self.kept) != batch or step % self.baseline.interval == 0
-        state = backbone.embed(*inputs)
+        state = backbone.embed(inputs.sample, inputs.timestep, **inputs.conditions)
         for i in range(1, (depth - shallow if whole else shallow) + 1):
             state = backbone.layer(i, state)
+        tokens = self.memory.tensor("tokens", state.tokens.shape[1:], state.tokens.dtype, state.tokens.device)
         if whole:
-            self.kept = state.tokens
+            tokens[places] = state.tokens
         else:
-            assert self.kept is not None
-            state = replace(state, tokens=self.kept)
+            state = replace(state, tokens=tokens[places])
         for i in range(depth - shallow + 1, depth + 1):
             state = backbone.layer(i, state)
-        layers_run = torch.full((batch,), depth if whole else 2 * shallow)
-        flops = torch.full((batch,), self.baseline.flops(whole))
-        return full_output(model.predict(depth, state), layers_run, flops, depth)
+        return model.predict(depth, state)
 
 
 class FirstBlockCaching(Baseline):
@@ -100,42 +115,39 @@ class FirstBlockCaching(Baseline):
     def settings(self) -> dict[str, Any]:
         return {"threshold": self.threshold}
 
-    def trajectory(self) -> Trajectory:
-        return _FirstBlockTrajectory(self)
+    def session(self, rows: int) -> FirstBlockCachingSession:
+        """Begin samplings: return a session of `rows` rows whose first step runs all layers."""
+        return FirstBlockCachingSession(self, rows)
 
 
-class _FirstBlockTrajectory(Trajectory):
-    def __init__(self, baseline: FirstBlockCaching) -> None:
-        self.baseline = baseline
-        self.first: Tensor | None = None
-        self.rest: Tensor | None = None
+class FirstBlockCachingSession(BaselineSession):
+    """Remembers the residuals of layer 1 and of the other layers of each row's last full step."""
 
-    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        model = self.baseline.model
-        embedded = model.backbone.embed(*inputs)
+    denoiser: FirstBlockCaching
+
+    def run(self, inputs: Inputs, steps: Tensor, ties: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        model = self.denoiser.model
+        embedded = model.backbone.embed(inputs.sample, inputs.timestep, **inputs.conditions)
         state = model.backbone.layer(1, embedded)
-        added = state.tokens - embedded.tokens
-        stale = self._stale(added)
-        if tied_halves:
-            stale = stale.unflatten(0, (2, -1)).any(0).repeat(2)
-        if self.first is None or self.rest is None or len(self.first) != len(added):
-            self.first, self.rest = torch.empty_like(added), torch.empty_like(added)
-        where = stale.nonzero().squeeze(1)
-        if len(where):
-            deeper = state.select(where)
+        added = state.tokens - embedded.tokens  # (batch, tokens, width)
+        first, rest = (
+            self.memory.tensor(name, added.shape[1:], added.dtype, added.device) for name in ("first", "rest")
+        )
+        cached = self.memory.tensor("cached", (), torch.bool, added.device)  # (batch,)
+        stale = any_tied(~cached | (_relative_change(added, first) >= self.denoiser.threshold), ties)
+        rows = stale.nonzero().squeeze(1)
+        if len(rows):
+            deeper = state.select(rows)
             for i in range(2, model.depth + 1):
                 deeper = model.backbone.layer(i, deeper)
-            self.first[where], self.rest[where] = added[where], deeper.tokens - state.tokens[where]
-        prediction = model.predict(model.depth, replace(state, tokens=state.tokens + self.rest))
+            first[rows], rest[rows] = added[rows], deeper.tokens - state.tokens[rows]
+        cached |= stale
+        sample = model.predict(model.depth, replace(state, tokens=state.tokens + rest))
         parts, ran = model.part_flops, stale.cpu()
         reused = parts.embed + int(parts.layers[0] + parts.heads[-1])
-        return full_output(
-            prediction, torch.where(ran, model.depth, 1), torch.where(ran, parts.full, reused), model.depth
-        )
+        return sample, torch.where(ran, model.depth, 1), torch.where(ran, parts.full, reused)
 
-    def _stale(self, added: Tensor) -> Tensor:
-        """Return which samples must run all layers, (batch,) bool."""
-        if self.first is None or len(self.first) != len(added):
-            return torch.ones(len(added), dtype=torch.bool, device=added.device)
-        change = (added - self.first).abs().float().mean((1, 2)) / self.first.abs().float().mean((1, 2))
-        return change >= self.baseline.threshold
+
+def _relative_change(now: Tensor, before: Tensor) -> Tensor:
+    """Return the mean absolute change of each row over its mean absolute value before, (batch,)."""
+    return (now - before).abs().float().mean((1, 2)) / before.abs().float().mean((1, 2))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
-from adadiff.exits import AdaptiveModel, AdaptiveOutput
+import torch
+from torch import Tensor
+
+from adadiff.baselines.base import Baseline, BaselineSession
+from adadiff.exits import AdaptiveModel
+from adadiff.runtime import Inputs
 from adadiff.utils.errors import InputError
 
 
@@ -32,19 +36,27 @@ class DuoDiff(Baseline):
     def settings(self) -> dict[str, Any]:
         return {"switch": self.switch, "shallow": self.shallow.identity()}
 
-    def trajectory(self) -> Trajectory:
-        return _DuoTrajectory(self)
+    def session(self, rows: int) -> DuoDiffSession:
+        """Begin samplings: return a session of `rows` rows."""
+        return DuoDiffSession(self, rows)
 
 
-class _DuoTrajectory(Trajectory):
-    def __init__(self, baseline: DuoDiff) -> None:
-        self.baseline = baseline
+class DuoDiffSession(BaselineSession):
+    """Predicts each row with the network of its step; nothing is remembered."""
 
-    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        network = self.baseline.shallow if step < self.baseline.switch else self.baseline.model
-        output = network(*inputs, step=step)
-        assert isinstance(output, AdaptiveOutput)
-        return full_output(output.sample, output.exit_layers, output.flops, self.baseline.depth)
+    denoiser: DuoDiff
+
+    def run(self, inputs: Inputs, steps: Tensor, ties: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        early = steps < self.denoiser.switch  # (batch,)
+        sample = torch.empty_like(inputs.sample)
+        layers_run, flops = torch.empty_like(steps), torch.empty_like(steps)
+        for network, mask in ((self.denoiser.shallow, early), (self.denoiser.model, ~early)):
+            places = mask.nonzero().squeeze(1).to(sample.device)
+            if len(places):
+                chosen = inputs.select(places)
+                sample[places] = network(chosen.sample, chosen.timestep, **chosen.conditions).sample
+            layers_run[mask], flops[mask] = network.depth, network.part_flops.full
+        return sample, layers_run, flops
 
 
 def _task(model: AdaptiveModel) -> tuple[Any, ...]:

@@ -18,8 +18,8 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from adadiff.calibration.record import LONGEST_GAP, ExitRecord
-from adadiff.exits.flops import PartFlops
 from adadiff.policies import ExitPolicy, ExitQuery
+from adadiff.runtime import PartFlops
 
 CANDIDATES = 64  # thresholds tried at each step
 
@@ -51,7 +51,8 @@ class Problem:
             corrected: The layers whose corrections are measured.
         """
         layers = torch.arange(1, len(self.parts.layers) + 1)
-        return self.parts.until_exit(layers, estimated, corrected).double() / self.parts.full
+        measured = torch.isin(layers, torch.tensor(corrected))
+        return self.parts.until_exit(layers, estimated, measured).double() / self.parts.full
 
     @cached_property
     def corrected_errors(self) -> NDArray[np.floating]:
@@ -142,7 +143,8 @@ def exit_layers(policy: ExitPolicy, step: int, uncertainties: Tensor) -> Tensor:
     for layer in range(1, depth):
         if not len(remaining):
             break
-        leaving = policy.leaves(ExitQuery(step, layer, remaining, uncertainties[:layer, remaining].T))
+        steps = torch.full_like(remaining, step)
+        leaving = policy.leaves(ExitQuery(steps, layer, remaining, uncertainties[:layer, remaining].T))
         exits[remaining[leaving]] = layer
         remaining = remaining[~leaving]
     return exits

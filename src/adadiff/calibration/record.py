@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adadiff.baselines.base import Baseline, Inputs, Trajectory, full_output
 from adadiff.calibration.cache import TensorCache, Tensors
-from adadiff.exits import AdaptiveModel, AdaptiveOutput
-from adadiff.policies import NeverExit
+from adadiff.exits import AdaptiveModel
+from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.runtime import Denoiser, Inputs, PartFlops, Prediction, Session
 from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_seeded
 
 LONGEST_GAP = 8  # most steps from a full step to an exit that its corrections are used for
@@ -72,13 +72,14 @@ def record_exits(
         kept: Cache for the recorded batches.
     """
     kept = kept or TensorCache()
-    recorder = _Recorder(pipeline.transformer, conditions.guidance)
-    recording = pipeline.with_parts(transformer=recorder)
+    conditions = replace(conditions, guidance=replace(conditions.guidance, tied=True))
+    recorder = _ExitRecorder(pipeline.transformer, conditions.guidance)
+    recording = pipeline.with_denoiser(recorder)
 
     def record_batch(numbers: range) -> Tensors:
-        recorder.products, recorder.uncertainties = [], []
+        recorder.measured.clear()
         output = sample_seeded(recording, numbers, steps, NeverExit(), seed, conditions)
-        products, uncertainties = torch.stack(recorder.products), torch.stack(recorder.uncertainties)
+        products, uncertainties = recorder.by_step()
         return {"products": products, "uncertainties": uncertainties, "images": output.images.float().cpu()}
 
     parts = []
@@ -94,41 +95,89 @@ def record_exits(
     )
 
 
-class _Recorder(Baseline):
-    """Predicts with the full model and records what each exit would have predicted."""
+@dataclass(frozen=True)
+class _Measurement:
+    """What one call measured, of each sample: its step, (samples,), and the two tensors of `ExitRecord` there."""
+
+    steps: Tensor
+    products: Tensor
+    uncertainties: Tensor
+
+
+class _ExitRecorder(Denoiser):
+    """Predicts with the full model and measures what each exit would have predicted."""
 
     def __init__(self, model: AdaptiveModel, guidance: Guidance) -> None:
-        super().__init__(model)
-        self.guidance = guidance
-        self.products: list[Tensor] = []
-        self.uncertainties: list[Tensor] = []
+        self.model, self.guidance = model, guidance
+        self.measured: list[_Measurement] = []
 
-    def settings(self) -> dict[str, Any]:
-        return {}
+    @property
+    def depth(self) -> int:
+        return self.model.depth
 
-    def trajectory(self) -> Trajectory:
-        return _Recording(self)
+    @property
+    def part_flops(self) -> PartFlops:
+        return self.model.part_flops
+
+    def session(self, rows: int) -> _RecordingSession:
+        return _RecordingSession(self, rows)
+
+    def identity(self) -> dict[str, Any]:
+        return {"recorder": self.model.identity()}
+
+    def by_step(self) -> tuple[Tensor, Tensor]:
+        """Return products, (steps, `WINDOW`, layers, samples), and uncertainties, (steps, layers, samples)."""
+        steps = 1 + max(int(call.steps.max()) for call in self.measured)
+        first = self.measured[0]
+        products = first.products.new_zeros(steps, *first.products.shape)
+        uncertainties = first.uncertainties.new_zeros(steps, *first.uncertainties.shape)
+        for call in self.measured:
+            samples = torch.arange(len(call.steps))
+            products[call.steps, :, :, samples] = call.products.permute(2, 0, 1)
+            uncertainties[call.steps, :, samples] = call.uncertainties.T
+        return products, uncertainties
 
 
-class _Recording(Trajectory):
-    def __init__(self, recorder: _Recorder) -> None:
-        self.recorder = recorder
-        self.differences: list[Tensor] = []  # newest step first, each (layers, batch, channels, height, width)
+class _RecordingSession(Session):
+    """Remembers, by row, how every exit differed from the full prediction at the last `WINDOW` steps.
 
-    def predict(self, inputs: Inputs, step: int, tied_halves: bool) -> AdaptiveOutput:
-        model, guidance = self.recorder.model, self.recorder.guidance
-        predictions, uncertainties = model.all_exits(*inputs)
+    A guided pair's differences are kept in the row of its conditional prediction.
+    """
+
+    denoiser: _ExitRecorder
+
+    def _predict(
+        self, inputs: Inputs, steps: Tensor, policy: ExitPolicy, ties: Tensor | None, return_uncertainties: bool
+    ) -> Prediction:
+        model, guidance = self.denoiser.model, self.denoiser.guidance
+        predictions, uncertainties = model.all_exits(inputs.sample, inputs.timestep, **inputs.conditions)
         combined, doubt = predictions.float(), uncertainties.float().flatten(2).mean(2)
-        if tied_halves:
-            combined = guidance.combine(*combined.chunk(2, dim=1))
-            doubt = torch.maximum(*doubt.chunk(2, dim=1))
-        difference = combined - combined[-1]
-        self.differences = [difference, *self.differences[: WINDOW - 1]]
+        rows = torch.arange(len(inputs))
+        if ties is not None:  # guided: pairs of rows, the conditional one first
+            rows, unconditional = ties.argsort(stable=True).view(-1, 2).T
+            combined = guidance.combine(combined[:, rows], combined[:, unconditional])
+            doubt = torch.maximum(doubt[:, rows], doubt[:, unconditional])
+        products = self._products(rows, steps[rows], combined - combined[-1])
+        self.denoiser.measured.append(_Measurement(steps[rows], products.cpu(), doubt.cpu()))
+        layers = torch.full((len(inputs),), model.depth)
+        unknown = torch.full((len(inputs), model.depth), torch.nan)
+        return Prediction(predictions[-1], layers, unknown, torch.full_like(layers, model.part_flops.full))
+
+    def _products(self, rows: Tensor, steps: Tensor, difference: Tensor) -> Tensor:
+        """Multiply differences, (layers, rows, ...), by the row's earlier ones: (`WINDOW`, layers, rows).
+
+        A row's differences at step s are kept in slot s modulo `WINDOW` of its memory.
+        """
+        difference = difference.transpose(0, 1)  # (rows, layers, channels, height, width)
+        kept = self.memory.tensor("differences", (WINDOW, *difference.shape[1:]), device=difference.device)
+        step_of = self.memory.tensor("steps", (WINDOW,), torch.int64, empty=-1)
+        kept[rows, steps % WINDOW], step_of[rows, steps % WINDOW] = difference, steps
         products = difference.new_zeros(WINDOW, *difference.shape[:2])
-        for k, earlier in enumerate(self.differences):
-            products[k] = (difference * earlier).flatten(2).mean(2)
-        self.recorder.products.append(products.cpu())
-        self.recorder.uncertainties.append(doubt.cpu())
-        batch = (len(inputs[0]),)
-        layers, flops = torch.full(batch, model.depth), torch.full(batch, model.part_flops.full)
-        return full_output(predictions[-1], layers, flops, model.depth)
+        for k in range(WINDOW):
+            slots = (steps - k) % WINDOW
+            known = step_of[rows, slots] == steps - k
+            if known.any():
+                here = known.to(difference.device)
+                product = difference[here] * kept[rows[known], slots[known]]
+                products[k, here] = product.flatten(2).mean(2)
+        return products.transpose(1, 2)

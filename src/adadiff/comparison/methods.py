@@ -251,7 +251,7 @@ def duodiff_switches(bench: Bench) -> list[Setup]:
     share = bench.fraction(shallow.part_flops.full)
     return [
         Setup(
-            pipeline.with_parts(transformer=DuoDiff(pipeline.transformer, shallow, switch)),
+            pipeline.with_denoiser(DuoDiff(pipeline.transformer, shallow, switch)),
             NeverExit(),
             steps,
             f"{shallow.depth} layers before step {switch}",
@@ -269,9 +269,7 @@ def skip_caches(shallow: int, bench: Bench) -> list[Setup]:
         whole = -(-steps // interval)
         flops = (whole * baseline.flops(whole=True) + (steps - whole) * baseline.flops(whole=False)) / steps
         setting = f"every {interval} steps, {shallow} layers on either side"
-        setups.append(
-            Setup(pipeline.with_parts(transformer=baseline), NeverExit(), steps, setting, bench.fraction(flops))
-        )
+        setups.append(Setup(pipeline.with_denoiser(baseline), NeverExit(), steps, setting, bench.fraction(flops)))
     return setups
 
 
@@ -326,7 +324,7 @@ METHODS: tuple[Method, ...] = (
         "ParaAttention",
         FULL,
         lambda pipeline, threshold: (
-            pipeline.with_parts(transformer=FirstBlockCaching(pipeline.transformer, threshold)),
+            pipeline.with_denoiser(FirstBlockCaching(pipeline.transformer, threshold)),
             NeverExit(),
         ),
         most=2.0,

@@ -1,5 +1,5 @@
 """What the paper adds to a backbone: exits, uncertainty estimators and losses."""
 
-from adadiff.exits.adaptive import AdaptiveModel, AdaptiveOutput
+from adadiff.exits.adaptive import AdaptiveModel
 
-__all__ = ["AdaptiveModel", "AdaptiveOutput"]
+__all__ = ["AdaptiveModel"]

@@ -1,6 +1,6 @@
 """The base class of exit policies, and the registry that makes a user's own class storable.
 
-After each layer a policy reads the mean uncertainties of the samples still in the batch and decides which of them
+After each layer a policy reads the mean uncertainties of the rows still in the batch and decides which of them
 exit. Policies are stateless, so one object serves any number of batches, steps and threads. A new rule is one
 subclass of `ExitPolicy`, in any module.
 """
@@ -24,20 +24,23 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class ExitQuery:
-    """The input of an exit decision: the step, the layer, and the samples still in the batch.
+    """The input of an exit decision: the layer, and the rows of the batch that have not exited, each at its own step.
 
     Args:
-        step: Sampling step, counted from 0.
-        layer: The layer just run, 1..N-1 (after layer N every sample exits, and no policy is asked).
-        samples: Positions in the batch of the samples that have not exited, (remaining,) int64, on the CPU.
+        step: Sampling step of each row, counted from 0, (remaining,) int64, on the CPU.
+        layer: The layer just run, 1..N-1 (after layer N every row exits, and no policy is asked).
+        rows: Positions of the rows in the batch, (remaining,) int64, on the CPU.
         uncertainty: Their mean uncertainties after layers 1..layer, (remaining, layer) float32 in [0, 1], on the CPU;
             NaN after layers where no estimator ran.
     """
 
-    step: int
+    step: Tensor
     layer: int
-    samples: Tensor
+    rows: Tensor
     uncertainty: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class ExitPolicy(ABC):
@@ -73,10 +76,10 @@ class ExitPolicy(ABC):
 
     @abstractmethod
     def leaves(self, query: ExitQuery) -> Tensor:
-        """Decide which of the remaining samples exit after this layer.
+        """Decide which of the remaining rows exit after this layer.
 
         Returns:
-            (remaining,) bool, on the CPU: True where the sample exits.
+            (remaining,) bool, on the CPU: True where the row exits.
         """
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
@@ -87,12 +90,15 @@ class ExitPolicy(ABC):
         """Return the layers whose corrections are measured at this step, on samples that run all `depth` layers.
 
         The correction of layer i is the final prediction minus the prediction read off after layer i. It is added to
-        predictions of samples that exit after layer i at later steps (`exits/corrections.py`).
+        predictions of samples that exit after layer i at later steps (`runtime/corrections.py`).
         """
         return ()
 
     def without_corrections(self, step: int, depth: int) -> ExitPolicy:
-        """Return the policy to use at a step whose corrections were discarded because the batch changed size."""
+        """Return the policy for a row of which no correction has been measured when it gets to this step.
+
+        So it is with the unconditional half where guidance begins later than the sampling.
+        """
         return self
 
     def check(self, depth: int, num_steps: int) -> None:  # noqa: B027 - most policies fit any model

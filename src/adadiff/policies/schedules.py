@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ class NeverExit(ExitPolicy):
     """Runs all layers for every sample: the full model."""
 
     def leaves(self, query: ExitQuery) -> Tensor:
-        return torch.zeros(len(query.samples), dtype=torch.bool)
+        return torch.zeros(len(query), dtype=torch.bool)
 
     def table(self, num_steps: int, depth: int) -> Tensor:
         return torch.zeros(num_steps, depth - 1)
@@ -38,7 +39,7 @@ class FixedExit(ExitPolicy):
         object.__setattr__(self, "layer", as_int(self.layer, "the exit layer"))
 
     def leaves(self, query: ExitQuery) -> Tensor:
-        return torch.full((len(query.samples),), query.layer >= self.layer, dtype=torch.bool)
+        return torch.full((len(query),), query.layer >= self.layer, dtype=torch.bool)
 
     def check(self, depth: int, num_steps: int) -> None:
         check_layer("exit layer", self.layer, depth)
@@ -66,8 +67,12 @@ class ScheduleExit(ExitPolicy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(as_int(layer, "an exit layer") for layer in self.layers))
 
+    @cached_property
+    def _layers(self) -> Tensor:
+        return torch.tensor(self.layers)  # (steps,)
+
     def leaves(self, query: ExitQuery) -> Tensor:
-        return torch.full((len(query.samples),), query.layer >= self.layers[query.step], dtype=torch.bool)
+        return query.layer >= self._layers[query.step]
 
     def check(self, depth: int, num_steps: int) -> None:
         if len(self.layers) != num_steps:
@@ -79,7 +84,7 @@ class ScheduleExit(ExitPolicy):
         return replace(self, layers=stretched_rows(self.layers, num_steps))
 
     def table(self, num_steps: int, depth: int) -> Tensor:
-        return (torch.arange(1, depth) >= torch.tensor(self.layers)[:, None]).float()
+        return (torch.arange(1, depth) >= self._layers[:, None]).float()
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class CorrectedScheduleExit(ScheduleExit):
 
     Running all layers at every second or third step, and one or two layers at the steps in between, keeps the images
     far closer to the full model's than a medium depth at every step. Exits before the first full step are not
-    corrected.
+    corrected; a row that comes later, and so lacks the corrections of an earlier full step, runs all layers first.
 
     Args:
         layers: The exit layer at each sampling step, 1..N.
@@ -109,6 +114,8 @@ class CorrectedScheduleExit(ScheduleExit):
         return tuple(sorted({layer for layer in self.layers[step + 1 : until] if layer < depth}))
 
     def without_corrections(self, step: int, depth: int) -> ExitPolicy:
+        if depth not in self.layers[:step]:
+            return self
         return replace(self, layers=(*self.layers[:step], depth, *self.layers[step + 1 :]))
 
     def stretched(self, num_steps: int) -> ExitPolicy:

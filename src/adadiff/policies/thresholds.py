@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,8 +45,10 @@ class ThresholdExit(ExitPolicy):
 
     def leaves(self, query: ExitQuery) -> Tensor:
         if query.layer < self.min_layer:
-            return torch.zeros(len(query.samples), dtype=torch.bool)
-        return query.uncertainty[:, -1] < self._threshold(query.step, query.layer)
+            return torch.zeros(len(query), dtype=torch.bool)
+        if isinstance(self.tau, tuple):
+            return query.uncertainty[:, -1] < self._taus[query.layer - 1 if self.per == "layer" else query.step]
+        return query.uncertainty[:, -1] < self.tau
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         return layer >= self.min_layer and self._threshold(step, layer) > 0
@@ -62,13 +65,17 @@ class ThresholdExit(ExitPolicy):
             return replace(self, tau=stretched_rows(self.tau, num_steps))
         return self
 
+    @cached_property
+    def _taus(self) -> Tensor:
+        return torch.tensor(self.tau)
+
     def _threshold(self, step: int, layer: int) -> float:
         if isinstance(self.tau, tuple):
             return self.tau[layer - 1 if self.per == "layer" else step]
         return self.tau
 
     def table(self, num_steps: int, depth: int) -> Tensor:
-        taus = torch.as_tensor(self.tau, dtype=torch.float32)
+        taus = self._taus
         by_layer = taus[: depth - 1] if self.per == "layer" and taus.ndim else taus.reshape(-1, 1)
         return by_layer * (torch.arange(1, depth) >= self.min_layer) * torch.ones(num_steps, 1)
 
@@ -94,11 +101,13 @@ class TableExit(ExitPolicy):
         rows = tuple(tuple(checked_tau(tau) for tau in row) for row in self.thresholds)
         object.__setattr__(self, "thresholds", rows)
 
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self.thresholds)  # (steps, N - 1)
+
     def leaves(self, query: ExitQuery) -> Tensor:
-        tau = self.thresholds[query.step][query.layer - 1]
-        if tau == 1:
-            return torch.ones(len(query.samples), dtype=torch.bool)
-        return query.uncertainty[:, -1] < tau
+        tau = self._table[query.step, query.layer - 1]  # (remaining,)
+        return (tau == 1) | (query.uncertainty[:, -1] < tau)
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         return 0 < self.thresholds[step][layer - 1] < 1
@@ -114,7 +123,7 @@ class TableExit(ExitPolicy):
         return replace(self, thresholds=stretched_rows(self.thresholds, num_steps))
 
     def table(self, num_steps: int, depth: int) -> Tensor:
-        return torch.tensor(self.thresholds)
+        return self._table
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ class PatienceExit(ExitPolicy):
 
     def leaves(self, query: ExitQuery) -> Tensor:
         if query.layer < self.min_layer:
-            return torch.zeros(len(query.samples), dtype=torch.bool)
+            return torch.zeros(len(query), dtype=torch.bool)
         passed = query.uncertainty[:, self.min_layer - 1 :] < self.tau
         patient = self.last_patient_layer is None or query.layer <= self.last_patient_layer
         return passed[:, -1] & (passed.sum(dim=1) >= (self.patience if patient else 1))
@@ -165,7 +174,7 @@ class BatchMeanExit(ExitPolicy):
     """Exits with the whole batch after the first layer where the batch's mean uncertainty is below tau.
 
     This is the authors' released code. A sample's result depends on the rest of its batch, so use it for comparison
-    only.
+    only. It refuses a batch whose rows are at several steps.
 
     Args:
         tau: Threshold in [0, 1]; 0 never exits.
@@ -177,7 +186,9 @@ class BatchMeanExit(ExitPolicy):
         object.__setattr__(self, "tau", checked_tau(self.tau))
 
     def leaves(self, query: ExitQuery) -> Tensor:
-        return (query.uncertainty[:, -1].mean() < self.tau).expand(len(query.samples))
+        if (query.step != query.step[0]).any():
+            raise InputError("BatchMeanExit decides for the whole batch at once: give it rows at one and the same step")
+        return (query.uncertainty[:, -1].mean() < self.tau).expand(len(query))
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         return self.tau > 0

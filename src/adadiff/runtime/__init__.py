@@ -1,1 +1,23 @@
-"""A denoiser under an exit policy, row by row."""
+"""A denoiser under an exit policy: each row of a batch at its own step, with its own memory."""
+
+from adadiff.runtime.contract import Denoiser, Inputs, Prediction, Session
+from adadiff.runtime.corrections import Corrections
+from adadiff.runtime.exits import ExitNetwork, ExitSession
+from adadiff.runtime.flops import PartFlops
+from adadiff.runtime.memory import RowMemory
+from adadiff.runtime.trace import Trace, TraceRecorder, TraceTotals
+
+__all__ = [
+    "Corrections",
+    "Denoiser",
+    "ExitNetwork",
+    "ExitSession",
+    "Inputs",
+    "PartFlops",
+    "Prediction",
+    "RowMemory",
+    "Session",
+    "Trace",
+    "TraceRecorder",
+    "TraceTotals",
+]

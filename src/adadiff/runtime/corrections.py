@@ -10,80 +10,66 @@ Liu et al., ICCV 2025, arXiv 2503.06923). Here the prediction itself is correcte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass
-class _Measured:
-    """The last two corrections of each sample after one layer, and the steps they were measured at.
-
-    Args:
-        last: The latest correction, (batch, channels, height, width).
-        before: The correction before it, of the same shape.
-        step: Step of the latest, (batch,) int64; -1 if there is none.
-        step_before: Step of the one before, (batch,) int64; -1 if there is none.
-    """
-
-    last: Tensor
-    before: Tensor
-    step: Tensor
-    step_before: Tensor
+from adadiff.runtime.memory import RowMemory
 
 
 class Corrections:
-    """Corrections of the samples of one batch, addressed by position in the batch; one object per sampling run."""
+    """Measures and applies the corrections of a session's rows, each row by its own steps.
 
-    def __init__(self) -> None:
-        self._measured: dict[int, _Measured] = {}
+    For each layer the memory holds a row's last two corrections, (rows, channels, height, width) float32, and the steps
+    they were measured at, (rows,) int64 on the CPU, -1 where there is none.
 
-    def are_lost(self, batch: int) -> bool:
-        """Return whether corrections exist but belong to a batch of another size, as when guidance begins or ends."""
-        return any(len(known.last) != batch for known in self._measured.values())
+    Args:
+        memory: The session's memory, where they are kept.
+    """
 
-    def measure(self, layer: int, step: int, batch: int, samples: Tensor, correction: Tensor) -> None:
-        """Record the final prediction minus the prediction after `layer`, for samples that ran all layers.
+    def __init__(self, memory: RowMemory) -> None:
+        self.memory = memory
+
+    def exist(self) -> Tensor:
+        """Return for which rows any correction was measured, (rows,) bool."""
+        return self.memory.tensor("corrected", (), torch.bool)
+
+    def measure(self, layer: int, rows: Tensor, steps: Tensor, correction: Tensor) -> None:
+        """Record the final prediction minus the prediction after `layer`, for rows that ran all layers.
 
         Args:
             layer: The early layer, 1..N-1.
-            step: Sampling step, counted from 0.
-            batch: Size of the whole batch; if it differs from earlier calls, earlier corrections are discarded.
-            samples: Positions in the batch of the measured samples, (measured,) int64.
+            rows: Positions of the measured rows, (measured,) int64, on the CPU.
+            steps: The step of each, counted from 0, (measured,) int64, on the CPU.
             correction: The differences, (measured, channels, height, width).
         """
-        if self.are_lost(batch):
-            self._measured.clear()
-        known = self._measured.get(layer)
-        if known is None:
-            nothing = torch.zeros(batch, *correction.shape[1:], device=correction.device)
-            never = torch.full((batch,), -1, device=correction.device)
-            known = self._measured[layer] = _Measured(nothing, nothing.clone(), never, never.clone())
-        known.before[samples], known.step_before[samples] = known.last[samples], known.step[samples]
-        known.last[samples], known.step[samples] = correction.float(), torch.full_like(known.step[samples], step)
+        last, before, step, step_before = self._of(layer, correction)
+        places = rows.to(correction.device)
+        before[places], step_before[rows] = last[places], step[rows]
+        last[places], step[rows] = correction.float(), steps
+        self.exist()[rows] = True
 
-    def correct(self, layer: int, step: int, batch: int, samples: Tensor, prediction: Tensor) -> Tensor:
-        """Return the predictions after `layer` plus their extrapolated corrections; 0 for samples without any.
+    def correct(self, layer: int, rows: Tensor, steps: Tensor, prediction: Tensor) -> Tensor:
+        """Return predictions after `layer` plus their extrapolated corrections; as they are for rows without any.
 
         Args:
             layer: The exit layer, 1..N-1.
-            step: Sampling step, counted from 0.
-            batch: Size of the whole batch.
-            samples: Positions in the batch of the exiting samples, (leaving,) int64.
-            prediction: Their predictions, (leaving, channels, height, width).
+            rows: Positions of the exiting rows, (exiting,) int64, on the CPU.
+            steps: The step of each, counted from 0, (exiting,) int64, on the CPU.
+            prediction: Their predictions, (exiting, channels, height, width).
         """
-        known = self._measured.get(layer)
-        if known is None or len(known.last) != batch:
+        if f"{layer}: last" not in self.memory:
             return prediction
-        last, before = known.last[samples], known.before[samples]
-        measured, measured_before = known.step[samples], known.step_before[samples]
-        before = torch.where(_over(measured_before >= 0, before), before, last)
-        gap = _over(step - measured, last)
-        gap_before = _over(measured - measured_before, last).clamp(min=1)
-        return prediction + last + gap / gap_before * (last - before)  # `last` is 0 if nothing was measured
+        last, before, step, step_before = self._of(layer, prediction)
+        gap, gap_before = steps - step[rows], step[rows] - step_before[rows]
+        slope = torch.where(step_before[rows] >= 0, gap / gap_before.clamp(min=1), 0.0)
+        slope = slope.to(last.device).view(-1, *[1] * (last.dim() - 1))  # (exiting, 1, 1, 1)
+        places = rows.to(last.device)
+        return prediction + last[places] + slope * (last[places] - before[places])  # both are 0 if there is none
 
-
-def _over(values: Tensor, images: Tensor) -> Tensor:
-    """Reshape (batch,) values to (batch, 1, 1, 1), so that they broadcast over the images."""
-    return values.view(-1, *[1] * (images.dim() - 1))
+    def _of(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        shape, device = like.shape[1:], like.device
+        last, before = (self.memory.tensor(f"{layer}: {name}", shape, device=device) for name in ("last", "before"))
+        step, step_before = (
+            self.memory.tensor(f"{layer}: {name}", (), torch.int64, empty=-1) for name in ("step", "step before")
+        )
+        return last, before, step, step_before

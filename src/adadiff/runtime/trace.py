@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from adadiff.runtime.contract import Prediction
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
 
@@ -228,6 +229,55 @@ class Trace:
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
         axes.figure.colorbar(image, ax=axes, label=f"exit layer (of {self.depth})")
+
+
+class TraceRecorder:
+    """Collects the predictions of a sampling into a trace, each sample at its own step.
+
+    Args:
+        timesteps: Time of each step.
+        samples: Number of samples.
+        depth: Layers of the full model, N.
+        full_flops: FLOPs of the full model for one sample at one step.
+    """
+
+    def __init__(self, timesteps: Sequence[float], samples: int, depth: int, full_flops: int) -> None:
+        shape = (len(timesteps), samples)
+        self.timesteps, self.depth, self.full_flops = tuple(timesteps), depth, full_flops
+        self.steps_taken = 0
+        self._tensors = {
+            "exit_layers": torch.zeros(shape, dtype=torch.int64),
+            "unconditional_exit_layers": torch.zeros(shape, dtype=torch.int64),
+            "flops": torch.zeros(shape, dtype=torch.int64),
+            "uncertainties": torch.full((*shape, depth), torch.nan),
+            "unconditional_uncertainties": torch.full((*shape, depth), torch.nan),
+        }
+
+    def record(self, steps: Tensor, conditional: Prediction, unconditional: Prediction | None = None) -> None:
+        """Record one prediction of every sample, or a pair of predictions where samples are guided.
+
+        Args:
+            steps: The step that each sample is at, counted from 0, (samples,) int64.
+            conditional: Their predictions, one row per sample.
+            unconditional: The unconditional ones of guided samples.
+        """
+        places = steps, torch.arange(len(steps))
+        self._tensors["exit_layers"][places] = conditional.exit_layers
+        self._tensors["uncertainties"][places] = conditional.uncertainties
+        self._tensors["flops"][places] = conditional.flops
+        if unconditional is not None:
+            self._tensors["unconditional_exit_layers"][places] = unconditional.exit_layers
+            self._tensors["unconditional_uncertainties"][places] = unconditional.uncertainties
+            self._tensors["flops"][places] += unconditional.flops
+        self.steps_taken = max(self.steps_taken, int(steps.max()) + 1)
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of the steps taken so far, of which there is at least one."""
+        taken = {name: values[: self.steps_taken] for name, values in self._tensors.items()}
+        return Trace(
+            **taken, depth=self.depth, full_flops=self.full_flops, timesteps=self.timesteps[: self.steps_taken]
+        )
 
 
 def _counted(layers: Tensor, depth: int) -> Tensor:

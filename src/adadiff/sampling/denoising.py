@@ -1,88 +1,91 @@
-"""The steps from noise to images: the model's guided predictions, taken by a diffusers scheduler, and their trace."""
+"""The steps from noise to images: guided predictions, taken by a diffusers scheduler, and their trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from adadiff.exits import AdaptiveModel, AdaptiveOutput
-from adadiff.runtime.trace import Trace
+from adadiff.policies import ExitPolicy
+from adadiff.runtime import Denoiser, Inputs, Trace, TraceRecorder
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.schedulers import noise_arguments
 
 
 class Denoising:
-    """One sampling, step by step.
+    """Samples a batch of images step by step.
 
     Args:
-        model: The denoiser.
-        predict: Predicts the steps of this sampling: `model.trajectory()` with its policy.
+        denoiser: Predicts the steps.
+        dtype: Precision of the denoiser's inputs.
         scheduler: At the start of the sampling, as `started` returns it.
-        conditions: The model's keyword arguments for what each image shall show, (batch, ...) each.
-        null_conditions: Those of the unconditional half of guidance; empty where nothing is guided.
+        policy: The exit policy.
+        images: Number of images.
+        conditions: The model's keyword arguments for what each image shall show, (images, ...) each.
+        null_conditions: Those of the unconditional predictions of guidance; empty where nothing is guided.
         guidance: How strongly, and at which steps, predictions are guided.
         generator: Source of the noise that stochastic schedulers add.
+        return_uncertainties: Whether to run every estimator, for the trace.
     """
 
     def __init__(
         self,
-        model: AdaptiveModel,
-        predict: Callable[..., AdaptiveOutput],
+        denoiser: Denoiser,
+        dtype: torch.dtype,
         scheduler: SchedulerMixin,
+        policy: ExitPolicy,
+        images: int,
         conditions: dict[str, Tensor],
         null_conditions: dict[str, Tensor],
         guidance: Guidance,
         generator: torch.Generator | list[torch.Generator] | None,
+        return_uncertainties: bool = False,
     ) -> None:
-        self.model, self.predict, self.scheduler, self.guidance = model, predict, scheduler, guidance
+        self.denoiser, self.dtype, self.scheduler, self.policy = denoiser, dtype, scheduler, policy
+        self.images, self.guidance, self.return_uncertainties = images, guidance, return_uncertainties
         self.conditions = conditions
         self.pairs = {name: torch.cat([conditions[name], null_conditions[name]]) for name in null_conditions}
         self.noise: dict[str, Any] = noise_arguments(scheduler, generator)
-        self._steps: list[dict[str, Tensor]] = []
+        self.session = denoiser.session(images)
+        self.recorder = TraceRecorder(self.timesteps.tolist(), images, denoiser.depth, denoiser.part_flops.full)
 
     @property
     def timesteps(self) -> Tensor:
         """The time of every evaluation of the model, (evaluations,)."""
         return self.scheduler.timesteps
 
-    def take(self, step: int, sample: Tensor) -> Tensor:
-        """Take a step, counted from 0: the sample at the next time, (batch, channels, height, width) as it is given."""
-        timestep, guided = self.timesteps[step], self.guidance.applies(step, len(self.timesteps))
-        noisy = self.scheduler.scale_model_input(sample, timestep).to(self.model.dtype)
-        output = self.predict(
-            torch.cat([noisy, noisy]) if guided else noisy,  # a guided pair: conditional half, unconditional half
-            timestep,
-            **(self.pairs if guided else self.conditions),
-            step=step,
-            tied_halves=guided and self.guidance.tied,
-        )
-        self._steps.append(_trace_of_step(output, guided))
-        prediction = self.guidance.combine(*output.sample.chunk(2)) if guided else output.sample
-        return self.scheduler.step(prediction.to(sample.dtype), timestep, sample, **self.noise).prev_sample
-
     @property
     def trace(self) -> Trace:
-        """Which layer each sample left after, at the steps taken so far, of which there is at least one."""
-        return Trace(
-            **{name: torch.stack([step[name] for step in self._steps]) for name in self._steps[0]},
-            depth=self.model.depth,
-            full_flops=self.model.part_flops.full,
-            timesteps=tuple(self.timesteps[: len(self._steps)].tolist()),
-        )
+        """Which layer each sample exited after, at the steps taken so far, of which there is at least one."""
+        return self.recorder.trace
 
+    def take(self, step: int, sample: Tensor) -> Tensor:
+        """Take a step, counted from 0: return the sample, (images, channels, height, width), at the next time."""
+        timestep = self.timesteps[step]
+        noisy = self.scheduler.scale_model_input(sample, timestep).to(self.dtype)
+        guided = self.guidance.applies(step, len(self.timesteps))
+        prediction = self._guided(step, noisy, timestep) if guided else self._unguided(step, noisy, timestep)
+        return self.scheduler.step(prediction.to(sample.dtype), timestep, sample, **self.noise).prev_sample
 
-def _trace_of_step(output: AdaptiveOutput, guided: bool) -> dict[str, Tensor]:
-    """Split one step's output into the trace's tensors; a guided batch is a conditional and an unconditional half."""
-    halves = 2 if guided else 1
-    exit_layers, uncertainties = output.exit_layers.chunk(halves), output.uncertainties.chunk(halves)
-    return {
-        "exit_layers": exit_layers[0],
-        "uncertainties": uncertainties[0],
-        "unconditional_exit_layers": exit_layers[1] if guided else torch.zeros_like(exit_layers[0]),
-        "unconditional_uncertainties": uncertainties[1] if guided else torch.full_like(uncertainties[0], torch.nan),
-        "flops": output.flops.unflatten(0, (halves, -1)).sum(0),
-    }
+    def _unguided(self, step: int, noisy: Tensor, timestep: Tensor) -> Tensor:
+        if len(self.session) > self.images:  # guidance has ended: the unconditional rows are finished
+            self.session = self.session.select(torch.arange(self.images))
+        steps = torch.full((self.images,), step)
+        inputs = Inputs(noisy, timestep.to(noisy.device).expand(self.images), self.conditions)
+        output = self.session.predict(inputs, steps, self.policy, None, self.return_uncertainties)
+        self.recorder.record(steps, output)
+        return output.sample
+
+    def _guided(self, step: int, noisy: Tensor, timestep: Tensor) -> Tensor:
+        if len(self.session) == self.images:  # guidance begins: the unconditional rows are new
+            self.session = self.session.join(self.denoiser.session(self.images))
+        pairs = 2 * self.images  # the conditional predictions, then the unconditional ones
+        inputs = Inputs(torch.cat([noisy, noisy]), timestep.to(noisy.device).expand(pairs), self.pairs)
+        ties = torch.arange(self.images).repeat(2) if self.guidance.tied else None
+        output = self.session.predict(inputs, torch.full((pairs,), step), self.policy, ties, self.return_uncertainties)
+        conditional = output.select(slice(self.images))
+        unconditional = output.select(slice(self.images, None))
+        self.recorder.record(torch.full((self.images,), step), conditional, unconditional)
+        return self.guidance.combine(conditional.sample, unconditional.sample)

@@ -178,7 +178,7 @@ def sampling_request(
         indices = class_indices(classes, model.backbone.num_classes, names, model.config.null_class)
         classes = tuple(names[k] if names else k for k in indices)
     return {
-        "model": model.identity(),
+        "model": pipeline.denoiser.identity(),
         "text_encoder": None if pipeline.text_encoder is None else pipeline.text_encoder.identity(),
         "vae": None if pipeline.vae is None else {"fingerprint": model_fingerprint(pipeline.vae)},
         "scheduler": type(scheduler).__name__,

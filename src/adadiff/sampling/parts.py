@@ -16,6 +16,7 @@ from typing_extensions import Self
 from adadiff.conditioning import TextEncoder
 from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy
+from adadiff.runtime import Denoiser
 from adadiff.sampling.schedulers import scheduler_like, scheduler_name
 from adadiff.sampling.settings import FolderSettings, SamplingSettings, resolve
 from adadiff.utils.errors import InputError, suggestion
@@ -54,6 +55,12 @@ class ModelParts(DiffusionPipeline):
         self.own_settings = FolderSettings()
         self._saved_scheduler, self._own_scheduler = scheduler, scheduler
         self._warned: set[str] = set()
+        self._baseline: Denoiser | None = None
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """What predicts the steps: the transformer, or the baseline that runs it in another way."""
+        return self.transformer if self._baseline is None else self._baseline
 
     @classmethod
     def from_pretrained(
@@ -158,14 +165,25 @@ class ModelParts(DiffusionPipeline):
     def with_parts(self, **parts: Any) -> Self:
         """Make the same pipeline with other parts: `transformer`, `scheduler`, `text_encoder` or `vae`.
 
-        It samples as this one does, but for when samples leave, which belongs to the transformer.
+        It samples as this one does, but for when samples exit, which belongs to the transformer.
         """
         other = type(self)(**{**self.components, **parts})
         changed = other.transformer is not self.transformer
         other.own_settings = self.own_settings.without_exits() if changed else self.own_settings
         other._saved_scheduler, other._own_scheduler = self._saved_scheduler, self._own_scheduler
         other._warned = self._warned
+        other._baseline = None if changed else self._baseline
         other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return other
+
+    def with_denoiser(self, denoiser: Denoiser) -> Self:
+        """Make the same pipeline with another denoiser for the same images, such as a baseline.
+
+        It samples as this one does, but for when samples exit, which belongs to the transformer.
+        """
+        other = self.with_parts()
+        other.own_settings = self.own_settings.without_exits()
+        other._baseline = denoiser
         return other
 
 

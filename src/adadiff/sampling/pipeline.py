@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,18 +153,18 @@ class AdaDiffPipeline(ModelParts):
         nothing = self.null_conditions(size, negative_prompt) if guidance.scale > 1 else {}
         noise = self._noise(size * repeats, generator, latents)
 
-        predict = partial(
-            self.transformer.trajectory(), policy=chosen.policy, return_uncertainties=return_uncertainties
-        )
         scheduler = started(self.scheduler, chosen.steps, noise.device)
         denoising = Denoising(
-            self.transformer,
-            predict,
+            self.denoiser,
+            self.transformer.dtype,
             scheduler,
+            chosen.policy,
+            size * repeats,
             repeated(conditions, repeats),
             repeated(nothing, repeats),
             guidance,
             generator,
+            return_uncertainties,
         )
         sample = self._run(denoising, noise * scheduler.init_noise_sigma, callback)
         output = AdaDiffPipelineOutput(self._output(sample, output_type), denoising.trace)
@@ -261,7 +260,7 @@ class AdaDiffPipeline(ModelParts):
             raise InputError(f"the batch size is {batch_size}: it must be at least 1")
         evaluations = len(times_of(self.scheduler, num_inference_steps))
         try:
-            policy.check(self.transformer.depth, evaluations)
+            policy.check(self.denoiser.depth, evaluations)
         except InputError as error:
             if evaluations == num_inference_steps:
                 raise

@@ -1,0 +1,127 @@
+"""A model with exits under an exit policy: each row runs the layers it needs, and is dropped from the batch then."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadiff.backbones import Backbone, LayerState
+from adadiff.policies import ExitPolicy
+from adadiff.runtime.contract import Denoiser, Inputs, Prediction, Session
+from adadiff.runtime.corrections import Corrections
+from adadiff.runtime.rules import RowRules
+
+
+class ExitNetwork(Denoiser):
+    """A denoiser with an exit after every layer of its backbone."""
+
+    backbone: Backbone[Any]
+
+    @property
+    def depth(self) -> int:
+        """Number of layers N."""
+        return self.backbone.depth
+
+    @abstractmethod
+    def predict(self, i: int, state: LayerState) -> Tensor:
+        """Compute g_i(L_i), the prediction after layer i: (batch, channels, height, width)."""
+
+    @abstractmethod
+    def uncertainty(self, i: int, state: LayerState, before: LayerState) -> Tensor:
+        """Estimate u_i, the uncertainty after layer i: (batch, patches, patch values) in [0, 1]."""
+
+    def session(self, rows: int) -> ExitSession:
+        """Begin samplings: return a session of `rows` rows of which nothing is remembered."""
+        return ExitSession(self, rows)
+
+
+class ExitSession(Session):
+    """Runs a model with exits; its memory holds the corrections of each row."""
+
+    denoiser: ExitNetwork
+
+    def _predict(
+        self, inputs: Inputs, steps: Tensor, policy: ExitPolicy, ties: Tensor | None, return_uncertainties: bool
+    ) -> Prediction:
+        network, corrections = self.denoiser, Corrections(self.memory)
+        rules = RowRules.of(policy, steps, network.depth, corrections.exist(), ties, return_uncertainties)
+        forward = _Forward(network, inputs, rules, corrections)
+        for i in range(1, network.depth + 1):
+            forward.run_layer(i)
+            forward.exit(i, rules.exits(i, forward.remaining, forward.uncertainties[forward.remaining, :i]))
+            if not len(forward.remaining):
+                break
+            forward.read_off(i)
+        forward.measure_corrections()
+        flops = network.part_flops.until_exit(forward.exit_layers, rules.estimated, rules.measured)
+        return Prediction(forward.sample, forward.exit_layers, forward.uncertainties, flops)
+
+
+class _Forward:
+    """One forward pass: the rows that are still in it, and the predictions of those that exited.
+
+    Args:
+        network: The model with exits.
+        inputs: The inputs, (batch, ...) each.
+        rules: What the policy says of each row.
+        corrections: Those of the session's rows.
+    """
+
+    def __init__(self, network: ExitNetwork, inputs: Inputs, rules: RowRules, corrections: Corrections) -> None:
+        batch, depth = len(inputs), network.depth
+        self.network, self.rules, self.corrections = network, rules, corrections
+        self.sample = torch.empty_like(inputs.sample)
+        self.exit_layers = torch.full((batch,), depth)  # (batch,)
+        self.uncertainties = torch.full((batch, depth), torch.nan)  # (batch, N)
+        self.remaining = torch.arange(batch)  # positions of the rows that have not exited
+        self._early: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: positions of rows, their predictions there
+        self._estimates, self._measures = (mask.any(0).tolist() for mask in (rules.estimated, rules.measured))
+        self._state = network.backbone.embed(inputs.sample, inputs.timestep, **inputs.conditions)
+
+    def run_layer(self, i: int) -> None:
+        """Run layer i on the remaining rows, and the estimator on those whose policy reads it."""
+        before, self._state = self._state, self.network.backbone.layer(i, self._state)
+        if self._estimates[i - 1]:
+            wanted = self.rules.estimated[self.remaining, i - 1]
+            if not wanted.any():
+                return
+            estimate = self.network.uncertainty(i, self._rows(wanted, self._state), self._rows(wanted, before))
+            self.uncertainties[self.remaining[wanted], i - 1] = estimate.mean((1, 2), dtype=torch.float32).cpu()
+
+    def exit(self, i: int, exiting: Tensor) -> None:
+        """Predict the rows that exit after layer i, and keep the others; `exiting` is (remaining,) bool."""
+        if not exiting.any():
+            return
+        rows = self.remaining[exiting]
+        prediction = self.network.predict(i, self._rows(exiting, self._state))
+        if i < self.network.depth:
+            prediction = self.corrections.correct(i, rows, self.rules.steps[rows], prediction)
+        self.sample[rows.to(self.sample.device)] = prediction.to(self.sample.dtype)
+        self.exit_layers[rows] = i
+        self.remaining = self.remaining[~exiting]
+        if len(self.remaining):
+            self._state = self._rows(~exiting, self._state)
+
+    def read_off(self, i: int) -> None:
+        """Predict after layer i for remaining rows whose corrections are measured there."""
+        if self._measures[i - 1]:
+            wanted = self.rules.measured[self.remaining, i - 1]
+            if wanted.any():
+                self._early[i] = self.remaining[wanted], self.network.predict(i, self._rows(wanted, self._state))
+
+    def measure_corrections(self) -> None:
+        """Record how the final predictions differ from those read off earlier, for rows that ran all layers."""
+        for i, (rows, early) in self._early.items():
+            full = self.exit_layers[rows] == self.network.depth
+            if not full.any():
+                continue
+            places = rows[full].to(self.sample.device)
+            difference = self.sample[places] - early[full.to(early.device)]
+            self.corrections.measure(i, rows[full], self.rules.steps[rows[full]], difference)
+
+    def _rows(self, mask: Tensor, state: LayerState) -> LayerState:
+        """Return the state of some of the remaining rows; `mask` is (remaining,) bool."""
+        return state if mask.all() else state.select(mask.nonzero().squeeze(1).to(state.tokens.device))
