@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test fuzz crash lint debts docs setup models benchmarks profile clean
+.PHONY: help demo test fuzz crash lint docs setup models benchmarks profile clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,15 +21,12 @@ fuzz: $(READY) ## Run the long form of the tests with damaged input of every kin
 crash: $(READY) ## Run the long form of the test that kills work at random moments
 	ADADIFF_CRASHES=100 $(RUN)/python -m pytest tests/test_crash.py
 
-lint: $(READY) ## Check style, format, types and layers
+lint: $(READY) ## Check style, format, types, sizes of files and functions, layers and circles
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/python scripts/size_limits.py
 	$(RUN)/lint-imports --no-logo
-
-debts: $(READY) ## List long files, long functions, circles and upward imports
-	$(RUN)/lint-imports --no-logo
-	$(RUN)/python scripts/debts.py
 
 docs: $(READY) ## Build the documentation with its API reference into site/
 	$(RUN)/mkdocs build --strict

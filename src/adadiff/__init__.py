@@ -7,6 +7,7 @@ from adadiff.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from adadiff.exits.adaptive import AdaptiveModel
+    from adadiff.pipeline import AdaDiffPipeline
     from adadiff.policies import (
         BatchMeanExit,
         CorrectedScheduleExit,
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     )
     from adadiff.policies.stored import load_policy
     from adadiff.runtime.trace import Trace
-    from adadiff.sampling.pipeline import AdaDiffPipeline
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "adadiff.exits.adaptive": ["AdaptiveModel"],
             "adadiff.runtime.trace": ["Trace"],
+            "adadiff.pipeline": ["AdaDiffPipeline"],
             "adadiff.policies": [
                 "BatchMeanExit",
                 "CorrectedScheduleExit",
@@ -39,7 +40,6 @@ else:
                 "ThresholdExit",
             ],
             "adadiff.policies.stored": ["load_policy"],
-            "adadiff.sampling.pipeline": ["AdaDiffPipeline"],
         },
     )
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from adadiff.calibration.record import ExitRecord
 from adadiff.policies import ScheduleExit
-from adadiff.sampling import AdaDiffPipeline, Conditions, sample_seeded
+from adadiff.sampling import AdaptivePipeline, Conditions, sample_seeded
 from adadiff.sampling.schedulers import noise_arguments, started, times_of
 
 PROBED_STEPS = 20
@@ -18,7 +18,7 @@ PROBED_SAMPLES = 16
 
 
 def measured_influence(
-    pipeline: AdaDiffPipeline, record: ExitRecord, sampling_steps: int, conditions: Conditions, seed: int
+    pipeline: AdaptivePipeline, record: ExitRecord, sampling_steps: int, conditions: Conditions, seed: int
 ) -> Tensor:
     """Measure the influence of each step: squared change of the final image over squared error of its prediction.
 

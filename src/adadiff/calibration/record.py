@@ -14,7 +14,7 @@ from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.runtime import Denoiser, Inputs, PartFlops, Prediction, Session
-from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_seeded
+from adadiff.sampling import AdaptivePipeline, Conditions, Guidance, sample_seeded
 
 LONGEST_GAP = 8  # most steps from a full step to an exit that its corrections are used for
 WINDOW = 2 * LONGEST_GAP + 2  # covers the two full steps before any such exit
@@ -52,7 +52,7 @@ class ExitRecord:
 
 
 def record_exits(
-    pipeline: AdaDiffPipeline,
+    pipeline: AdaptivePipeline,
     samples: int,
     steps: int,
     conditions: Conditions,

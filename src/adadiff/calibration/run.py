@@ -24,7 +24,7 @@ from adadiff.calibration.search import Search
 from adadiff.calibration.trials import Trials
 from adadiff.policies import NeverExit
 from adadiff.policies.stored import CalibrationContext
-from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, Conditions
+from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name
 from adadiff.utils.errors import InputError
@@ -32,7 +32,7 @@ from adadiff.utils.files import weights_checksum
 
 
 def calibrate(
-    pipeline: AdaDiffPipeline,
+    pipeline: AdaptivePipeline,
     goal: Goal,
     steps: int,
     conditions: Conditions = UNCONDITIONAL,
@@ -97,7 +97,7 @@ def calibrate(
 
 
 def check_request(
-    pipeline: AdaDiffPipeline, goal: Goal, steps: int, samples: int, metric: Metric | None = None
+    pipeline: AdaptivePipeline, goal: Goal, steps: int, samples: int, metric: Metric | None = None
 ) -> None:
     """Raise InputError, before anything is sampled, if the goal cannot be met or shown, or the metric is invalid."""
     pipeline.check_inputs(1, steps, NeverExit())
@@ -119,7 +119,7 @@ def check_request(
 
 
 def calibration_context(
-    pipeline: AdaDiffPipeline, steps: int, conditions: Conditions, evaluations: int
+    pipeline: AdaptivePipeline, steps: int, conditions: Conditions, evaluations: int
 ) -> CalibrationContext:
     """Return the model and sampling settings that a policy calibrated here fits."""
     model = pipeline.transformer

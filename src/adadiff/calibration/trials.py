@@ -13,7 +13,7 @@ from adadiff.calibration.metric import Metric, losses_by
 from adadiff.calibration.result import Point
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.runtime.trace import Trace
-from adadiff.sampling import AdaDiffPipeline, Conditions, sample_seeded
+from adadiff.sampling import AdaptivePipeline, Conditions, sample_seeded
 from adadiff.utils.timing import median_seconds
 
 TIMED_IMAGES = 16
@@ -34,7 +34,7 @@ class Trials:
 
     def __init__(
         self,
-        pipeline: AdaDiffPipeline,
+        pipeline: AdaptivePipeline,
         steps: int,
         conditions: Conditions,
         seed: int,

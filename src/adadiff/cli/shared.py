@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from diffusers.utils.logging import disable_progress_bar
 
-from adadiff import AdaDiffPipeline
 from adadiff.cli.options import Dtype, SampleOptions
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
-from adadiff.sampling import Conditions, Guidance
+from adadiff.sampling import AdaptivePipeline, Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
 from adadiff.utils.errors import InputError
@@ -20,12 +19,12 @@ from adadiff.utils.processes import process_state
 
 def load_pipeline(
     folder: Path, dtype: Dtype, device: str, scheduler: str | None = None, own_settings: bool = True
-) -> AdaDiffPipeline:
+) -> AdaptivePipeline:
     """Load a model folder's pipeline, with another scheduler over the same forward process where one is named."""
     place = device_of(device)
     disable_progress_bar()
     named = {} if scheduler is None else {"scheduler": scheduler}
-    pipeline = AdaDiffPipeline.from_pretrained(folder, own_settings, **named).to(place)
+    pipeline = AdaptivePipeline.from_pretrained(folder, own_settings, **named).to(place)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         if part is not None:
             # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.runtime.trace import Trace
-from adadiff.sampling import UNCONDITIONAL, AdaDiffPipeline, AdaDiffPipelineOutput, Conditions, sample_seeded
+from adadiff.sampling import UNCONDITIONAL, AdaDiffPipelineOutput, AdaptivePipeline, Conditions, sample_seeded
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
 from adadiff.utils.timing import median_seconds
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def compare(
-    pipeline: AdaDiffPipeline,
+    pipeline: AdaptivePipeline,
     policy: ExitPolicy,
     n: int,
     steps: int,

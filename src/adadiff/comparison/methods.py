@@ -20,7 +20,7 @@ from adadiff.calibration.trials import Trials
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
 from adadiff.policies import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
-from adadiff.sampling import AdaDiffPipeline, Conditions, Guidance, sample_seeded
+from adadiff.sampling import AdaptivePipeline, Conditions, Guidance, sample_seeded
 
 PILOT_IMAGES = 32
 CALIBRATION_IMAGES = 128
@@ -40,7 +40,7 @@ class Setup:
         compute: Expected FLOPs of a sampling run over the full model's.
     """
 
-    pipeline: AdaDiffPipeline
+    pipeline: AdaptivePipeline
     policy: ExitPolicy
     steps: int
     setting: str
@@ -77,7 +77,7 @@ class Bench:
     def __init__(self, config: CompareConfig, networks: Networks) -> None:
         self.config, self.networks = config, networks
 
-    def conditions(self, pipeline: AdaDiffPipeline) -> Conditions:
+    def conditions(self, pipeline: AdaptivePipeline) -> Conditions:
         """Return the conditions of the samples: all classes in turn, if the model takes classes, and the guidance."""
         return Conditions(pipeline.transformer.class_indices, guidance=Guidance(self.config.guidance_scale))
 
@@ -85,7 +85,7 @@ class Bench:
         """Return a prediction's FLOPs as a fraction of the full model's."""
         return flops / self.networks.pipeline(FULL).transformer.part_flops.full
 
-    def pilot(self, pipeline: AdaDiffPipeline, policy: ExitPolicy) -> float:
+    def pilot(self, pipeline: AdaptivePipeline, policy: ExitPolicy) -> float:
         """Measure the compute fraction of a policy on a pilot batch."""
         output = sample_seeded(
             pipeline, range(PILOT_IMAGES), self.config.steps, policy, PILOT_SEED, self.conditions(pipeline)
@@ -98,7 +98,7 @@ class Bench:
         images = self._pilot_images(setup.pipeline, setup.policy, setup.steps)
         return normalised_squared_error(full)(full, images).mean().item()
 
-    def _pilot_images(self, pipeline: AdaDiffPipeline, policy: ExitPolicy, steps: int) -> Tensor:
+    def _pilot_images(self, pipeline: AdaptivePipeline, policy: ExitPolicy, steps: int) -> Tensor:
         numbers, conditions = range(PILOT_IMAGES), self.conditions(pipeline)
         return sample_seeded(pipeline, numbers, steps, policy, PILOT_SEED, conditions).images.float()
 
@@ -129,7 +129,7 @@ class Thresholded(Method):
     """
 
     recipe: Recipe
-    run: Callable[[AdaDiffPipeline, float], tuple[AdaDiffPipeline, ExitPolicy]]
+    run: Callable[[AdaptivePipeline, float], tuple[AdaptivePipeline, ExitPolicy]]
     most: float = 1.0
 
     def setup(self, bench: Bench, compute: float) -> Setup:
@@ -238,7 +238,7 @@ def growing_depths(bench: Bench) -> list[Setup]:
     return setups
 
 
-def _exit_compute(bench: Bench, pipeline: AdaDiffPipeline, layers: Sequence[int]) -> float:
+def _exit_compute(bench: Bench, pipeline: AdaptivePipeline, layers: Sequence[int]) -> float:
     model = pipeline.transformer
     no_estimator = torch.zeros(model.depth, dtype=torch.bool)
     flops = model.part_flops.until_exit(torch.tensor(layers), no_estimator)

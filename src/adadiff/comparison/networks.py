@@ -13,7 +13,7 @@ from torch import nn
 
 from adadiff.baselines import drop_layers, prune
 from adadiff.comparison.config import CompareConfig
-from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling import AdaptivePipeline
 from adadiff.training import train
 from adadiff.training.checkpoints import list_checkpoints
 from adadiff.training.config import LossConfig, ModelConfig
@@ -76,7 +76,7 @@ class Networks:
 
     def __init__(self, config: CompareConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self._loaded: dict[Recipe, AdaDiffPipeline] = {}
+        self._loaded: dict[Recipe, AdaptivePipeline] = {}
 
     @property
     def backbone(self) -> Path:
@@ -91,10 +91,10 @@ class Networks:
             raise InputError(f"there is no model {folder}: give a model folder (in the package: {packaged})")
         return folder
 
-    def pipeline(self, recipe: Recipe) -> AdaDiffPipeline:
+    def pipeline(self, recipe: Recipe) -> AdaptivePipeline:
         """Return the trained network in a pipeline with the comparison's scheduler; train it if it is missing."""
         if recipe not in self._loaded:
-            pipeline = AdaDiffPipeline.from_pretrained(
+            pipeline = AdaptivePipeline.from_pretrained(
                 self._trained(recipe), own_settings=False, scheduler=self.config.scheduler
             )
             nn.Module.to(pipeline.transformer, getattr(torch, self.config.dtype))
@@ -115,7 +115,7 @@ class Networks:
 
     def _train(self, recipe: Recipe, out: Path) -> None:
         start = self._start(recipe)
-        started = AdaDiffPipeline.from_pretrained(start, own_settings=False).transformer.config.backbone_config
+        started = AdaptivePipeline.from_pretrained(start, own_settings=False).transformer.config.backbone_config
         sizes = {part.name: started[part.name] for part in fields(ModelConfig) if part.name in started}
         estimator: dict[str, Any] = {"estimator": recipe.estimator}
         model = replace(PRESETS[self.config.preset].train.model, **sizes, **estimator)
@@ -133,7 +133,7 @@ class Networks:
             return self.backbone
         out = self.folder / f"{recipe.name}-start"
         if not out.is_dir():
-            pipeline = AdaDiffPipeline.from_pretrained(self.backbone, own_settings=False)
+            pipeline = AdaptivePipeline.from_pretrained(self.backbone, own_settings=False)
             model = pipeline.transformer
             if recipe.depth is not None:
                 model = drop_layers(model, recipe.depth)

@@ -9,7 +9,7 @@ import torch
 from adadiff.conditioning import TransformersTextEncoder
 from adadiff.conversion.uvit import CLIP_LENGTH, ReleasedSizes, from_released, read_released, to_released
 from adadiff.data import load_vae
-from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling import AdaptivePipeline
 from adadiff.training.presets import DPM_SOLVER, PRESETS, SDE, STABLE_DIFFUSION, Preset
 from adadiff.utils.errors import InputError, lookup
 from adadiff.utils.files import atomic_folder, atomic_write, require_empty_folder
@@ -70,7 +70,7 @@ def convert_to_folder(
             f"{text_encoder} gives {encoder.shape[0]} features of {encoder.shape[1]}, and the network takes {length} "
             f"of {width}"
         )
-    pipeline = AdaDiffPipeline(model, diffusion.build(in_latents=sizes.in_channels == 4), encoder, autoencoder)
+    pipeline = AdaptivePipeline(model, diffusion.build(in_latents=sizes.in_channels == 4), encoder, autoencoder)
     with atomic_folder(out) as part:
         pipeline.save_pretrained(part)
         sampling.save(part)
@@ -88,7 +88,7 @@ def convert_to_file(folder: Path, out: Path) -> bool:
     """
     if out.exists():
         raise InputError(f"{out} exists already: choose another file")
-    model = AdaDiffPipeline.from_pretrained(folder, own_settings=False).transformer
+    model = AdaptivePipeline.from_pretrained(folder, own_settings=False).transformer
     with atomic_write(out) as part:
         torch.save(to_released(model), part)
     return model.config.estimator_type == "token"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from adadiff.data import ImageData
 from adadiff.exits.losses import pseudo_uncertainty
-from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling import AdaptivePipeline
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.training.objective import training_target
 from adadiff.utils.errors import InputError
@@ -103,7 +103,7 @@ def variance_shares(values: NDArray[np.floating]) -> dict[str, float]:
 
 @torch.no_grad()
 def study_estimators(
-    pipeline: AdaDiffPipeline, data: ImageData, images: int = 256, steps: int = 10, seed: int = 0
+    pipeline: AdaptivePipeline, data: ImageData, images: int = 256, steps: int = 10, seed: int = 0
 ) -> EstimatorStudy:
     """Add noise to real images at evenly spaced time steps, run every exit, and compare estimates with true errors.
 

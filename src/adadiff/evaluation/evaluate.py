@@ -27,7 +27,7 @@ from adadiff.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
-from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling import AdaptivePipeline
 from adadiff.sampling.folder import REQUEST, FolderSummary
 from adadiff.sampling.images import image_path, read_image
 from adadiff.utils.errors import InputError
@@ -160,7 +160,7 @@ def judge_for(model: str | Path, data: DataConfig, features: str, clip: str | No
         InputError: If the model, the data or a network is missing; or the real images are smaller than the model's,
             grey although the model's have colours, or too few for the metrics.
     """
-    pipeline = AdaDiffPipeline.from_pretrained(model, own_settings=False)
+    pipeline = AdaptivePipeline.from_pretrained(model, own_settings=False)
     channels, height, width = pipeline.image_shape
     if height != width or channels not in (1, 3):
         raise InputError(f"the model's images are {channels}x{height}x{width}: judged are square grey or RGB ones")

@@ -2,7 +2,7 @@
 
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.guidance import Guidance
-from adadiff.sampling.pipeline import AdaDiffPipeline, AdaDiffPipelineOutput
+from adadiff.sampling.pipeline import AdaDiffPipelineOutput, AdaptivePipeline
 from adadiff.sampling.seeded import sample_seeded
 
-__all__ = ["UNCONDITIONAL", "AdaDiffPipeline", "AdaDiffPipelineOutput", "Conditions", "Guidance", "sample_seeded"]
+__all__ = ["UNCONDITIONAL", "AdaDiffPipelineOutput", "AdaptivePipeline", "Conditions", "Guidance", "sample_seeded"]

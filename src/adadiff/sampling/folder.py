@@ -23,7 +23,7 @@ from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.images import image_path, read_image, read_traces, with_lines, write_image
-from adadiff.sampling.pipeline import AdaDiffPipeline
+from adadiff.sampling.pipeline import AdaptivePipeline
 from adadiff.sampling.schedulers import times_of
 from adadiff.sampling.seeded import sample_seeded
 from adadiff.utils.errors import InputError
@@ -60,7 +60,7 @@ class FolderSummary:
 
 
 def sample_to_folder(
-    pipeline: AdaDiffPipeline,
+    pipeline: AdaptivePipeline,
     out: Path,
     n: int,
     steps: int,
@@ -115,7 +115,7 @@ def sample_to_folder(
 
 
 def _sample_batch(
-    pipeline: AdaDiffPipeline,
+    pipeline: AdaptivePipeline,
     out: Path,
     numbers: Sequence[int],
     steps: int,
@@ -140,7 +140,7 @@ def _sample_batch(
 
 
 def _summarise(
-    pipeline: AdaDiffPipeline, out: Path, n: int, steps: int, state: PartialState
+    pipeline: AdaptivePipeline, out: Path, n: int, steps: int, state: PartialState
 ) -> tuple[TraceTotals, float]:
     """Add up exits and seconds of all images; in the first process, write trace, heat map and grid."""
     model = pipeline.transformer
@@ -160,7 +160,7 @@ def _summarise(
     return totals, seconds
 
 
-def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None:
+def _check_conditions(pipeline: AdaptivePipeline, conditions: Conditions) -> None:
     """Raise InputError where the model does not take such conditions."""
     count = len(conditions.classes) or 1
     pipeline.conditions(count, conditions.classes or None, list(conditions.prompts[:1]) * count or None)
@@ -169,7 +169,7 @@ def _check_conditions(pipeline: AdaDiffPipeline, conditions: Conditions) -> None
 
 
 def sampling_request(
-    pipeline: AdaDiffPipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
+    pipeline: AdaptivePipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
     """Describe, as plain values, all that images depend on: every part's weights and settings, and the arguments."""
     model, scheduler = pipeline.transformer, pipeline.scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adadiff.conditioning import class_indices
-from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.policies import ExitPolicy
 from adadiff.runtime.trace import Trace
 from adadiff.sampling.arguments import (
     CALLBACK_TENSORS,
@@ -27,7 +27,6 @@ from adadiff.sampling.arguments import (
     repeated,
     text_list,
 )
-from adadiff.sampling.conditions import Conditions
 from adadiff.sampling.denoising import Denoising
 from adadiff.sampling.finite import require_finite_images
 from adadiff.sampling.guidance import Guidance
@@ -35,15 +34,12 @@ from adadiff.sampling.parts import ModelParts
 from adadiff.sampling.schedulers import started, times_of
 from adadiff.utils.errors import InputError
 
-if TYPE_CHECKING:
-    from adadiff.calibration import Calibration
-
 DECODE_BATCH = 8
 
 
 @dataclass
 class AdaDiffPipelineOutput(BaseOutput):
-    """What `AdaDiffPipeline` returns.
+    """What `AdaptivePipeline` returns.
 
     Args:
         images: By `output_type` a list of PIL images; an array (images, height, width, channels) or a tensor (images,
@@ -55,8 +51,8 @@ class AdaDiffPipelineOutput(BaseOutput):
     trace: Trace
 
 
-class AdaDiffPipeline(ModelParts):
-    """Samples images with an adaptive model and a diffusers scheduler.
+class AdaptivePipeline(ModelParts):
+    """Samples images with an adaptive model and a diffusers scheduler; `adadiff.AdaDiffPipeline` also calibrates.
 
     Loaded from a folder it samples as the folder says (`own_settings`): with its scheduler, steps, guidance scale and
     exit policy. Built from its parts it runs all layers in 50 steps unless a call says otherwise.
@@ -66,19 +62,6 @@ class AdaDiffPipeline(ModelParts):
         scheduler: Any diffusers scheduler for the variance-preserving forward process.
         text_encoder: For a model that takes text.
         vae: For a model of latents.
-
-    Examples:
-        >>> import torch
-        >>> from adadiff import AdaDiffPipeline
-        >>> pipe = AdaDiffPipeline.from_pretrained("digits")
-        >>> pipe.set_progress_bar_config(disable=True)
-        >>> out = pipe(batch_size=2, generator=torch.Generator().manual_seed(0))
-        >>> [image.size for image in out.images], out.trace.exit_layers.shape
-        ([(8, 8), (8, 8)], torch.Size([50, 2]))
-        >>> f"{out.trace.compute_fraction:.0%} of the full model's compute"
-        "55% of the full model's compute"
-        >>> pipe(tau=0, num_inference_steps=5).trace.layer_fraction
-        1.0
     """
 
     _callback_tensor_inputs = list(CALLBACK_TENSORS)  # noqa: RUF012 - diffusers' own
@@ -220,39 +203,6 @@ class AdaDiffPipeline(ModelParts):
     @interrupt.setter
     def interrupt(self, value: bool) -> None:
         self._interrupt = value
-
-    def calibrate(
-        self,
-        compute: float | None = None,
-        error: float | None = None,
-        speedup: float | None = None,
-        confidence: float = 0.95,
-        num_inference_steps: int | None = None,
-        **options: Any,
-    ) -> Calibration:
-        """Find the exit policy for a budget, a bound on the error or a speedup: `adadiff.calibration.calibrate`.
-
-        Args:
-            compute: Spend this fraction of the full model's FLOPs, in (0, 1).
-            error: Keep the mean difference from the full model's images below this, in (0, 1).
-            speedup: Be so many times as fast as the full model, above 1.
-            confidence: Of the bound on the error, in (0, 1).
-            num_inference_steps: Sampling steps; by default as many as a call takes.
-            options: `conditions`, `samples`, `metric`, ... of `calibrate`. By default all classes of the model are
-                sampled, guided as a call guides them.
-
-        Returns:
-            What was found: its `policy` is for `pipe(..., policy=...)`, and `save(folder)` keeps it with the model.
-
-        Raises:
-            InputError: If the goal makes no sense or cannot be met.
-        """
-        from adadiff.calibration import Goal, calibrate  # which samples with pipelines
-
-        chosen = self.sampling_settings(num_inference_steps, policy=NeverExit())
-        own = Conditions(self.transformer.class_indices, guidance=Guidance(chosen.guidance_scale))
-        options = {"conditions": own, **options}
-        return calibrate(self, Goal(compute, error, speedup, confidence), chosen.steps, **options)
 
     def check_inputs(self, batch_size: int, num_inference_steps: int, policy: ExitPolicy) -> None:
         """Raise InputError where arguments of a call, or the scheduler, do not fit the model."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from adadiff.policies import ExitPolicy
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
-from adadiff.sampling.pipeline import AdaDiffPipeline, AdaDiffPipelineOutput
+from adadiff.sampling.pipeline import AdaDiffPipelineOutput, AdaptivePipeline
 from adadiff.utils.seeding import generator_for
 
 
 def sample_seeded(
-    pipeline: AdaDiffPipeline,
+    pipeline: AdaptivePipeline,
     numbers: Sequence[int],
     steps: int,
     policy: ExitPolicy,

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from adadiff.conditioning import ClassCondition, Condition, FeatureCondition, TextEncoder, TokenCondition, Unconditional
 from adadiff.data import LabelledData, cache_folder
 from adadiff.exits import AdaptiveModel
-from adadiff.sampling import AdaDiffPipeline, Conditions
+from adadiff.sampling import AdaptivePipeline, Conditions
 from adadiff.training.config import TrainConfig
 from adadiff.utils.errors import InputError
 from adadiff.utils.processes import process_state
@@ -46,7 +46,7 @@ def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveMode
     context_shape = None if text_encoder is None else text_encoder.shape
     model = config.model.build(images.shape, config.diffusion.network_time(), images.class_names, context_shape)
     if config.init_from is not None:
-        source = AdaDiffPipeline.from_pretrained(config.init_from, own_settings=False)
+        source = AdaptivePipeline.from_pretrained(config.init_from, own_settings=False)
         try:
             model.start_from(source.transformer.backbone)
             if text_encoder is not None and not text_encoder.frozen:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from adadiff.conditioning import Condition
 from adadiff.data import LabelledData, open_data
-from adadiff.sampling import AdaDiffPipeline, Conditions
+from adadiff.sampling import AdaptivePipeline, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
 from adadiff.sampling.schedulers import scheduler_like
@@ -49,7 +49,7 @@ class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, not an err
 def train(config: TrainConfig) -> None:
     """Train a model, or resume its training.
 
-    The run's folder, `config.out`, becomes a pipeline folder that `AdaDiffPipeline.from_pretrained` loads; its weights
+    The run's folder, `config.out`, becomes a pipeline folder that `AdaptivePipeline.from_pretrained` loads; its weights
     are the moving average of the trained weights.
 
     Args:
@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> None:
     images = open_data(config.data, config.model.patch_size, config.model.condition)
     model, text_encoder = build_model(config, images)
     condition = build_condition(config, images, text_encoder)
-    pipeline = AdaDiffPipeline(model, config.diffusion.build(images.vae is not None), text_encoder, images.vae)
+    pipeline = AdaptivePipeline(model, config.diffusion.build(images.vae is not None), text_encoder, images.vae)
     with _open_folder(config, images, pipeline) if state.is_main_process else nullcontext() as checkpoint:
         checkpoint = broadcast_object_list([checkpoint])[0]  # only the main process opened the folder
         run = Run(config, images, condition, pipeline, checkpoint)
@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> None:
 
 
 @contextmanager
-def _open_folder(config: TrainConfig, images: LabelledData, pipeline: AdaDiffPipeline) -> Iterator[Path | None]:
+def _open_folder(config: TrainConfig, images: LabelledData, pipeline: AdaptivePipeline) -> Iterator[Path | None]:
     """Check the run, then lock its folder; yield the checkpoint to resume from, or None."""
     description = describe_run(config, images, pipeline)
     check_run(config, description)
@@ -106,7 +106,7 @@ class Run:
         config: TrainConfig,
         images: LabelledData,
         condition: Condition,
-        pipeline: AdaDiffPipeline,
+        pipeline: AdaptivePipeline,
         checkpoint: Path | None,
     ) -> None:
         self.config, self.pipeline = config, pipeline
@@ -274,7 +274,7 @@ def averaged_weights(ema: EMAModel, trained: nn.Module) -> Iterator[None]:
         trained.train()
 
 
-def draw_samples(pipeline: AdaDiffPipeline, examples: Conditions, path: Path) -> None:
+def draw_samples(pipeline: AdaptivePipeline, examples: Conditions, path: Path) -> None:
     """Write a grid of 16 images sampled with DDIM, always from the same noise; skip it if they are not finite."""
     sampler = pipeline.with_parts(scheduler=scheduler_like("ddim", pipeline.scheduler))
     sampler.set_progress_bar_config(disable=True)

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from adadiff.data import LabelledData
-from adadiff.sampling import AdaDiffPipeline
+from adadiff.sampling import AdaptivePipeline
 from adadiff.training.checkpoints import list_checkpoints, set_aside
 from adadiff.training.config import TrainConfig
 from adadiff.utils.errors import InputError
@@ -26,7 +26,7 @@ MAY_CHANGE_ON_RESUME = (
 )
 
 
-def describe_run(config: TrainConfig, images: LabelledData, pipeline: AdaDiffPipeline) -> dict[str, Any]:
+def describe_run(config: TrainConfig, images: LabelledData, pipeline: AdaptivePipeline) -> dict[str, Any]:
     """Describe a run as plain values: its configuration, and fingerprints of the data and the frozen parts."""
     frozen = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder if _is_frozen(pipeline) else None}
     trained_on = {
@@ -37,7 +37,7 @@ def describe_run(config: TrainConfig, images: LabelledData, pipeline: AdaDiffPip
     return json.loads(json.dumps(described, default=str))
 
 
-def _is_frozen(pipeline: AdaDiffPipeline) -> bool:
+def _is_frozen(pipeline: AdaptivePipeline) -> bool:
     return pipeline.text_encoder is not None and pipeline.text_encoder.frozen
 
 
@@ -76,7 +76,7 @@ def report_start(config: TrainConfig, images: LabelledData, checkpoint: Path | N
         tqdm.write(f"going on {start}")
 
 
-def save_model(pipeline: AdaDiffPipeline, run: Path) -> None:
+def save_model(pipeline: AdaptivePipeline, run: Path) -> None:
     """Write the pipeline's parts into the run's folder, replacing earlier ones.
 
     The index is removed first and written last: a folder left incomplete by an interruption has no index and cannot
