@@ -10,8 +10,7 @@ from torch import Tensor
 
 from adadiff.baselines.base import Baseline, BaselineSession
 from adadiff.exits import AdaptiveModel
-from adadiff.runtime import Inputs
-from adadiff.runtime.ties import any_tied
+from adadiff.runtime import Inputs, any_tied
 from adadiff.utils.errors import InputError
 
 

@@ -5,6 +5,7 @@ from adadiff.runtime.corrections import Corrections
 from adadiff.runtime.exits import ExitNetwork, ExitSession
 from adadiff.runtime.flops import PartFlops
 from adadiff.runtime.memory import RowMemory
+from adadiff.runtime.ties import all_tied, any_tied
 from adadiff.runtime.trace import Trace, TraceRecorder, TraceTotals
 
 __all__ = [
@@ -20,4 +21,6 @@ __all__ = [
     "Trace",
     "TraceRecorder",
     "TraceTotals",
+    "all_tied",
+    "any_tied",
 ]
