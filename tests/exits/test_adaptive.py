@@ -22,6 +22,11 @@ def test_the_last_exit_is_the_models_prediction(head):
         assert torch.equal(model.all_exits(images, times)[0][-1], model(images, times).sample)
 
 
+def test_arguments_go_by_name_so_that_the_config_holds_them():
+    with pytest.raises(TypeError, match="positional"):
+        AdaptiveModel(8, 1)
+
+
 def test_saved_and_loaded_it_predicts_the_same(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AdaptiveModel.from_pretrained(tmp_path)

@@ -62,6 +62,7 @@ class AdaptiveModel(VerifiedModel, ExitNetwork):
     @register_to_config
     def __init__(
         self,
+        *,  # diffusers takes arguments without names for default values when it rebuilds a model from its config
         sample_size: int | tuple[int, int] = 32,
         in_channels: int = 3,
         out_channels: int | None = None,

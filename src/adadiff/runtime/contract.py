@@ -78,7 +78,8 @@ class Session(ABC):
         >>> import torch
         >>> from adadiff import AdaptiveModel, FixedExit
         >>> from adadiff.runtime import Inputs
-        >>> model = AdaptiveModel(8, 1, backbone_config={"patch_size": 4, "width": 32, "depth": 3, "num_heads": 2})
+        >>> small = {"patch_size": 4, "width": 32, "depth": 3, "num_heads": 2}
+        >>> model = AdaptiveModel(sample_size=8, in_channels=1, backbone_config=small)
         >>> session = model.session(2)
         >>> inputs = Inputs(torch.zeros(2, 1, 8, 8), timestep=torch.tensor([900, 500]))
         >>> steps = torch.tensor([0, 4])  # the first sample begins, the second is at its fifth step
