@@ -12,7 +12,7 @@ from adadiff.backbones import Backbone, LayerState
 from adadiff.policies import ExitPolicy
 from adadiff.runtime.contract import Denoiser, Inputs, Prediction, Session
 from adadiff.runtime.corrections import Corrections
-from adadiff.runtime.rules import RowRules
+from adadiff.runtime.rules import RowRules, at_rows
 
 
 class ExitNetwork(Denoiser):
@@ -51,7 +51,7 @@ class ExitSession(Session):
         forward = _Forward(network, inputs, rules, corrections)
         for i in range(1, network.depth + 1):
             forward.run_layer(i)
-            forward.exit(i, rules.exits(i, forward.remaining, forward.uncertainties[forward.remaining, :i]))
+            forward.exit(i, rules.exits(i, forward.remaining, at_rows(forward.uncertainties, forward.remaining)[:, :i]))
             if not len(forward.remaining):
                 break
             forward.read_off(i)
@@ -85,7 +85,7 @@ class _Forward:
         """Run layer i on the remaining rows, and the estimator on those whose policy reads it."""
         before, self._state = self._state, self.network.backbone.layer(i, self._state)
         if self._estimates[i - 1]:
-            wanted = self.rules.estimated[self.remaining, i - 1]
+            wanted = at_rows(self.rules.estimated, self.remaining)[:, i - 1]
             if not wanted.any():
                 return
             estimate = self.network.uncertainty(i, self._rows(wanted, self._state), self._rows(wanted, before))
@@ -108,7 +108,7 @@ class _Forward:
     def read_off(self, i: int) -> None:
         """Predict after layer i for remaining rows whose corrections are measured there."""
         if self._measures[i - 1]:
-            wanted = self.rules.measured[self.remaining, i - 1]
+            wanted = at_rows(self.rules.measured, self.remaining)[:, i - 1]
             if wanted.any():
                 self._early[i] = self.remaining[wanted], self.network.predict(i, self._rows(wanted, self._state))
 

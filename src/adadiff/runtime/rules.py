@@ -82,10 +82,21 @@ class RowRules:
         """
         if layer == self.estimated.shape[1]:
             return torch.ones(len(rows), dtype=torch.bool)
-        exiting = torch.zeros(len(rows), dtype=torch.bool)
+        query = ExitQuery(at_rows(self.steps, rows), layer, rows, uncertainties)
+        exiting = self._answer(query) if len(self.policies) > 1 else self.policies[0].leaves(query)
+        return exiting if self.ties is None else all_tied(exiting, at_rows(self.ties, rows))
+
+    def _answer(self, query: ExitQuery) -> Tensor:
+        """Ask several policies, each about its rows."""
+        exiting = torch.zeros(len(query), dtype=torch.bool)
         for k, policy in enumerate(self.policies):
-            asked = (self.policy_of_row[rows] == k).nonzero().squeeze(1)
+            asked = (self.policy_of_row[query.rows] == k).nonzero().squeeze(1)
             if len(asked):
-                query = ExitQuery(self.steps[rows[asked]], layer, rows[asked], uncertainties[asked])
-                exiting[asked] = policy.leaves(query)
-        return exiting if self.ties is None else all_tied(exiting, self.ties[rows])
+                part = ExitQuery(query.step[asked], query.layer, query.rows[asked], query.uncertainty[asked])
+                exiting[asked] = policy.leaves(part)
+        return exiting
+
+
+def at_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return the values, (batch, ...), of some rows in ascending order; without a copy if they are all."""
+    return values if len(rows) == len(values) else values[rows]
