@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from adadiff.backbones.uvit import UViT
+from adadiff.backbones import InputSpec, UViT, UViTConfig
 from adadiff.training.config import DiffusionConfig
 
 
@@ -19,10 +19,11 @@ def test_the_vp_sde_stands_where_its_closed_form_does():
 
 
 def test_on_the_vp_sde_the_network_sees_999_t():
+    config = UViTConfig(width=12, depth=1, num_heads=3)
     seen = DiffusionConfig(beta_schedule="vp_sde").network_time()
-    backbone = UViT((8, 8), 1, width=12, depth=1, **seen)
+    backbone = UViT(config, InputSpec((8, 8), 1, **seen))
     steps = torch.tensor([0.0, 499.0, 999.0])
-    plain = UViT((8, 8), 1, width=12, depth=1)
+    plain = UViT(config, InputSpec((8, 8), 1))
     plain.load_state_dict(backbone.state_dict())
     sample = torch.randn(3, 1, 8, 8)
     times = 999 * (steps + 1) / 1000
