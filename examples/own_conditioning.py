@@ -39,7 +39,7 @@ class Parity(Condition):
 
 
 def main(out: Path) -> None:
-    model = replace(DIGITS.model, condition=f"{__name__}:Parity")
+    model = replace(DIGITS.model, condition="own_conditioning:Parity")
     train(replace(DIGITS, out=out, model=model, steps=5, batch_size=8, mixed_precision="no"))
     pipe = AdaDiffPipeline.from_pretrained(out)
     images = pipe(class_labels=["even", "odd", "odd"], guidance_scale=2, num_inference_steps=5).images

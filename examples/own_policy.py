@@ -31,8 +31,7 @@ class FallingThreshold(ExitPolicy):
     rate: float
 
     def leaves(self, query: ExitQuery) -> Tensor:
-        threshold = self.tau * self.rate ** torch.as_tensor(query.step)  # one for all samples, or one for each
-        return query.uncertainty[:, -1] < threshold
+        return query.uncertainty[:, -1] < self.tau * self.rate**query.step
 
     def reads_uncertainty(self, step: int, layer: int) -> bool:
         return True  # estimators run only where a policy reads them

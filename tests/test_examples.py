@@ -58,13 +58,11 @@ def test_a_policy_is_stored_and_loaded(tmp_path, capsys):
     assert (tmp_path / "samples/trace.json").is_file()
 
 
-def test_a_policys_step_may_be_one_for_each_sample():
+def test_the_policys_threshold_falls_with_each_rows_step():
     policy = importlib.import_module("own_policy").FallingThreshold(tau=0.8, rate=0.5)
-    samples, uncertainty = torch.arange(3), torch.tensor([[0.3], [0.3], [0.9]])
-    for step, leaving in ((0, [True, True, False]), (1, [True, True, False]), (2, [False, False, False])):
-        assert policy.leaves(ExitQuery(step, 1, samples, uncertainty)).tolist() == leaving
-    steps = torch.tensor([0, 2, 0])
-    assert policy.leaves(ExitQuery(steps, 1, samples, uncertainty)).tolist() == [True, False, False]
+    uncertainty = torch.tensor([[0.3], [0.3], [0.9]])
+    query = ExitQuery(torch.tensor([1, 2, 0]), 1, torch.arange(3), uncertainty)  # thresholds 0.4, 0.2 and 0.8
+    assert policy.leaves(query).tolist() == [True, False, False]
 
 
 def test_a_backbone_is_trained_and_sampled(tmp_path, capsys):
@@ -102,3 +100,9 @@ def test_a_conditioning_is_trained_and_sampled_without_its_code(tmp_path, capsys
     assert (pipe.transformer.config.class_names, pipe.transformer.config.null_class) == (["even", "odd"], 2)
     main(["sample", "run", "-n", "1", "--steps", "2", "--class", "odd", "--out", "samples"])
     assert "own_conditioning" not in sys.modules
+
+
+def test_a_baseline_is_sampled():
+    error, trace = importlib.import_module("own_baseline").main()
+    assert 0 < error < 0.02
+    assert 0.5 < trace.compute_fraction < 0.6
