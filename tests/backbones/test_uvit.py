@@ -17,7 +17,7 @@ from adadiff.backbones.base import unpatchify
 def make_uvit(**settings) -> UViT:
     torch.manual_seed(0)
     sizes = {"sample_size": (8, 8), "in_channels": 2, "patch_size": 2, "width": 16, "depth": 5, "num_heads": 2}
-    backbone = UViT(**{**sizes, **settings}).eval()
+    backbone = UViT.from_settings(**{**sizes, **settings}).eval()
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return backbone

@@ -35,3 +35,11 @@ def test_version_and_help():
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(adadiff.InputError):
         run(f"--debug sample {tmp_path}/missing --out {tmp_path}/s")
+
+
+@pytest.mark.parametrize("words", ["--import no_such_module info digits", "info digits --import"])
+def test_a_module_to_import_that_is_not_there_is_named(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("adadiff: --import ")

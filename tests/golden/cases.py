@@ -32,6 +32,7 @@ from adadiff import (
     ThresholdExit,
     load_policy,
 )
+from adadiff.backbones import UViTConfig
 from adadiff.data import DataConfig
 from adadiff.training import TrainConfig, train
 from adadiff.training.config import DiffusionConfig, LossConfig, ModelConfig, OptimizerConfig
@@ -242,10 +243,11 @@ def train_losses(name: str, folder: Path) -> dict[str, list[float]]:
     data = dict(settings["data"])
     if data["source"] == SQUARES:
         data["source"] = str(_write_squares(folder))
+    chosen = {name: value for name, value in settings["model"].items() if name not in _MODEL}
     config = TrainConfig(
         out=folder / "run",
         data=DataConfig(**data),
-        model=ModelConfig(**settings["model"]),
+        model=ModelConfig(UViTConfig(**_MODEL), **chosen),
         diffusion=DiffusionConfig(**settings.get("diffusion", {})),
         loss=LossConfig(**settings["loss"]),
         optimizer=OptimizerConfig(**settings["optimizer"]),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadiff import AdaptiveModel, FixedExit, NeverExit, PatienceExit, ThresholdExit
-from adadiff.backbones import BACKBONES, Backbone, LayerState
+from adadiff.backbones import Backbone, BackboneConfig, LayerState
 from adadiff.exits.flops import flop_counter
 from tests.conftest import make_model, predict
 
@@ -164,12 +164,6 @@ def test_a_call_leaves_nothing_behind_on_the_model(model):
     assert all(torch.equal(value, before[0][name]) for name, value in model.state_dict().items())
 
 
-@dataclass(frozen=True)
-class PlainState(LayerState):
-    def select(self, samples):
-        return PlainState(self.tokens[samples], self.time[samples])
-
-
 class PlainHead(torch.nn.Linear):
     def __init__(self):
         super().__init__(6, 6)
@@ -181,27 +175,30 @@ class PlainHead(torch.nn.Linear):
 class PlainBackbone(Backbone):
     """A backbone without skips, conditions or patches larger than a pixel."""
 
-    def __init__(self):
-        super().__init__()
-        self.depth, self.width, self.patch_size, self.in_channels, self.sample_size = 4, 6, 1, 6, (2, 3)
-        self.num_classes = self.context_shape = None
+    @dataclass(frozen=True)
+    class Config(BackboneConfig):
+        patch_size: int = 1
+        width: int = 6
+        depth: int = 4
+
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
         self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(4))
         self.head = PlainHead()
 
     def embed(self, sample, timestep, class_labels=None, encoder_hidden_states=None):
-        return PlainState(sample.flatten(2).transpose(1, 2), timestep[:, None].expand(-1, 6) / 1000)
+        return LayerState(sample.flatten(2).transpose(1, 2), timestep[:, None].expand(-1, 6) / 1000)
 
     def layer(self, i, state):
-        return PlainState(torch.tanh(self.layers[i - 1](state.tokens)), state.time)
+        return LayerState(torch.tanh(self.layers[i - 1](state.tokens)), state.time)
 
     def patch_tokens(self, state):
         return state.tokens
 
 
-def test_a_backbone_that_keeps_the_contract_needs_nothing_else(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "plain", lambda sample_size, in_channels: PlainBackbone())
+def test_a_backbone_that_keeps_the_contract_needs_nothing_else():
     torch.manual_seed(0)
-    model = AdaptiveModel(sample_size=(2, 3), in_channels=6, backbone_type="plain").eval()
+    model = AdaptiveModel(sample_size=(2, 3), in_channels=6, backbone_type=PlainBackbone.name()).eval()
     with torch.no_grad():
         images, times = torch.randn(6, 6, 2, 3), torch.rand(6) * 1000
         predictions, uncertainties = every_layer(model, images, times)

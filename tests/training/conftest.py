@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from adadiff.backbones import UViTConfig
 from adadiff.data import DataConfig
 from adadiff.training.config import ModelConfig, OptimizerConfig, TrainConfig
 
@@ -10,7 +11,7 @@ def tiny_config(out: Path, **changes) -> TrainConfig:
     settings = {
         "out": out,
         "data": DataConfig(size=8, channels=1, flip=True),
-        "model": ModelConfig(patch_size=4, width=16, depth=3, num_heads=2),
+        "model": ModelConfig(UViTConfig(patch_size=4, width=16, depth=3, num_heads=2)),
         "optimizer": OptimizerConfig(warmup_steps=2),
         "steps": 6,
         "batch_size": 8,

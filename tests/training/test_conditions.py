@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from adadiff import AdaDiffPipeline, InputError
+from adadiff.backbones import UViTConfig
 from adadiff.conditioning import TransformersTextEncoder
 from adadiff.data import DataConfig
 from adadiff.training import checkpoints, train
@@ -17,7 +18,7 @@ from adadiff.training.config import DiffusionConfig, ModelConfig, OptimizerConfi
 from tests.conditioning.conftest import clip_folder  # noqa: F401 - a fixture
 from tests.training.conftest import tiny_config
 
-MODEL = ModelConfig(patch_size=4, width=16, depth=3, num_heads=2)
+MODEL = ModelConfig(UViTConfig(patch_size=4, width=16, depth=3, num_heads=2))
 CLASSES = dataclasses.replace(MODEL, condition="class")
 TEXT = dataclasses.replace(MODEL, condition="text")
 

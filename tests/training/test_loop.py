@@ -1,6 +1,5 @@
 """The training loop: resuming, processes, interruption, disk trouble."""
 
-import dataclasses
 import errno
 import json
 import math
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adadiff import AdaDiffPipeline, InputError
+from adadiff.backbones import UViTConfig
 from adadiff.data import DataConfig
 from adadiff.training import Diverged, checkpoints, train
 from adadiff.training.config import ModelConfig, OptimizerConfig
@@ -216,7 +216,9 @@ def test_the_run_folder_holds_model_config_logs_and_the_last_checkpoints(tmp_pat
     train(config)
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["step-00000006", "step-00000008"]
     saved = json.loads((tmp_path / "train.json").read_text())
-    assert saved["model"] == dataclasses.asdict(config.model)
+    chosen = {"patch_size": 4, "width": 16, "depth": 3, "num_heads": 2, "head_dim": None, "mlp_ratio": 4.0}
+    other = {"condition": "none", "num_classes": None, "text_encoder": "bytes", "head": "shared", "estimator": "concat"}
+    assert saved["model"] == {"backbone": "uvit", **chosen, "time_mlp": False, "final_conv": True, **other}
     assert len(scalars(tmp_path, "uncertainty/layer 3")) == 8
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000004.png", "step-00000008.png"]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
@@ -261,7 +263,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_fine_tuning_starts_from_the_backbone_and_can_leave_it_as_it_is(tmp_path):
     train(tiny_config(tmp_path / "first", steps=2))
-    shallow = ModelConfig(patch_size=4, width=16, depth=3, num_heads=2, head="per_layer", estimator="attention")
+    shallow = replace(tiny_config(tmp_path).model, head="per_layer", estimator="attention")
     train(tiny_config(tmp_path / "frozen", steps=3, model=shallow, init_from=tmp_path / "first", freeze_backbone=True))
     first, frozen = weights(tmp_path / "first"), weights(tmp_path / "frozen")
     backbone = [name for name in first if name.startswith("backbone.")]
@@ -276,8 +278,8 @@ def test_fine_tuning_starts_from_the_backbone_and_can_leave_it_as_it_is(tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ModelConfig(width=20, num_heads=3)}, "multiple of the number of heads"),
-        ({"model": ModelConfig(patch_size=16)}, "patches of 16"),
+        ({"model": ModelConfig(UViTConfig(width=20, num_heads=3))}, "multiple of the number of heads"),
+        ({"model": ModelConfig(UViTConfig(patch_size=16))}, "patches of 16"),
         ({"init_from": Path("nowhere")}, "no model folder nowhere"),
         ({"resume": True}, "no run to resume"),
     ],

@@ -1,10 +1,26 @@
 """Backbones: denoisers whose layers can be run one at a time."""
 
-from typing import Any
+from adadiff.backbones.base import (
+    BACKBONES,
+    Backbone,
+    BackboneConfig,
+    InputSpec,
+    LayerState,
+    backbone_named,
+    backbone_of,
+    backbone_settings,
+)
+from adadiff.backbones.uvit import UViT, UViTConfig
 
-from adadiff.backbones.base import Backbone, LayerState
-from adadiff.backbones.uvit import UViT
-
-BACKBONES: dict[str, type[Backbone[Any]]] = {"uvit": UViT}
-
-__all__ = ["BACKBONES", "Backbone", "LayerState", "UViT"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneConfig",
+    "InputSpec",
+    "LayerState",
+    "UViT",
+    "UViTConfig",
+    "backbone_named",
+    "backbone_of",
+    "backbone_settings",
+]

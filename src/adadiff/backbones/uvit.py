@@ -6,17 +6,17 @@ first half of the layers to the second half, the output of layer i to the input 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from adadiff.backbones.base import Backbone, LayerState, unpatchify
+from adadiff.backbones.base import Backbone, BackboneConfig, InputSpec, LayerState, unpatchify
 from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import Count, Positive
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The state between layers
@@ -113,85 +113,65 @@ class Head(nn.Module):
 # The backbone
 
 
+@dataclass(frozen=True)
+class UViTConfig(BackboneConfig):
+    """The choices of a U-ViT."""
+
+    depth: Count = 9
+    """Number of layers; must be odd."""
+    num_heads: Count = 3
+    """Number of attention heads."""
+    head_dim: Count | None = None
+    """Size of an attention head; by default width / num_heads. Pruned models have fewer heads of the same size."""
+    mlp_ratio: Positive = 4.0
+    """Hidden size of the MLP over the width."""
+    time_mlp: bool = False
+    """Pass the time embedding through an MLP."""
+    final_conv: bool = True
+    """End the output head in a 3x3 convolution."""
+
+
 class UViT(Backbone[UViTState]):
     """U-ViT: a vision transformer denoiser with long skips between its first and second half.
 
     Args:
-        sample_size: Height and width of the image, in pixels, or of the latents.
-        in_channels: Channels of the image.
-        patch_size: Side of a patch, in pixels; divides both sides of the image.
-        width: Number of values in a token.
-        depth: Number of layers N; odd, since a middle layer separates the two halves.
-        num_heads: Number of attention heads; must divide the width unless `head_dim` is given.
-        head_dim: Size of an attention head; by default width / num_heads.
-        mlp_ratio: Hidden size of the MLP over the width.
-        time_mlp: Whether the sinusoidal time embedding goes through a two-layer MLP.
-        final_conv: Whether the output head ends in a 3x3 convolution.
-        num_classes: Size of the class table, including the null class if there is one; None for no class token.
-        context_dim: Size of a text feature, or None for no text tokens.
-        context_length: Number of text features.
-        time_scale: The network embeds the time time_scale * (timestep + time_shift).
-        time_shift: Offset added to the timestep before scaling.
+        config: Its choices. The depth is odd, since a middle layer separates the two halves; the number of heads
+            divides the width unless the size of a head is given.
+        inputs: What it takes and predicts; classes are one more token, texts one for each feature.
 
     Raises:
         InputError: If the sizes do not fit together.
     """
 
+    Config: ClassVar[type[UViTConfig]] = UViTConfig
     head: Head
 
-    def __init__(
-        self,
-        sample_size: tuple[int, int],
-        in_channels: int,
-        patch_size: int = 4,
-        width: int = 192,
-        depth: int = 9,
-        num_heads: int = 3,
-        head_dim: int | None = None,
-        mlp_ratio: float = 4.0,
-        time_mlp: bool = False,
-        final_conv: bool = True,
-        num_classes: int | None = None,
-        context_dim: int | None = None,
-        context_length: int = 77,
-        time_scale: float = 1.0,
-        time_shift: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if any(side < patch_size or side % patch_size for side in sample_size):
-            raise InputError(
-                f"images of {sample_size[0]}x{sample_size[1]} pixels cannot be cut into patches of {patch_size}: "
-                f"choose a patch size that divides both sides"
-            )
-        if depth < 1 or depth % 2 == 0:
+    def __init__(self, config: UViTConfig, inputs: InputSpec) -> None:
+        super().__init__(config, inputs)
+        width, depth, num_heads = config.width, config.depth, config.num_heads
+        if depth % 2 == 0:
             raise InputError(f"a U-ViT of {depth} layers has no middle one: choose an odd depth")
-        if head_dim is None and width % (2 * num_heads):
+        if config.head_dim is None and width % (2 * num_heads):
             raise InputError(f"width {width} must be an even multiple of the number of heads, {num_heads}")
-        self.sample_size, self.in_channels, self.patch_size = sample_size, in_channels, patch_size
-        self.width, self.depth = width, depth
-        self.time_scale, self.time_shift = time_scale, time_shift
-        self.num_classes = num_classes
-        self.context_shape = None if context_dim is None else (context_length, context_dim)
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] | None = None
-
-        self.patch_embed = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.patch_embed = nn.Conv2d(inputs.in_channels, width, config.patch_size, stride=config.patch_size)
         self.time_embed = (
             nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
-            if time_mlp
+            if config.time_mlp
             else nn.Identity()
         )
-        self.class_embed = nn.Embedding(num_classes, width) if num_classes is not None else None
+        classes, context_dim = inputs.num_classes, inputs.context_dim
+        self.class_embed = nn.Embedding(classes, width) if classes is not None else None
         self.context_embed = nn.Linear(context_dim, width) if context_dim is not None else None
-        self.extra_tokens = 1 + (num_classes is not None) + (context_length if context_dim is not None else 0)
-        rows, columns = (side // patch_size for side in sample_size)
+        self.extra_tokens = 1 + (classes is not None) + (inputs.context_length if context_dim is not None else 0)
+        rows, columns = (side // config.patch_size for side in inputs.sample_size)
         self.position = nn.Parameter(torch.empty(1, self.extra_tokens + rows * columns, width))
 
+        head_dim = config.head_dim or width // num_heads
         self.layers = nn.ModuleList(
-            Layer(width, num_heads, head_dim or width // num_heads, mlp_ratio, takes_skip=i > depth // 2 + 1)
+            Layer(width, num_heads, head_dim, config.mlp_ratio, takes_skip=i > depth // 2 + 1)
             for i in range(1, depth + 1)
         )
-        self.head = Head(width, in_channels, sample_size, patch_size, final_conv)
+        self.head = Head(width, inputs.in_channels, inputs.sample_size, config.patch_size, config.final_conv)
         self._initialize()
 
     @torch.no_grad()
@@ -227,8 +207,8 @@ class UViT(Backbone[UViTState]):
     ) -> UViTState:
         self.check_inputs(sample, class_labels, encoder_hidden_states)
         patches = self.patch_embed(sample).flatten(2).transpose(1, 2)  # (batch, patches, width)
-        network_time = self.time_scale * (timestep + self.time_shift)
-        sinusoid = get_timestep_embedding(network_time, self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        times = self.inputs.network_time(timestep)
+        sinusoid = get_timestep_embedding(times, self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         time = self.time_embed(sinusoid.to(patches.dtype))
         tokens = [time[:, None], patches]
         if self.context_embed is not None:
@@ -240,22 +220,16 @@ class UViT(Backbone[UViTState]):
     def layer(self, i: int, state: UViTState) -> UViTState:
         half = self.depth // 2
         if i <= half:
-            tokens = self._run(self.layers[i - 1], state.tokens)
+            tokens = self.run(self.layers[i - 1], state.tokens)
             return replace(state, tokens=tokens, skips=(*state.skips, Skip(tokens)))
         if i == half + 1:
-            return replace(state, tokens=self._run(self.layers[i - 1], state.tokens))
+            return replace(state, tokens=self.run(self.layers[i - 1], state.tokens))
         *skips, skip = state.skips
-        tokens = self._run(self.layers[i - 1], state.tokens, skip.gather())
+        tokens = self.run(self.layers[i - 1], state.tokens, skip.gather())
         return replace(state, tokens=tokens, skips=tuple(skips))
 
     def patch_tokens(self, state: UViTState) -> Tensor:
         return state.tokens[:, self.extra_tokens :]
-
-    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            assert self._gradient_checkpointing_func is not None
-            return self._gradient_checkpointing_func(layer, *inputs)
-        return layer(*inputs)
 
 
 def sinusoidal_grid(rows: int, columns: int, width: int) -> Tensor:

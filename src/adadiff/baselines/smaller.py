@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adadiff.backbones.uvit import Layer, UViT
+from adadiff.backbones import UViT, backbone_settings
+from adadiff.backbones.uvit import Layer
 from adadiff.exits import AdaptiveModel
 from adadiff.utils.errors import InputError
 
@@ -124,7 +126,9 @@ def _require_uvit(model: AdaptiveModel, what: str) -> UViT:
 
 def _rebuilt(model: AdaptiveModel, **changes: Any) -> AdaptiveModel:
     settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    return AdaptiveModel(**{**settings, "backbone_config": {**settings["backbone_config"], **changes}})
+    backbone = model.backbone
+    changed = backbone_settings(replace(backbone.config, **changes), backbone.inputs)
+    return AdaptiveModel(**{**settings, "backbone_config": changed})
 
 
 def _take_over(smaller: AdaptiveModel, backbone: UViT, layers: list[nn.Module]) -> None:

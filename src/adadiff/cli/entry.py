@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -9,6 +10,11 @@ from collections.abc import Sequence
 
 import adadiff
 from adadiff.utils.errors import Diverged, InputError, lookup
+
+DESCRIPTION = f"""{adadiff.__doc__}
+
+Every command also takes --import MODULE, to use backbones, policies and presets of a module of yours, and --debug, for
+the traceback of an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     _print_warnings()
     try:
+        words = _import_modules(words)
         import tyro
 
         from adadiff.cli.commands import COMMANDS
@@ -31,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _require_known_preset(words)
         _require_options_once(words)
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="adadiff", description=adadiff.__doc__, args=words or ["--help"]
+            COMMANDS, prog="adadiff", description=DESCRIPTION, args=words or ["--help"]
         )
     except BrokenPipeError:
         os._exit(0)
@@ -54,6 +61,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"adadiff: {type(error).__name__}: {reason} (run it again with --debug for the traceback)", file=sys.stderr
         )
         sys.exit(1)
+
+
+def _import_modules(words: Sequence[str]) -> list[str]:
+    """Import the modules that follow `--import`, whose backbones, policies and presets join ours.
+
+    Returns:
+        The other words.
+
+    Raises:
+        InputError: If there is no such module.
+    """
+    others, rest = [], iter(words)
+    for word in rest:
+        option, _, module = word.partition("=")
+        if option != "--import":
+            others.append(word)
+            continue
+        module = module or next(rest, "")
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"--import {module}: {error}; PYTHONPATH names the folders of your files") from error
+    return others
 
 
 def _print_warnings() -> None:

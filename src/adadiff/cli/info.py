@@ -23,7 +23,7 @@ def info_command(preset: Positional[str]) -> None:
     train = chosen.train
     table = Table("", "", title=f"{preset}: {chosen.description}", show_header=False)
     table.add_row("parameters", f"{needs.parameters / 1e6:.1f}M, and {needs.exit_parameters / 1e6:.2f}M of the exits")
-    table.add_row("layers", f"{train.model.depth} of width {train.model.width}")
+    table.add_row("layers", f"{train.model.backbone.depth} of width {train.model.backbone.width}")
     table.add_row("compute", f"{needs.flops / 1e9:.2f} GFLOP per image and step, all layers run, without guidance")
     table.add_row("weights", f"{_bytes(needs.weights)} in float32, half of it in bfloat16")
     table.add_row("memory to sample", f"the weights and {_bytes(needs.sampling_per_image)} an image in float32")

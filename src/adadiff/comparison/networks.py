@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from adadiff.comparison.config import CompareConfig
 from adadiff.sampling import AdaptivePipeline
 from adadiff.training import train
 from adadiff.training.checkpoints import list_checkpoints
-from adadiff.training.config import LossConfig, ModelConfig
+from adadiff.training.config import LossConfig
 from adadiff.training.presets import PRESETS
 from adadiff.utils.errors import InputError, suggestion
 from adadiff.utils.files import atomic_folder, atomic_write, model_folder, packaged_models
@@ -115,10 +115,14 @@ class Networks:
 
     def _train(self, recipe: Recipe, out: Path) -> None:
         start = self._start(recipe)
-        started = AdaptivePipeline.from_pretrained(start, own_settings=False).transformer.config.backbone_config
-        sizes = {part.name: started[part.name] for part in fields(ModelConfig) if part.name in started}
+        started = AdaptivePipeline.from_pretrained(start, own_settings=False).transformer.backbone
         estimator: dict[str, Any] = {"estimator": recipe.estimator}
-        model = replace(PRESETS[self.config.preset].train.model, **sizes, **estimator)
+        model = replace(
+            PRESETS[self.config.preset].train.model,
+            backbone=started.config,
+            num_classes=started.num_classes,
+            **estimator,
+        )
         config = self.config.train_config(out, start, model=model, loss=LOSSES[recipe.loss])
         resume = bool(list_checkpoints(out))
         if not resume:

@@ -5,6 +5,7 @@ from adadiff.conditioning.conditions import (
     ClassCondition,
     Condition,
     FeatureCondition,
+    Reads,
     TokenCondition,
     Unconditional,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "ClassCondition",
     "Condition",
     "FeatureCondition",
+    "Reads",
     "TextEncoder",
     "TokenCondition",
     "TransformersTextEncoder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import datasets
 import torch
@@ -15,9 +15,36 @@ from adadiff.conditioning.text import TextEncoder
 from adadiff.utils.errors import InputError
 from adadiff.utils.fingerprints import fingerprint, weights_of
 
+Reads = Literal["none", "class", "text"]
+"""What a condition reads of a training item: nothing, its label, or its caption."""
+
 
 class Condition(ABC):
-    """Maps the label or caption of a training item to input tensors of the model."""
+    """Maps the label or caption of a training item to input tensors of the model.
+
+    One of your own is a subclass that is built without arguments and gives `class_labels`, rows of a class table of its
+    own. `ModelConfig(condition="package.module:name")` trains a model on it, and the model is sampled by the names of
+    its classes; the condition's code is not needed for that.
+
+    Attributes:
+        reads: What it reads; training refuses items without it.
+        class_names: Names of rows 0, 1, ... of the class table; the row after them is the null class.
+
+    Examples:
+        >>> class Halves(Condition):
+        ...     reads, class_names = "class", ("low", "high")
+        ...
+        ...     def of(self, item):
+        ...         return {"class_labels": torch.tensor(int(item["label"] >= 5))}
+        ...
+        ...     def nothing(self):
+        ...         return {"class_labels": torch.tensor(2)}
+        >>> Halves().of({"label": 7})
+        {'class_labels': tensor(1)}
+    """
+
+    reads: ClassVar[Reads] = "none"
+    class_names: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from adadiff.backbones import UViTConfig, backbone_of
 from adadiff.conditioning import TransformersTextEncoder
 from adadiff.conversion.uvit import CLIP_LENGTH, ReleasedSizes, from_released, read_released, to_released
 from adadiff.data import load_vae
@@ -50,8 +51,8 @@ def convert_to_folder(
     chosen = None if preset is None else lookup(preset, PRESETS, "preset")
     if chosen is not None:
         _check_preset(sizes, chosen, preset)
-        num_heads, diffusion = chosen.train.model.num_heads, chosen.train.diffusion
-        sampling = chosen.train.sampling
+        num_heads = _uvit_of(chosen).num_heads
+        diffusion, sampling = chosen.train.diffusion, chosen.train.sampling
     elif num_heads is None:
         raise InputError("weights do not show the number of heads: give --num-heads, or the --preset they belong to")
     else:
@@ -94,8 +95,15 @@ def convert_to_file(folder: Path, out: Path) -> bool:
     return model.config.estimator_type == "token"
 
 
+def _uvit_of(preset: Preset) -> UViTConfig:
+    backbone = preset.train.model.backbone
+    if not isinstance(backbone, UViTConfig):
+        raise InputError(f"the releases are U-ViTs, and the preset's backbone is {backbone_of(backbone).name()}")
+    return backbone
+
+
 def _check_preset(sizes: ReleasedSizes, preset: Preset, name: str | None) -> None:
-    model = preset.train.model
+    model = _uvit_of(preset)
     told = (sizes.in_channels, sizes.sample_size, sizes.patch_size, sizes.width, sizes.depth)
     wanted = (*preset.shape[:2], model.patch_size, model.width, model.depth)
     if told != wanted:

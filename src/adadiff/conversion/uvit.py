@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adadiff.backbones import InputSpec, UViTConfig, backbone_settings
 from adadiff.exits import AdaptiveModel
 from adadiff.utils.errors import InputError
 
@@ -160,23 +161,27 @@ def from_released(
         InputError: If names or shapes do not fit; the message lists the first few.
     """
     sizes = ReleasedSizes.of(released, context_length)
-    takes_text = sizes.context_dim is not None
-    context = {"context_dim": sizes.context_dim, "context_length": sizes.context_length} if takes_text else {}
+    config = UViTConfig(
+        patch_size=sizes.patch_size,
+        width=sizes.width,
+        depth=sizes.depth,
+        num_heads=num_heads,
+        mlp_ratio=sizes.mlp_ratio,
+        time_mlp=sizes.time_mlp,
+        final_conv=sizes.final_conv,
+    )
+    inputs = InputSpec(
+        (sizes.sample_size, sizes.sample_size),
+        sizes.in_channels,
+        num_classes=sizes.num_classes,
+        context_length=sizes.context_length or CLIP_LENGTH,
+        context_dim=sizes.context_dim,
+        **network_time,
+    )
     model = AdaptiveModel(
         sample_size=sizes.sample_size,
         in_channels=sizes.in_channels,
-        backbone_config={
-            "patch_size": sizes.patch_size,
-            "width": sizes.width,
-            "depth": sizes.depth,
-            "num_heads": num_heads,
-            "mlp_ratio": sizes.mlp_ratio,
-            "time_mlp": sizes.time_mlp,
-            "final_conv": sizes.final_conv,
-            "num_classes": sizes.num_classes,
-            **context,
-            **network_time,
-        },
+        backbone_config=backbone_settings(config, inputs),
         estimator_type="token" if sizes.estimators else "concat",
         null_class=null_class,
     ).eval()

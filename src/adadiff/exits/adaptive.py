@@ -15,7 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
-from adadiff.backbones import BACKBONES, Backbone, LayerState
+from adadiff.backbones import Backbone, LayerState, backbone_named
 from adadiff.exits.flops import count_part_flops
 from adadiff.exits.heads import HEADS
 from adadiff.exits.uncertainty import ESTIMATORS, build_estimators
@@ -33,7 +33,7 @@ class AdaptiveModel(VerifiedModel, ExitNetwork):
         in_channels: Channels of the image.
         out_channels: Channels of the prediction; must equal `in_channels`. diffusers' pipelines read it in the config.
         backbone_type: Kind of backbone, a key of `adadiff.backbones.BACKBONES`.
-        backbone_config: The backbone's other settings: further arguments of its class.
+        backbone_config: The backbone's other settings: fields of its class's `Config` and of `InputSpec`.
         head_type: Output heads g_i: `"shared"` or `"per_layer"`.
         estimator_type: Uncertainty estimators u_i: `"concat"`, `"token"`, `"attention"`, `"shared_token"` (BERxiT) or
             `"saturation"` (CALM).
@@ -41,7 +41,7 @@ class AdaptiveModel(VerifiedModel, ExitNetwork):
         null_class: The class that stands for "no class", if the model was trained with one.
 
     Raises:
-        InputError: If a name is unknown or the sizes do not fit together.
+        InputError: If a name is unknown, a backbone's module was not imported, or the sizes do not fit together.
 
     Examples:
         >>> import torch
@@ -77,9 +77,9 @@ class AdaptiveModel(VerifiedModel, ExitNetwork):
         if out_channels not in (None, in_channels):
             raise InputError(f"out_channels is {out_channels}: it must be in_channels, {in_channels}")
         self.register_to_config(out_channels=in_channels)
-        size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-        backbone_class = lookup(backbone_type, BACKBONES, "backbone")
-        self.backbone = backbone_class(sample_size=size, in_channels=in_channels, **(backbone_config or {}))
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        backbone_class = backbone_named(backbone_type)
+        self.backbone = backbone_class.from_settings((height, width), in_channels, **(backbone_config or {}))
         self.heads = lookup(head_type, HEADS, "head")(self.backbone)
         self.estimators = build_estimators(lookup(estimator_type, ESTIMATORS, "estimator"), self.backbone)
 

@@ -65,19 +65,19 @@ def build_model(config: TrainConfig, images: LabelledData) -> tuple[AdaptiveMode
 
 
 def build_condition(config: TrainConfig, images: LabelledData, text_encoder: TextEncoder | None) -> Condition:
-    """Build the condition that the model gets with each image: its class, its caption, or nothing.
+    """Build the condition that the model gets with each image: its class, its caption, nothing, or the user's own.
 
     Raises:
         InputError: If the data lack labels or captions, or have labels outside the class table.
     """
-    if config.model.condition == "class":
-        size, null_class = config.model.class_table(images.class_names)
+    if config.model.takes_classes:
+        size, null_class = config.model.class_table(config.model.class_names(images.class_names))
         if null_class is None and config.condition_dropout > 0:
             raise InputError(
                 f"a table of {size} classes has no room for a null class: set --condition-dropout 0, or "
                 f"--model.num-classes {size + 1}"
             )
-        return ClassCondition(images.labels(), size, null_class)
+        return config.model.own_condition() or ClassCondition(images.labels(), size, null_class)
     if text_encoder is None:
         return Unconditional()
     captions = images.captions()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from diffusers import DDPMScheduler
+from tyro.conf import arg
 
-from adadiff.conditioning import ByteTextEncoder, TextEncoder, TransformersTextEncoder
+from adadiff.backbones import BackboneConfig, InputSpec, UViTConfig, backbone_of, backbone_settings
+from adadiff.conditioning import ByteTextEncoder, Condition, Reads, TextEncoder, TransformersTextEncoder
 from adadiff.data import DataConfig
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import UalWeighting
 from adadiff.sampling.defaults import SamplingDefaults
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, imported, suggestion
 from adadiff.utils.ranges import (
     BelowOne,
     Count,
@@ -28,31 +30,19 @@ from adadiff.utils.ranges import (
     check_ranges,
 )
 
+CONDITIONS: tuple[Reads, ...] = ("none", "class", "text")
+"""Our kinds of condition; each reads what it is named after."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The backbone and its exits."""
+    """The backbone, its exits, and what the model is conditioned on."""
 
-    backbone: str = "uvit"
-    """Kind of backbone."""
-    patch_size: Count = 4
-    """Side of a patch, in pixels."""
-    width: Count = 192
-    """Number of values in a token."""
-    depth: Count = 9
-    """Number of layers; must be odd."""
-    num_heads: Count = 3
-    """Number of attention heads."""
-    head_dim: Count | None = None
-    """Size of an attention head; by default width / num_heads. Pruned models have fewer heads of the same size."""
-    mlp_ratio: Positive = 4.0
-    """Hidden size of the MLP over the width."""
-    time_mlp: bool = False
-    """Pass the time embedding through an MLP."""
-    final_conv: bool = True
-    """End the output head in a 3x3 convolution."""
-    condition: Literal["none", "class", "text"] = "none"
-    """What the model is conditioned on: nothing, an image's class, or its caption."""
+    backbone: Annotated[BackboneConfig, arg(name="")] = field(default_factory=UViTConfig)
+    """The backbone's choices; their class says which backbone it is."""
+    condition: str = "none"
+    """What the model is conditioned on: none (nothing), class (an image's class), text (its caption), or
+    package.module:name of a Condition of yours."""
     num_classes: Count | None = None
     """Size of the class table, including the null class; by default the data's classes and a null class."""
     text_encoder: str = "bytes"
@@ -63,19 +53,76 @@ class ModelConfig:
     """Uncertainty estimators: the paper's (concat), the released code's (token), attention with a learned query,
     BERxiT's (shared_token) or CALM's (saturation)."""
 
+    def __post_init__(self) -> None:
+        shared = {part.name for part in fields(self.backbone)} & {part.name for part in fields(self)}
+        if shared:
+            kind = type(self.backbone).__qualname__
+            raise InputError(f"{kind} has a field {min(shared)}, as ModelConfig has: give it another name")
+
+    def describe(self) -> dict[str, Any]:
+        """Return all choices as plain values in one level, as the options of the command line are named."""
+        own = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {**own, **asdict(self.backbone), "backbone": backbone_of(self.backbone).name()}
+
+    def own_condition(self) -> Condition | None:
+        """Build the user's own condition; return None if the condition is one of ours.
+
+        Raises:
+            InputError: If the name is neither one of ours nor that of a `Condition` with classes.
+        """
+        if self.condition in CONDITIONS:
+            return None
+        if ":" not in self.condition:
+            raise InputError(
+                f"there is no condition {self.condition!r}: {suggestion(self.condition, CONDITIONS)} Or give "
+                f"package.module:name of one of yours"
+            )
+        kind = imported(self.condition)
+        if not (isinstance(kind, type) and issubclass(kind, Condition)):
+            raise InputError(f"{self.condition} is not a class derived from adadiff.conditioning.Condition")
+        condition = kind()
+        if not condition.class_names:
+            raise InputError(f"{self.condition} names no classes, which a model could take: set its class_names")
+        size = len(condition.class_names) + 1
+        if self.num_classes not in (None, size):
+            raise InputError(f"num_classes is {self.num_classes}, but {self.condition} has {size}: leave it out")
+        return condition
+
+    @property
+    def reads(self) -> Reads:
+        """What each item of the data must have."""
+        own = self.own_condition()
+        return cast(Reads, self.condition) if own is None else own.reads
+
     def build_text_encoder(self) -> TextEncoder | None:
         """Build the text encoder, or load a pretrained one; return None if the model takes no text."""
         if self.condition != "text":
             return None
         if self.text_encoder == "bytes":
-            return ByteTextEncoder(self.width)
+            return ByteTextEncoder(self.backbone.width)
         return TransformersTextEncoder.from_pretrained(self.text_encoder)
+
+    @property
+    def takes_classes(self) -> bool:
+        """Whether the model takes classes: an image's own, or those of the user's condition."""
+        return self.condition not in ("none", "text")
+
+    def class_names(self, names: list[str] | None) -> list[str] | None:
+        """Return the names of the model's classes, if it takes classes and they have names.
+
+        Args:
+            names: The data's class names, if they have any.
+        """
+        own = self.own_condition()
+        if own is not None:
+            return list(own.class_names)
+        return names if self.takes_classes else None
 
     def class_table(self, names: list[str] | None) -> tuple[int, int | None]:
         """Return the size of the class table, and the row of the null class, or None if the data use all rows.
 
         Args:
-            names: The data's class names, if they have any.
+            names: The names of the classes, if they have any.
 
         Raises:
             InputError: If the number of classes is neither set nor known from the names.
@@ -104,38 +151,29 @@ class ModelConfig:
         Raises:
             InputError: If the sizes do not fit together, or the model does not fit into memory.
         """
-        backbone_config: dict[str, Any] = {
-            "patch_size": self.patch_size,
-            "width": self.width,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "head_dim": self.head_dim,
-            "mlp_ratio": self.mlp_ratio,
-            "time_mlp": self.time_mlp,
-            "final_conv": self.final_conv,
-            **network_time,
-        }
-        null_class = None
-        if self.condition == "class":
-            backbone_config["num_classes"], null_class = self.class_table(class_names)
-        if context_shape is not None:
-            backbone_config["context_length"], backbone_config["context_dim"] = context_shape
         channels, height, width = shape
+        names, size, null_class = self.class_names(class_names), None, None
+        if self.takes_classes:
+            size, null_class = self.class_table(names)
+        length, dim = context_shape or (InputSpec.context_length, None)
+        inputs = InputSpec(
+            (height, width), channels, num_classes=size, context_length=length, context_dim=dim, **network_time
+        )
         try:
             return AdaptiveModel(
                 sample_size=height if height == width else (height, width),
                 in_channels=channels,
-                backbone_type=self.backbone,
-                backbone_config=backbone_config,
+                backbone_type=backbone_of(self.backbone).name(),
+                backbone_config=backbone_settings(self.backbone, inputs),
                 head_type=self.head,
                 estimator_type=self.estimator,
-                class_names=class_names if self.condition == "class" else None,
+                class_names=names,
                 null_class=null_class,
             )
         except (RuntimeError, TypeError, MemoryError) as error:
             raise InputError(
-                f"a model of width {self.width}, depth {self.depth} and mlp_ratio {self.mlp_ratio} cannot be built "
-                f"here: make it smaller"
+                f"a model of width {self.backbone.width} and depth {self.backbone.depth} cannot be built here: make it "
+                f"smaller ({' '.join(str(error).split())})"
             ) from error
 
 
@@ -240,7 +278,7 @@ class TrainConfig:
     Examples:
         >>> config = TrainConfig(Path("runs/digits"), DataConfig(size=8, channels=1), batch_size=64, steps=200)
         >>> config.check()  # raises InputError if a value is out of range; `train(config)` starts the run
-        >>> config.data.source, config.model.depth
+        >>> config.data.source, config.model.backbone.depth
         ('digits', 9)
     """
 
@@ -288,6 +326,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError if a value is out of range, or two values do not fit together."""
         check_ranges(self)
+        self.model.own_condition()
         if self.diffusion.beta_start > self.diffusion.beta_end:
             raise InputError(
                 f"diffusion.beta_start {self.diffusion.beta_start} is above beta_end {self.diffusion.beta_end}: betas "

@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> None:
     state = process_state()
     if config.mixed_precision == "auto":
         config = dataclasses.replace(config, mixed_precision=native_precision(state.device))
-    images = open_data(config.data, config.model.patch_size, config.model.condition)
+    images = open_data(config.data, config.model.backbone.patch_size, config.model.reads)
     model, text_encoder = build_model(config, images)
     condition = build_condition(config, images, text_encoder)
     pipeline = AdaptivePipeline(model, config.diffusion.build(images.vae is not None), text_encoder, images.vae)

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adadiff.backbones import UViTConfig
 from adadiff.data import DataConfig
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.training.config import DiffusionConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -42,7 +43,7 @@ SMALL_OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_steps=300, ema_decay=0.999)
 DIGITS = TrainConfig(
     out=Path("runs/digits"),
     data=DataConfig(source="digits", size=8, channels=1, flip=False),
-    model=ModelConfig(patch_size=2, width=64, depth=17, num_heads=4),
+    model=ModelConfig(UViTConfig(patch_size=2, width=64, depth=17, num_heads=4)),
     diffusion=COSINE_VELOCITY,
     loss=LossConfig(layerwise_weight=4.0),
     optimizer=replace(SMALL_OPTIMIZER, warmup_steps=200),
@@ -66,7 +67,7 @@ CIFAR10_XS = TrainConfig(
 CIFAR10_CLASS_XS = replace(
     CIFAR10_XS,
     out=Path("runs/cifar10-class-xs"),
-    model=replace(CIFAR10_XS.model, condition="class"),
+    model=ModelConfig(condition="class"),
     loss=LossConfig(layerwise_weight=0.3),
     optimizer=replace(SMALL_OPTIMIZER, lr=2e-3, betas=(0.9, 0.99)),
     sampling=SamplingDefaults(scheduler="dpm-solver++", steps=20, tau=0.26, min_layer=5, guidance_scale=6.0),
@@ -78,7 +79,7 @@ EMOJI_TEXT_XS = replace(
     CIFAR10_XS,
     out=Path("runs/emoji-text-xs"),
     data=DataConfig(source="./emoji.parquet", flip=False),
-    model=replace(CIFAR10_XS.model, condition="text", depth=7),
+    model=ModelConfig(UViTConfig(depth=7), condition="text"),
     loss=CIFAR10_CLASS_XS.loss,
     optimizer=CIFAR10_CLASS_XS.optimizer,
     sampling=SamplingDefaults(scheduler="dpm-solver++", steps=20, guidance_scale=2.0),
@@ -90,7 +91,7 @@ EMOJI_TEXT_XS = replace(
 IMAGES = TrainConfig(
     out=Path("runs/images"),
     data=DataConfig(source="./images", size=64),
-    model=ModelConfig(patch_size=4, width=384, depth=13, num_heads=6),
+    model=ModelConfig(UViTConfig(patch_size=4, width=384, depth=13, num_heads=6)),
     steps=100_000,
     batch_size=128,
     mixed_precision="auto",
@@ -99,9 +100,9 @@ IMAGES = TrainConfig(
 # ---------------------------------------------------------------------------------------------------------------------
 # The papers' networks and forward processes, and settings that their configurations share
 
-UVIT_S = ModelConfig(patch_size=2, width=512, depth=13, num_heads=8)
-UVIT_M = replace(UVIT_S, patch_size=4, width=768, depth=17, num_heads=12, condition="class", num_classes=1000)
-UVIT_L = replace(UVIT_S, width=1024, depth=21, num_heads=16, condition="class", num_classes=1001)
+UVIT_S = UViTConfig(patch_size=2, width=512, depth=13, num_heads=8)
+UVIT_M = UViTConfig(patch_size=4, width=768, depth=17, num_heads=12)
+UVIT_L = UViTConfig(patch_size=2, width=1024, depth=21, num_heads=16)
 UVIT_H = replace(UVIT_L, width=1152, depth=29, final_conv=False)
 
 SDE = DiffusionConfig(beta_schedule="vp_sde")
@@ -132,6 +133,10 @@ def _adamw(lr: float, betas: tuple[float, float], warmup_steps: int = 5000) -> O
     )
 
 
+def _by_class(backbone: UViTConfig, num_classes: int) -> ModelConfig:
+    return ModelConfig(backbone, condition="class", num_classes=num_classes)
+
+
 def _released(name: str, data: DataConfig, model: ModelConfig, diffusion: DiffusionConfig) -> TrainConfig:
     return TrainConfig(
         out=Path("runs", name),
@@ -142,7 +147,7 @@ def _released(name: str, data: DataConfig, model: ModelConfig, diffusion: Diffus
         steps=300_000,
         batch_size=1024,
         mixed_precision="auto",
-        gradient_checkpointing=model.width >= UVIT_M.width,
+        gradient_checkpointing=model.backbone.width >= UVIT_M.width,
         workers=8,
         checkpoint_every=5_000,
         sample_every=5_000,
@@ -152,7 +157,7 @@ def _released(name: str, data: DataConfig, model: ModelConfig, diffusion: Diffus
 
 # CIFAR-10: configs/cifar10_uvit_small.py and eval_cifar.sh of AdaDiff; configs/cifar10_uvit.py of U-ViT
 CIFAR10_UVIT_S = replace(
-    _released("cifar10-uvit-s", DataConfig(source="uoft-cs/cifar10", image_column="img"), UVIT_S, SDE),
+    _released("cifar10-uvit-s", DataConfig(source="uoft-cs/cifar10", image_column="img"), ModelConfig(UVIT_S), SDE),
     optimizer=_adamw(4e-4, (0.99, 0.999), warmup_steps=2500),
     steps=200_000,
     batch_size=512,
@@ -168,7 +173,12 @@ CIFAR10_UVIT_S_SCRATCH = replace(
 
 # CelebA: configs/celeba64_uvit_small.py and eval_celeba.sh of AdaDiff; configs/celeba64_uvit.py of U-ViT
 CELEBA64_UVIT_S = replace(
-    _released("celeba64-uvit-s", DataConfig(source="flwrlabs/celeba", size=64), replace(UVIT_S, patch_size=4), SDE),
+    _released(
+        "celeba64-uvit-s",
+        DataConfig(source="flwrlabs/celeba", size=64),
+        ModelConfig(replace(UVIT_S, patch_size=4)),
+        SDE,
+    ),
     optimizer=_adamw(8e-4, (0.99, 0.99)),
     steps=200_000,
     sampling=replace(EULER_MARUYAMA, tau=0.05),
@@ -183,7 +193,9 @@ CELEBA64_UVIT_S_SCRATCH = replace(
 
 # ImageNet 64: configs/imagenet64_uvit_{mid,large}.py of U-ViT
 IMAGENET64_UVIT_M = replace(
-    _released("imagenet64-uvit-m", DataConfig(source="ILSVRC/imagenet-1k", size=64), UVIT_M, SDE),
+    _released(
+        "imagenet64-uvit-m", DataConfig(source="ILSVRC/imagenet-1k", size=64), _by_class(UVIT_M, num_classes=1000), SDE
+    ),
     optimizer=_adamw(3e-4, (0.99, 0.99)),
     condition_dropout=0.0,
     sampling=DPM_SOLVER,
@@ -191,12 +203,17 @@ IMAGENET64_UVIT_M = replace(
 IMAGENET64_UVIT_L = replace(
     IMAGENET64_UVIT_M,
     out=Path("runs/imagenet64-uvit-l"),
-    model=replace(UVIT_L, patch_size=4, num_classes=1000),
+    model=_by_class(replace(UVIT_L, patch_size=4), num_classes=1000),
 )
 
 # ImageNet 256 and 512 in latents: configs/imagenet{256,512}_uvit*.py of U-ViT, imagenet256_uvit_large.py of AdaDiff
 IMAGENET256_UVIT_L = replace(
-    _released("imagenet256-uvit-l", DataConfig(source="./imagenet256-latents", size=256), UVIT_L, SDE),
+    _released(
+        "imagenet256-uvit-l",
+        DataConfig(source="./imagenet256-latents", size=256),
+        _by_class(UVIT_L, num_classes=1001),
+        SDE,
+    ),
     condition_dropout=0.15,
     sampling=replace(DPM_SOLVER, tau=0.08, guidance_scale=1.4),
 )
@@ -204,7 +221,7 @@ IMAGENET512_UVIT_L = replace(
     _released(
         "imagenet512-uvit-l",
         DataConfig(source="./imagenet512-latents", size=512),
-        replace(UVIT_L, patch_size=4),
+        _by_class(replace(UVIT_L, patch_size=4), num_classes=1001),
         SDE,
     ),
     steps=500_000,
@@ -212,13 +229,18 @@ IMAGENET512_UVIT_L = replace(
     sampling=replace(DPM_SOLVER, guidance_scale=1.7),
 )
 IMAGENET256_UVIT_H = replace(
-    _released("imagenet256-uvit-h", IMAGENET256_UVIT_L.data, UVIT_H, STABLE_DIFFUSION),
+    _released("imagenet256-uvit-h", IMAGENET256_UVIT_L.data, _by_class(UVIT_H, num_classes=1001), STABLE_DIFFUSION),
     steps=500_000,
     condition_dropout=0.1,
     sampling=replace(DPM_SOLVER, guidance_scale=1.4),
 )
 IMAGENET512_UVIT_H = replace(
-    _released("imagenet512-uvit-h", IMAGENET512_UVIT_L.data, replace(UVIT_H, patch_size=4), STABLE_DIFFUSION),
+    _released(
+        "imagenet512-uvit-h",
+        IMAGENET512_UVIT_L.data,
+        _by_class(replace(UVIT_H, patch_size=4), num_classes=1001),
+        STABLE_DIFFUSION,
+    ),
     steps=500_000,
     condition_dropout=0.1,
     sampling=replace(DPM_SOLVER, guidance_scale=1.7),
@@ -229,7 +251,7 @@ MSCOCO256_UVIT_S = replace(
     _released(
         "mscoco256-uvit-s",
         DataConfig(source="./mscoco256-latents", size=256),
-        replace(UVIT_S, condition="text", text_encoder="openai/clip-vit-large-patch14"),
+        ModelConfig(UVIT_S, condition="text", text_encoder="openai/clip-vit-large-patch14"),
         STABLE_DIFFUSION,
     ),
     optimizer=_adamw(2e-4, (0.9, 0.9)),
@@ -239,7 +261,9 @@ MSCOCO256_UVIT_S = replace(
     sampling=replace(DPM_SOLVER, tau=0.13, guidance_scale=2.0),
 )
 MSCOCO256_UVIT_S_DEEP = replace(
-    MSCOCO256_UVIT_S, out=Path("runs/mscoco256-uvit-s-deep"), model=replace(MSCOCO256_UVIT_S.model, depth=17)
+    MSCOCO256_UVIT_S,
+    out=Path("runs/mscoco256-uvit-s-deep"),
+    model=replace(MSCOCO256_UVIT_S.model, backbone=replace(UVIT_S, depth=17)),
 )
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def describe_run(config: TrainConfig, images: LabelledData, pipeline: AdaptivePi
         "data": images.identity(),
         **{name: fingerprint(weights_of(part)) for name, part in frozen.items() if part is not None},
     }
-    described = {**dataclasses.asdict(config), "trained_on": trained_on}
+    described = {**dataclasses.asdict(config), "model": config.model.describe(), "trained_on": trained_on}
     return json.loads(json.dumps(described, default=str))
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import reprlib
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -47,10 +47,22 @@ def check_ranges(config: Config) -> Config:
         Traceback (most recent call last):
         adadiff.utils.errors.InputError: size is 0: it must be greater than or equal to 1
     """
-    try:
-        return TypeAdapter(type(config)).validate_python(asdict(config))  # type: ignore[call-overload]
-    except ValidationError as error:
-        raise _out_of_range(error) from error
+    return _checked_fields(config)
+
+
+def _checked_fields(config: Config, *outer: str) -> Config:
+    """Check a dataclass field by field; `outer` are the names of the fields that it is nested in."""
+    hints, values = get_type_hints(type(config), include_extras=True), {}
+    for part in fields(config):  # type: ignore[arg-type]
+        value, name = getattr(config, part.name), (*outer, part.name)
+        if is_dataclass(value):
+            values[part.name] = _checked_fields(value, *name)  # of its own class, which may be narrower than declared
+            continue
+        try:
+            values[part.name] = TypeAdapter(hints[part.name]).validate_python(value)
+        except ValidationError as error:
+            raise _out_of_range(error, *name) from error
+    return replace(config, **values)  # type: ignore[type-var]
 
 
 def checked(function: Callable[..., Returned]) -> Callable[..., Returned]:
