@@ -74,10 +74,10 @@ def calibrate(
         "batch_size": batch_size,
         "metric": judged_by,
     }
-    kept = TensorCache(keep, settings)
-    record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, kept)
+    cache = TensorCache(keep, settings)
+    record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, cache)
     metric = metric or normalised_squared_error(record.images)
-    trials = Trials(pipeline, steps, conditions, seed, batch_size, metric, kept)
+    trials = Trials(pipeline, steps, conditions, seed, batch_size, metric, cache)
     search = Search(trials, record, kinds)
     fresh = range(samples, 2 * samples)
     predicted = search.for_goal(goal, fresh)
@@ -92,7 +92,7 @@ def calibrate(
         calibration_context(pipeline, steps, conditions, evaluations=len(record.errors)),
         judged_by,
     )
-    kept.discard()
+    cache.discard()
     return calibration
 
 

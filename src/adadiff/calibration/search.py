@@ -42,7 +42,7 @@ class Search:
         self.trials, self.kinds = trials, kinds
         samples = len(record.images)
         half = samples // 2
-        influence = trials.kept.once(
+        influence = trials.cache.compute_once(
             "influence",
             lambda: {
                 "steps": measured_influence(trials.pipeline, record, trials.steps, trials.conditions, trials.seed)
@@ -52,7 +52,7 @@ class Search:
         self.problem = Problem(record.select(torch.arange(half)), influence, parts)
         self.least_compute = least_compute(parts)
         self.choosing = range(half, samples)
-        trials.know(record.images)
+        trials.cache_full_images(record.images)
 
     @cached_property
     def trade_off(self) -> list[Point]:

@@ -29,7 +29,7 @@ class Trials:
         seed: Seed of the noise.
         batch_size: Samples per batch.
         metric: The loss of a pair of images.
-        kept: Cache for the losses.
+        cache: Cache for the losses.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Trials:
         seed: int,
         batch_size: int,
         metric: Metric,
-        kept: TensorCache | None = None,
+        cache: TensorCache | None = None,
     ) -> None:
         self.pipeline, self.steps, self.conditions = pipeline, steps, conditions
         self.seed, self.batch_size, self.metric = seed, batch_size, metric
-        self.kept = kept or TensorCache()
+        self.cache = cache or TensorCache()
         self._full: dict[int, Tensor] = {}
 
-    def know(self, images: Tensor) -> None:
+    def cache_full_images(self, images: Tensor) -> None:
         """Store images 0, 1, ... of the full model, so that they are not sampled again."""
         self._full.update(enumerate(images))
 
@@ -60,7 +60,7 @@ class Trials:
             losses = losses_by(self.metric, full, images)
             return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
 
-        measured = self.kept.once(f"{policy} on {numbers}", measure)
+        measured = self.cache.compute_once(f"{policy} on {numbers}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
     def repeat_error(self, numbers: Sequence[int]) -> float:

@@ -24,17 +24,17 @@ def evaluate_command(
     features: str = "small",
     clip: str | None = None,
 ) -> None:
-    """Sample images as `adadiff sample` does, and compare them with real ones: metrics.json, and a table.
+    """Sample images as `adadiff sample` does, compare them with real ones, and write metrics.json.
 
-    Fréchet distance, kernel distance (KID), precision and recall; for classes, how often the feature network sees the
-    one asked for; for texts, the CLIP score. The same command run again goes on where it stopped. Several processes:
+    Fréchet distance, kernel distance (KID), precision and recall; for classes, how often the feature network recognises
+    the requested one; for prompts, the CLIP score. After an interruption the same command continues. Several processes:
     `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
         out: Folder for the images and metrics.json.
-        data: Real images, brought to the size and channels of the model's.
-        options: What images to sample, and how.
+        data: Real images; they are converted to the size and channels of the model's.
+        options: Which images to sample, with which settings.
         features: small, inception, a folder or TorchScript file of a network, or package.module:name.
         clip: A CLIP model of transformers, by its name on the hub or its folder, for models that take text.
     """
