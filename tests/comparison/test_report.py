@@ -64,7 +64,7 @@ def test_the_winner_is_named_with_what_is_as_good(results):
     near = winner_in_words(with_distance(results, "adadiff", 5.2))
     assert "Within two standard errors: AdaDiff, one threshold, per sample (5.20 ± 0.10)" in near
     first = winner_in_words(with_distance(results, "adadiff", 4.0))
-    assert "AdaDiff, one threshold, per sample (adadiff-0.55 setting) has the least" in first
+    assert "AdaDiff, one threshold, per sample (adadiff-0.55 setting) has the lowest" in first
     assert "one threshold, per sample has" not in first
 
 
