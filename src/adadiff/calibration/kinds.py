@@ -179,8 +179,8 @@ class ExcessError(Kind):
             row = []
             for i in range(layers - 1):
                 gained = means[step, i] - means[step, i + 1 :]  # drop of the mean error at each later layer
-                bearable = knob * (costs[i + 1 :] - costs[i]) * means[step, i] / gained.clamp(min=1e-300)
-                row.append(problem.threshold(step, i, bearable.min().item()))
+                max_error = knob * (costs[i + 1 :] - costs[i]) * means[step, i] / gained.clamp(min=1e-300)
+                row.append(problem.threshold(step, i, max_error.min().item()))
             table.append(tuple(row))
         return TableExit(tuple(table))
 

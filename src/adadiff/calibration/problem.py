@@ -89,13 +89,13 @@ class Problem:
             maps.append(row)
         return maps
 
-    def threshold(self, step: int, i: int, bearable: float) -> float:
-        """Return the uncertainty after layer i + 1 below which the expected error is at most `bearable`.
+    def threshold(self, step: int, i: int, max_error: float) -> float:
+        """Return the uncertainty after layer i + 1 below which the expected error is at most `max_error`.
 
         0 if no recorded uncertainty qualifies, 1 if all do.
         """
         seen, expected = self._maps[step][i]
-        count = int((expected <= bearable).sum())
+        count = int((expected <= max_error).sum())
         if count in (0, len(seen)):
             return float(count > 0)
         return ((seen[count - 1] + seen[count]) / 2).item()
