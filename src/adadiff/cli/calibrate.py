@@ -1,4 +1,4 @@
-"""`adadiff calibrate`: an exit policy for a goal, kept with the model."""
+"""`adadiff calibrate`: find an exit policy for a goal and store it with the model."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ def calibrate_command(
     device: str = "auto",
     replace: bool = False,
 ) -> None:
-    """Find when samples shall leave, for a budget, a bound on the error or a speedup, and keep it with the model.
+    """Find the exit policy for a compute budget, an error bound or a speedup, and store it with the model.
 
-    Samples with the full model and with policies of several kinds, prints what each costs in error, and writes the best
-    one's exit_policy.json and calibration.png into the model's folder; `adadiff sample` takes it from there. After an
-    interruption the same command goes on. No images are needed. The error is the mean squared difference from the full
-    model's images over their variance.
+    Samples with the full model and with policies of several kinds, prints the error of each, and writes the best one's
+    exit_policy.json and calibration.png into the model's folder, where `adadiff sample` finds it. After an interruption
+    the same command continues. No images are needed. The error is the mean squared difference from the full model's
+    images over their variance.
 
     Args:
         model: Model folder, as `adadiff train` makes it; to calibrate a packaged model, copy it by `adadiff export`.
-        compute: Spend this fraction of the full model's FLOPs, at the best quality.
-        error: Spend as little as possible with the error below this, with the given confidence.
-        speedup: Be so many times as fast as the full model on this machine, at the best quality.
-        confidence: Of the bound on the error.
-        steps: Sampling steps; by default the model's own.
-        scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
-        guidance_scale: Strength of classifier-free guidance; by default the model's own.
-        prompts: File of texts, one a line, for a model that takes text; one with classes takes all of them.
-        metric: package.module:name of a function that gives the errors, from the full and the adaptive images, (batch,
-            channels, height, width) in [0, 1], to (batch,) in [0, 1].
-        samples: How many to calibrate on, and as many fresh ones to check.
-        batch_size: Images sampled at once.
-        seed: Of the noise.
-        dtype: Arithmetic of the model.
-        device: cpu, cuda, ..., or auto: cuda where there is one.
-        replace: Take the place of an earlier exit_policy.json.
+        compute: Fraction of the full model's FLOPs to spend, in (0, 1); the least error at that compute is found.
+        error: Bound on the mean error, in (0, 1); the least compute that keeps it is found.
+        speedup: Speed relative to the full model on this machine, above 1; the least error at that speed is found.
+        confidence: Confidence of the bound on the error, in (0, 1).
+        steps: Number of sampling steps; by default the model's own.
+        scheduler: Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
+        guidance_scale: Scale of classifier-free guidance, 1 for none; by default the model's own.
+        prompts: Text file with one prompt per line, for a model that takes text; classes are all sampled in turn.
+        metric: Error function, as package.module:name; it maps two batches of images in [0, 1], the full model's and
+            those with early exits, (batch, channels, height, width), to errors, (batch,) in [0, 1].
+        samples: Number of samples to calibrate on; as many fresh ones check the result.
+        batch_size: Images per batch.
+        seed: Seed of the noise, at least 0.
+        dtype: Precision of the model.
+        device: Device: cpu, cuda, ..., or auto for cuda if available.
+        replace: Replace an earlier exit_policy.json.
     """
     from adadiff.calibration import calibrate, calibration_table, draw_calibration
     from adadiff.cli.shared import chosen_prompts, load_pipeline
@@ -69,12 +69,12 @@ def calibrate_command(
     goal = Goal(compute, error, speedup, confidence)
     if model_folder(model) != model:
         raise InputError(
-            f"{model} comes with the package, where nothing is written: make a copy of your own with adadiff export "
-            f"{model} FOLDER, and calibrate that"
+            f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
+            f"calibrate the copy"
         )
     if (model / EXIT_POLICY).exists() and not replace:
-        raise InputError(f"{model} holds an {EXIT_POLICY} already: add --replace, or move it away")
-    own = FolderSettings.load(model, policy=False)  # the earlier one may be damaged, or of other weights
+        raise InputError(f"{model} already holds an {EXIT_POLICY}: add --replace, or move it away")
+    own = FolderSettings.load(model, policy=False)  # an earlier policy may be damaged, or for other weights
     pipeline = load_pipeline(model, dtype, device, scheduler or own.scheduler, own_settings=False)
     chosen = resolve(own, pipeline.scheduler, steps, guidance_scale, policy=NeverExit())
     texts = chosen_prompts((), prompts)
@@ -92,4 +92,4 @@ def calibrate_command(
     )
     console.print(calibration_table(calibration))
     draw_calibration(calibration, model / "calibration.png")
-    console.print(f"the policy is in {calibration.save(model)}, the plot in {model / 'calibration.png'}")
+    console.print(f"the policy is in {calibration.save(model)}, its plot in {model / 'calibration.png'}")

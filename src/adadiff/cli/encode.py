@@ -1,4 +1,4 @@
-"""`adadiff encode`: images into latents."""
+"""`adadiff encode`: encode images as latents."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def encode_command(
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> None:
-    """Turn images into latents of an autoencoder, kept in a folder that trainings take as --data.source.
+    """Encode images as latents of an autoencoder, in a folder that `adadiff train` takes as --data.source.
 
-    The same command run again goes on where it stopped. With --data.flip every image is encoded a second time,
+    After an interruption the same command continues. With --data.flip every image is encoded a second time,
     mirrored.
 
     Args:
         out: Folder for the latents.
         vae: An AutoencoderKL of diffusers, by its name on the hub or its folder.
         data: The images.
-        scaling_factor: What latents are multiplied with before the diffusion; by default what the autoencoder says.
-        batch_size: Images encoded at once.
-        dtype: Arithmetic of the autoencoder.
-        device: cpu, cuda, ..., or auto: cuda where there is one.
+        scaling_factor: Factor that latents are multiplied by before the diffusion; by default the autoencoder's.
+        batch_size: Images per batch.
+        dtype: Precision of the autoencoder.
+        device: Device: cpu, cuda, ..., or auto for cuda if available.
     """
     import torch
 
@@ -48,5 +48,5 @@ def encode_command(
     torch.nn.Module.to(autoencoder, place, getattr(torch, dtype))  # without the warnings of diffusers' own `to`
     if scaling_factor is not None:
         autoencoder.register_to_config(scaling_factor=scaling_factor)
-    number = encode_to_folder(images, autoencoder, out, batch_size)
-    console.print(f"{number} latents in {out}; to train on them: --data.source {out}")
+    count = encode_to_folder(images, autoencoder, out, batch_size)
+    console.print(f"{count} latents in {out}; to train on them: --data.source {out}")

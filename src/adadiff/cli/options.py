@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ ModelFolder = Annotated[
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What images to sample, and how."""
+    """Which images to sample, with which settings."""
 
     n: Annotated[Count, arg(aliases=["-n"])] = 16
     """Number of images."""
     steps: Count | None = None
-    """Sampling steps."""
+    """Number of sampling steps; by default the model's own."""
     scheduler: str | None = None
-    """ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral."""
+    """Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own."""
     tau: tuple[Fraction, ...] = ()
-    """Exit threshold in [0, 1], larger is faster and rougher; or one per step (see --tau-per)."""
+    """Exit threshold in [0, 1], or several (see --tau-per): 0 runs all layers, larger is faster and rougher."""
     tau_per: Literal["step", "layer"] = "step"
-    """What several thresholds run over."""
+    """Meaning of several thresholds: one per sampling step, or one per layer."""
     min_layer: Count | None = None
-    """No sample leaves before this layer."""
+    """First layer after which a sample may exit, counted from 1; by default the model's own."""
     patience: Count = 1
-    """Leave when this many layers have passed the threshold."""
+    """Number of layers whose uncertainty must be below tau before a sample exits."""
     last_patient_layer: Count | None = None
-    """After this layer, one that passes is enough."""
+    """After this layer, one layer below tau is enough, whatever --patience says."""
     exit_layer: Count | None = None
-    """Leave after this layer, always, in place of a threshold."""
+    """Exit after this layer at every step, in place of a threshold."""
     classes: Annotated[tuple[str, ...], arg(name="class")] = ()
-    """Classes by name, image k taking the k-th, in turns; without it, all of the model's."""
+    """Class names, assigned to the images in turn; by default all classes of the model."""
     class_index: tuple[CountOrZero, ...] = ()
-    """Classes by index, counted from 0, in place of --class."""
+    """Class indices, counted from 0, in place of --class."""
     prompt: tuple[str, ...] = ()
-    """Texts, image k taking the k-th, in turns."""
+    """Prompts, assigned to the images in turn."""
     prompts: Path | None = None
-    """File of texts, one a line, in place of --prompt."""
+    """Text file with one prompt per line, in place of --prompt."""
     negative_prompt: str = ""
-    """Text that guidance leads away from."""
+    """Prompt that guidance steers away from."""
     guidance_scale: GuidanceScale | None = None
-    """Strength of classifier-free guidance; 1 means none."""
+    """Scale of classifier-free guidance; 1 means no guidance. By default the model's own."""
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Which steps are guided, as two fractions of all the steps."""
+    """Steps that are guided: start (included) and end (excluded) as fractions of all steps, in [0, 1]."""
     tied_exits: bool = True
-    """Whether the guided and the unguided prediction of an image leave at the same layer."""
+    """Make the conditional and the unconditional prediction of an image exit after the same layer."""
     seed: Seed = 0
-    """Of the noise."""
+    """Seed of the noise, at least 0."""
     batch_size: Count = 64
-    """Images sampled at once."""
+    """Images per batch; it does not change the images."""
     dtype: Dtype = "float32"
-    """Arithmetic of the model."""
+    """Precision of the model."""
     device: str = "auto"
-    """cpu, cuda, ..., or auto: cuda where there is one."""
+    """Device: cpu, cuda, ..., or auto for cuda if available."""

@@ -1,4 +1,4 @@
-"""`adadiff sample`: images into a folder."""
+"""`adadiff sample`: sample images into a folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adadiff.utils.ranges import checked
 def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated[SampleOptions, arg(name="")]) -> None:
     """Sample images into a folder: PNG files, a grid, the trace as JSON, and the heat map of the exits.
 
-    Image k depends on the seed and k alone, not on the batch size. The same command run again goes on where it
-    stopped. Steps, scheduler, guidance scale and when samples leave are the model's own where nothing is given: those
-    of its exit_policy.json, as `adadiff calibrate` makes it, or of its sampling.json. --tau 0 runs the full model.
-    Several processes: `torchrun --nproc_per_node 2 -m adadiff sample ...`.
+    Image k depends only on the seed and k, not on the batch size. After an interruption the same command continues.
+    Steps, scheduler, guidance scale and exit policy default to the model's own: those of its exit_policy.json, which
+    `adadiff calibrate` writes, or of its sampling.json. --tau 0 runs the full model. Several processes:
+    `torchrun --nproc_per_node 2 -m adadiff sample ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
         out: Folder for the images.
-        options: What images to sample, and how.
+        options: Which images to sample, with which settings.
     """
     from adadiff.cli.shared import sample_with_options
     from adadiff.utils.processes import process_state

@@ -12,25 +12,23 @@ DIGITS = "digits"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and how they are prepared."""
+    """The source of the images and their preprocessing."""
 
     source: Annotated[str, arg(aliases=["--data"])] = DIGITS
-    """"digits" (built in), a parquet file or a folder of them, a folder of images (flat, or one folder per class), or
-    a hub name."""
+    """Source of images: digits (built in), parquet file or folder of them, folder of images or of classes, hub name."""
     split: str | None = None
-    """Split of the source; by default train, or the only one available."""
+    """Split of the source; by default train, or the only split."""
     size: int = 32
     """Side of the square images, in pixels; images are resized to cover the square, then cropped at the centre."""
     channels: Literal[1, 3] = 3
-    """1 for grey, 3 for RGB."""
+    """Number of channels: 1 for greyscale, 3 for RGB."""
     flip: bool = True
-    """Mirror every other training image, at random."""
+    """Mirror each training image with probability 1/2."""
     on_error: Literal["stop", "skip"] = "stop"
-    """stop: an unreadable image or empty cell is an error that names it; skip: check all items first and leave such
-    ones out."""
+    """Treatment of unreadable images and empty cells: stop with an error, or check all items first and skip them."""
     image_column: str = "image"
-    """Name of the column of images."""
+    """Column of the images."""
     label_column: str | None = "label"
-    """Name of the column of class labels, if there is one."""
+    """Column of the class labels, if there is one."""
     caption_column: str | None = "text"
-    """Name of the column of captions, if there is one."""
+    """Column of the captions, if there is one."""
