@@ -94,5 +94,5 @@ def test_least_samples_are_the_least():
     assert is_below(np.zeros(least), 0.1, 0.05)
     assert not is_below(np.zeros(least - 1), 0.1, 0.05)
     assert least_samples(0.02, 0.05) > least
-    with pytest.raises(InputError, match="allow more"):
+    with pytest.raises(InputError, match="request a larger error"):
         least_samples(1e-6, 0.05)

@@ -75,7 +75,7 @@ from tests.cli.conftest import files, run
         ("calibrate {model} --compute 0.5 --seed -1", "seed is -1"),
         ("calibrate {model}", "one of compute, error and speedup"),
         ("calibrate {model} --compute 2", "between 0 and 1"),
-        ("calibrate {model} --error 0.01 --samples 20", "take at least"),
+        ("calibrate {model} --error 0.01 --samples 20", "calibrate on at least"),
         ("calibrate {text} --compute 0.5", "needs a prompt"),
         ("calibrate {model} --compute 0.5 --metric lpips", "write package.module:name"),
         ("calibrate {model} --compute 0.5 --metric math:pi", "the metric is 3.14"),

@@ -39,7 +39,7 @@ def test_a_file_is_read_into_types(tmp_path):
         ({"compute": [0.3]}, "headline_compute is 0.55: it must be one of compute"),
         ({"compute": [0.55, 1.5]}, "fractions must be between 0 and 1"),
         ({"pruned": [0]}, "fractions must be between 0 and 1"),
-        ({"synergy_compute": [0.5]}, "first row must be 1"),
+        ({"synergy_compute": [0.5]}, "first fraction must be 1"),
         ({"dtype": "float8"}, "dtype: input should be 'float32' or 'bfloat16'"),
         ({"fine_tuning": {"step": 1}}, "fine_tuning.step: unexpected keyword argument"),
     ],

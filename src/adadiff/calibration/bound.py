@@ -90,5 +90,7 @@ def least_samples(level: float, delta: float) -> int:
     """
     shows = bisect.bisect_left(range(1, MOST_SAMPLES), True, key=lambda n: is_below(np.zeros(n), level, delta))
     if shows == MOST_SAMPLES - 1:
-        raise InputError(f"a risk below {level} cannot be shown with fewer than {MOST_SAMPLES:,} samples: allow more")
+        raise InputError(
+            f"an error below {level} cannot be shown with fewer than {MOST_SAMPLES:,} samples: request a larger error"
+        )
     return shows + 1

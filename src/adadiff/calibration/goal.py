@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adadiff.utils.errors import InputError
 
 SEED = 2_000_000
-"""Of the noise to calibrate on by default: what sampling by default does not use."""
+"""Default seed of the noise to calibrate on; sampling has another default, so that the two share no noise."""
 
 
 @dataclass(frozen=True)

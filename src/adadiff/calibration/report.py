@@ -13,13 +13,13 @@ from adadiff.utils.text import with_error
 
 
 def calibration_table(calibration: Calibration) -> Table:
-    """Build a table of all policies on the trade-off, and of the chosen one, on choosing and on fresh samples.
+    """Build a table of every policy on the trade-off curve, and of the chosen one measured again on fresh samples.
 
-    Errors are given with their standard errors.
+    Columns are the kind of policy, its compute, and its error with the standard error.
     """
-    bound = f"{calibration.error_bound:.2g}, {calibration.goal.confidence:.0%} confidence"
-    caption = f"error on fresh samples below {bound}; {calibration.speedup:.2f}x as fast as the full model"
-    table = Table("policy", "compute", "error", "", title="error by compute", caption=caption)
+    bound = f"expected error below {calibration.error_bound:.2g} at {calibration.goal.confidence:.0%} confidence"
+    caption = f"{bound}, by fresh samples; {calibration.speedup:.2f}x as fast as the full model"
+    table = Table("policy", "compute", "error", "", title="error at each compute", caption=caption)
     for point in calibration.trade_off:
         table.add_row(*_row(point), "")
     table.add_section()
@@ -37,8 +37,9 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
         axes.plot([p.compute for p in points], [p.error for p in points], marker="o", markersize=4, label=kind)
     checked = calibration.checked
     axes.plot(checked.compute, checked.error, marker="*", markersize=16, color="black", linestyle="", label="chosen")
-    bound, sure = calibration.error_bound, f"{calibration.goal.confidence:.0%} confidence"
-    axes.plot([checked.compute] * 2, [checked.error, bound], color="black", linewidth=1, label=f"upper bound, {sure}")
+    bound, confidence = calibration.error_bound, f"{calibration.goal.confidence:.0%} confidence"
+    label = f"upper bound, {confidence}"
+    axes.plot([checked.compute] * 2, [checked.error, bound], color="black", linewidth=1, label=label)
     axes.set(
         xlabel="compute, as a fraction of the full model's",
         ylabel="mean error against the full model's images",

@@ -106,12 +106,12 @@ def check_request(
     if goal.error is not None and samples < (least := least_samples(goal.error, 1 - goal.confidence)):
         raise InputError(
             f"{samples} samples are too few to show an error below {goal.error} with a confidence of "
-            f"{goal.confidence}: take at least {least}"
+            f"{goal.confidence}: calibrate on at least {least}"
         )
     if goal.compute is not None and goal.compute < (least_spent := least_compute(pipeline.transformer.part_flops)):
         raise InputError(
-            f"one layer at every step takes {least_spent:.3f} of the full model's compute, and {goal.compute} was "
-            f"asked for: ask for more, or take fewer steps"
+            f"compute is {goal.compute}, but one layer at every step takes {least_spent:.3f} of the full model's "
+            f"compute: request more, or set fewer steps"
         )
     if metric is not None:
         images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))

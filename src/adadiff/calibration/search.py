@@ -42,7 +42,7 @@ class Search:
         self.trials, self.kinds = trials, kinds
         samples = len(record.images)
         half = samples // 2
-        influence = trials.cache.compute_once(
+        influence = trials.cache.once(
             "influence",
             lambda: {
                 "steps": measured_influence(trials.pipeline, record, trials.steps, trials.conditions, trials.seed)
@@ -61,7 +61,11 @@ class Search:
         return [self._at(kind, compute) for kind in self.kinds for compute in computes]
 
     def for_goal(self, goal: Goal, fresh: Sequence[int]) -> Point:
-        """Find the policy for a goal; a bound on the error is tested on the samples numbered `fresh`.
+        """Find the policy for a goal.
+
+        Args:
+            goal: The goal to meet.
+            fresh: Indices of the samples that a bound on the error is tested on.
 
         Raises:
             InputError: If the goal cannot be met.
@@ -82,13 +86,13 @@ class Search:
 
         The budget is adjusted by the difference between measured and requested compute until they agree.
         """
-        asked, found = compute, []
+        budget, found = compute, []
         for _ in range(CORRECTIONS):
-            found.append(self._at(kind, asked))
-            off = found[-1].compute - compute
-            if abs(off) <= TOLERANCE:
+            found.append(self._at(kind, budget))
+            excess = found[-1].compute - compute
+            if abs(excess) <= TOLERANCE:
                 break
-            asked -= off
+            budget -= excess
         return min(found, key=lambda point: abs(point.compute - compute))
 
     def for_speedup(self, speedup: float) -> Point:
@@ -108,7 +112,9 @@ class Search:
             low, high = (low, compute) if measured < speedup else (compute, high)
         most = max(reached)
         if most < speedup:
-            raise InputError(f"a speedup of {speedup:g} was not reached on this machine: {most:.2f} at most")
+            raise InputError(
+                f"a speedup of {speedup:g} was not reached on this machine, {most:.2f} at most: request a smaller one"
+            )
         least = min(measured for measured in reached if measured >= speedup)
         return self.trials.sample(kind.name, reached[least], self.choosing)
 
@@ -116,13 +122,13 @@ class Search:
         """Find the policy of the least compute whose mean loss is shown to be below `error`, at level `delta`.
 
         Raises:
-            InputError: If no policy is shown to be, or rounding errors alone exceed `error`.
+            InputError: If no policy is shown to have such a loss, or rounding errors alone exceed `error`.
         """
         repeat = self.trials.repeat_error(fresh[:REPEATED])
         if error <= repeat:
             raise InputError(
-                f"the full model sampled again in other batches differs by {repeat:.2g} from itself, and an error "
-                f"below {error} was asked for: ask for more, or take --dtype float32"
+                f"an error below {error} cannot be measured: the full model sampled again in other batches differs by "
+                f"{repeat:.2g} from itself, by rounding; request a larger error, or set --dtype float32"
             )
         kind = min(self.kinds, key=lambda kind: self._curve(kind).compute_at(error))
         tried: list[Point] = []
@@ -137,8 +143,8 @@ class Search:
         if position is None:
             shown = upper_bound(tried[0].losses, delta)
             raise InputError(
-                f"no policy was shown to keep the error below {error}: the most careful one that was tried is below "
-                f"{shown:.3g}, at {tried[0].compute:.0%} of the compute; ask for that, or calibrate on more samples"
+                f"no policy is shown to keep the error below {error}: the most cautious one tried has an error below "
+                f"{shown:.3g} at {tried[0].compute:.0%} of the compute; request that error, or set more --samples"
             )
         return self.trials.sample(kind.name, tried[position].policy, self.choosing)
 

@@ -51,50 +51,50 @@ class Trials:
         """Store images 0, 1, ... of the full model, so that they are not sampled again."""
         self._full.update(enumerate(images))
 
-    def sample(self, kind: str, policy: ExitPolicy, numbers: Sequence[int]) -> Point:
-        """Sample the images numbered `numbers` with a policy and with the full model, unless cached, and compare."""
+    def sample(self, kind: str, policy: ExitPolicy, indices: Sequence[int]) -> Point:
+        """Sample the images of these indices with a policy and with the full model, unless cached, and compare them."""
 
         def measure() -> Tensors:
-            full = self._full_images(numbers)
-            images, compute = self._images(policy, numbers, f"{kind}, {len(numbers)} samples")
+            full = self._full_images(indices)
+            images, compute = self._images(policy, indices, f"{kind}, {len(indices)} samples")
             losses = losses_by(self.metric, full, images)
             return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
 
-        measured = self.cache.compute_once(f"{policy} on {numbers}", measure)
+        measured = self.cache.once(f"{policy} on {indices}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
-    def repeat_error(self, numbers: Sequence[int]) -> float:
+    def repeat_error(self, indices: Sequence[int]) -> float:
         """Return the mean loss of the full model against itself at batch size 1, which is due to rounding."""
-        full = self._full_images(numbers)
-        again = [self._batch(NeverExit(), [k])[0] for k in numbers]
+        full = self._full_images(indices)
+        again = [self._batch(NeverExit(), [k])[0] for k in indices]
         return losses_by(self.metric, full, torch.cat(again)).mean().item()
 
     def speedup(self, policy: ExitPolicy) -> float:
         """Measure the speedup: time of the full model over time with the policy, timed alternately."""
-        numbers = range(TIMED_IMAGES)
+        indices = range(TIMED_IMAGES)
         seconds = median_seconds(
-            {"full": lambda: self._batch(NeverExit(), numbers), "adaptive": lambda: self._batch(policy, numbers)}, 3
+            {"full": lambda: self._batch(NeverExit(), indices), "adaptive": lambda: self._batch(policy, indices)}, 3
         )
         return seconds["full"] / seconds["adaptive"]
 
-    def _full_images(self, numbers: Sequence[int]) -> Tensor:
-        missing = [k for k in numbers if k not in self._full]
+    def _full_images(self, indices: Sequence[int]) -> Tensor:
+        missing = [k for k in indices if k not in self._full]
         if missing:
             images, _ = self._images(NeverExit(), missing, f"full model, {len(missing)} samples")
             self._full.update(zip(missing, images, strict=True))
-        return torch.stack([self._full[k] for k in numbers])
+        return torch.stack([self._full[k] for k in indices])
 
-    def _images(self, policy: ExitPolicy, numbers: Sequence[int], doing: str) -> tuple[Tensor, float]:
+    def _images(self, policy: ExitPolicy, indices: Sequence[int], description: str) -> tuple[Tensor, float]:
         parts, flops, predictions = [], 0, 0
-        with tqdm(total=len(numbers), desc=doing, unit="image", leave=False) as progress:
-            for first in range(0, len(numbers), self.batch_size):
-                batch = numbers[first : first + self.batch_size]
+        with tqdm(total=len(indices), desc=description, unit="image", leave=False) as progress:
+            for first in range(0, len(indices), self.batch_size):
+                batch = indices[first : first + self.batch_size]
                 images, trace = self._batch(policy, batch)
                 parts.append(images)
                 flops, predictions = flops + int(trace.flops.sum()), predictions + trace.predictions
                 progress.update(len(batch))
         return torch.cat(parts), flops / (predictions * self.pipeline.transformer.part_flops.full)
 
-    def _batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> tuple[Tensor, Trace]:
-        output = sample_seeded(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
+    def _batch(self, policy: ExitPolicy, indices: Sequence[int]) -> tuple[Tensor, Trace]:
+        output = sample_seeded(self.pipeline, indices, self.steps, policy, self.seed, self.conditions)
         return output.images.float().cpu(), output.trace

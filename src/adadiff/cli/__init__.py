@@ -1,6 +1,6 @@
 """The command line: each command checks its input and calls one function of the library.
 
-What needs torch is imported when a command runs, so that help and errors of the words come at once.
+Torch is imported only when a command runs, so that help and errors in the command line appear at once.
 """
 
 from adadiff.cli.entry import main

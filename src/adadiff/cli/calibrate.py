@@ -45,13 +45,13 @@ def calibrate_command(
         compute: Fraction of the full model's FLOPs to spend, in (0, 1); the least error at that compute is found.
         error: Bound on the mean error, in (0, 1); the least compute that keeps it is found.
         speedup: Speed relative to the full model on this machine, above 1; the least error at that speed is found.
-        confidence: Probability that the error is below the bound, in (0, 1).
+        confidence: Confidence of the bound on the error, in (0, 1).
         steps: Number of sampling steps; by default the model's own.
-        scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
+        scheduler: Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
         guidance_scale: Scale of classifier-free guidance, 1 for none; by default the model's own.
-        prompts: Text file with one prompt per line, for a model that takes text; a model with classes samples all.
-        metric: package.module:name of a function from the full model's and the adaptive images, each (batch, channels,
-            height, width) in [0, 1], to errors, (batch,) in [0, 1].
+        prompts: Text file with one prompt per line, for a model that takes text; classes are all sampled in turn.
+        metric: Error function, as package.module:name; it maps two batches of images in [0, 1], the full model's and
+            those with early exits, (batch, channels, height, width), to errors, (batch,) in [0, 1].
         samples: Number of samples to calibrate on; as many fresh ones check the result.
         batch_size: Images per batch.
         seed: Seed of the noise, at least 0.
@@ -69,12 +69,12 @@ def calibrate_command(
     goal = Goal(compute, error, speedup, confidence)
     if model_folder(model) != model:
         raise InputError(
-            f"{model} comes with the package, where nothing is written: make a copy of your own with adadiff export "
-            f"{model} FOLDER, and calibrate that"
+            f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
+            f"calibrate the copy"
         )
     if (model / EXIT_POLICY).exists() and not replace:
-        raise InputError(f"{model} holds an {EXIT_POLICY} already: add --replace, or move it away")
-    own = FolderSettings.load(model, policy=False)  # the earlier one may be damaged, or of other weights
+        raise InputError(f"{model} already holds an {EXIT_POLICY}: add --replace, or move it away")
+    own = FolderSettings.load(model, policy=False)  # an earlier policy may be damaged, or for other weights
     pipeline = load_pipeline(model, dtype, device, scheduler or own.scheduler, own_settings=False)
     chosen = resolve(own, pipeline.scheduler, steps, guidance_scale, policy=NeverExit())
     texts = chosen_prompts((), prompts)
@@ -92,4 +92,4 @@ def calibrate_command(
     )
     console.print(calibration_table(calibration))
     draw_calibration(calibration, model / "calibration.png")
-    console.print(f"the policy is in {calibration.save(model)}, the plot in {model / 'calibration.png'}")
+    console.print(f"the policy is in {calibration.save(model)}, its plot in {model / 'calibration.png'}")

@@ -1,4 +1,4 @@
-"""`adadiff compare`: our exits and other methods."""
+"""`adadiff compare`: compare our exits with other methods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compare_command(config: Positional[str], out: Path, so_far: bool = False) ->
     try:
         results = compare(chosen, out, so_far)
     except Interrupted as interruption:
-        console.print(f"{interruption}; the same command goes on")
+        console.print(f"{interruption}; run the same command again to continue")
         sys.exit(130)
     write_report(results, out)
     console.print(winner_in_words(results))

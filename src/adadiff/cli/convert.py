@@ -1,4 +1,4 @@
-"""`adadiff convert`: files of the U-ViT and AdaDiff releases, and back."""
+"""`adadiff convert`: convert checkpoints of the U-ViT and AdaDiff releases to model folders, and back."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def convert_command(
     text_encoder: str | None = None,
     context_length: Count | None = None,
 ) -> None:
-    """Turn a .pth file of the U-ViT or AdaDiff release into a model folder; with --to uvit a folder into such a file.
+    """Convert a .pth checkpoint of the U-ViT or AdaDiff release to a model folder; with --to uvit, a folder to one.
 
     Nothing in the file is executed. AdaDiff's estimators predict certainty; here tau is one minus their threshold.
 
     Args:
-        source: The .pth file; with --to uvit the model folder, or the name of a packaged model.
-        out: The new model folder; with --to uvit the new file.
-        to: Direction.
-        preset: The preset that the file belongs to, for its heads, time and sampling.
-        num_heads: Attention heads, in place of a preset.
-        vae: For a model of latents: the AutoencoderKL that decodes them, by its name on the hub or its folder.
-        scaling_factor: What latents are multiplied with before the diffusion; by default what the autoencoder says.
-        text_encoder: For a model that takes text: a text model of transformers, by its name on the hub or its folder.
-        context_length: For a model that takes text: how many text features it takes, where it is not CLIP's 77.
+        source: The .pth file; with --to uvit, the model folder, or the name of a packaged model.
+        out: The new model folder; with --to uvit, the new .pth file.
+        to: Format to convert to: adadiff for a model folder, uvit for a .pth file of the releases.
+        preset: Preset that the checkpoint belongs to; it gives the attention heads, forward process and sampling.
+        num_heads: Number of attention heads, in place of a preset.
+        vae: AutoencoderKL that decodes the latents of a latent model, by its name on the hub or its folder.
+        scaling_factor: Factor that latents are multiplied by before the diffusion; by default the autoencoder's.
+        text_encoder: Text model of transformers for a model that takes text, by its name on the hub or its folder.
+        context_length: Number of text features of a model that takes text; by default CLIP's, 77.
     """
     from adadiff.conversion import convert_to_file, convert_to_folder
 

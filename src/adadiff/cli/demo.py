@@ -1,4 +1,4 @@
-"""`adadiff demo`: the same noise in full and adaptively."""
+"""`adadiff demo`: sample the same noise with the full model and with early exits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adadiff.utils.ranges import Count, Fraction, GuidanceScale, Seed, checked
 
 @dataclass(frozen=True)
 class DemoTask:
-    """What the demo shows of a model that comes with the package: its folder, how many images, and of what."""
+    """A demonstration with a packaged model: its folder, the number of images, and the prompts."""
 
     model: str
     n: int
@@ -46,33 +46,33 @@ def demo_command(
     prompt: tuple[str, ...] = (),
     seed: Seed = 0,
 ) -> None:
-    """Sample the same noise with the full model and adaptively: one table, one picture.
+    """Sample the same noise with the full model and with early exits; print a table and draw a picture.
 
-    Steps, scheduler, guidance scale and when samples leave are the model's own where nothing is given.
+    Steps, scheduler, guidance scale and exit policy default to the model's own.
 
     Args:
         out: Folder for the picture, demo.png.
-        task: Which of the models that come with the package: digits, class for CIFAR-10, or text for emoji.
-        model: Another model folder, or the name of a packaged model.
-        n: Number of images; by default as many as suit the task.
-        steps: Sampling steps.
-        scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral.
-        tau: Exit threshold in [0, 1].
-        min_layer: No sample leaves before this layer.
-        guidance_scale: Strength of classifier-free guidance; 1 means none.
-        prompt: Texts for a model that takes text, in turns; by default some that suit the task.
-        seed: Of the noise.
+        task: Packaged model to sample: digits, class (CIFAR-10 by class) or text (emoji from their names).
+        model: Model folder, or name of a packaged model, in place of the task's.
+        n: Number of images; by default 64 digits, 20 of class, 12 of text.
+        steps: Number of sampling steps; by default the model's own.
+        scheduler: Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
+        tau: Exit threshold on the mean uncertainty, in [0, 1]; by default the model's own policy.
+        min_layer: First layer after which a sample may exit, counted from 1; by default the model's own.
+        guidance_scale: Scale of classifier-free guidance; 1 means no guidance. By default the model's own.
+        prompt: Prompts, assigned to the images in turn, for a model that takes text; by default the task's.
+        seed: Seed of the noise, at least 0.
     """
     from adadiff.cli.shared import load_pipeline
     from adadiff.comparison.demo import compare, comparison_rows, draw_comparison, require_own_folder
     from adadiff.sampling import Conditions, Guidance
 
     require_own_folder(out, own={"demo.png"})
-    shown = lookup(task, DEMO_TASKS, "task")
-    folder, n = model or PRETRAINED / shown.model, shown.n if n is None else n
+    chosen_task = lookup(task, DEMO_TASKS, "task")
+    folder, n = model or PRETRAINED / chosen_task.model, chosen_task.n if n is None else n
     pipeline = load_pipeline(folder, "float32", "cpu", scheduler)
     chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
-    texts = prompt or (shown.prompts if model is None else ())
+    texts = prompt or (chosen_task.prompts if model is None else ())
     conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
     comparison = compare(pipeline, chosen.policy, n, chosen.steps, seed, conditions)
 

@@ -1,4 +1,4 @@
-"""`adadiff encode`: images into latents."""
+"""`adadiff encode`: encode images as latents."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def encode_command(
     torch.nn.Module.to(autoencoder, place, getattr(torch, dtype))  # without the warnings of diffusers' own `to`
     if scaling_factor is not None:
         autoencoder.register_to_config(scaling_factor=scaling_factor)
-    number = encode_to_folder(images, autoencoder, out, batch_size)
-    console.print(f"{number} latents in {out}; to train on them: --data.source {out}")
+    count = encode_to_folder(images, autoencoder, out, batch_size)
+    console.print(f"{count} latents in {out}; to train on them: --data.source {out}")

@@ -1,4 +1,4 @@
-"""The `adadiff` command: its words to a command, its errors to exit codes."""
+"""The `adadiff` command: dispatches its arguments to a subcommand and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from adadiff.utils.errors import Diverged, InputError, lookup
 
 DESCRIPTION = f"""{adadiff.__doc__}
 
-Every command also takes --import MODULE, to use backbones, policies and presets of a module of yours, and --debug, for
-the traceback of an error."""
+Every command also takes --import MODULE, which imports a module with your own backbones, policies and presets, and
+--debug, which prints the traceback of an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"adadiff: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("adadiff: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("adadiff: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _import_modules(words: Sequence[str]) -> list[str]:
-    """Import the modules that follow `--import`, whose backbones, policies and presets join ours.
+    """Import the modules named by `--import`, which register backbones, policies and presets.
 
     Returns:
-        The other words.
+        The other arguments.
 
     Raises:
         InputError: If there is no such module.
@@ -82,19 +82,19 @@ def _import_modules(words: Sequence[str]) -> list[str]:
         try:
             importlib.import_module(module)
         except (ImportError, ValueError) as error:
-            raise InputError(f"--import {module}: {error}; PYTHONPATH names the folders of your files") from error
+            raise InputError(f"--import {module}: {error}; set PYTHONPATH to the folder of your module") from error
     return others
 
 
 def _print_warnings() -> None:
-    """Print the library's warnings on stderr, a line each."""
+    """Print the library's warnings on stderr, one line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("adadiff: %(message)s"))
     logging.getLogger("adadiff").handlers = [handler]
 
 
 def _require_known_preset(words: Sequence[str]) -> None:
-    """Raise InputError, with the nearest names, where `train` is followed by a word that is no preset."""
+    """Raise InputError, with the closest names, if `train` is followed by an unknown preset."""
     if len(words) > 1 and words[0] == "train" and not words[1].startswith("-"):
         from adadiff.training.presets import PRESETS
 
@@ -102,7 +102,7 @@ def _require_known_preset(words: Sequence[str]) -> None:
 
 
 def _require_options_once(words: Sequence[str]) -> None:
-    """Raise InputError where an option is repeated, of which the parser would silently take the last."""
+    """Raise InputError if an option is repeated, because the parser would silently use the last one."""
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     for option in options:
         if options.count(option) > 1:

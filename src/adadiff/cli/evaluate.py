@@ -1,4 +1,4 @@
-"""`adadiff evaluate`: sampled images against real ones."""
+"""`adadiff evaluate`: compare sampled images with real ones."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def evaluate_command(
         out: Folder for the images and metrics.json.
         data: Real images; they are converted to the size and channels of the model's.
         options: Which images to sample, with which settings.
-        features: small, inception, a folder or TorchScript file of a network, or package.module:name.
-        clip: A CLIP model of transformers, by its name on the hub or its folder, for models that take text.
+        features: Feature network: small (packaged), inception (needs adadiff[metrics]), a folder or TorchScript file of
+            a network, or package.module:name.
+        clip: CLIP model of transformers for the CLIP score of prompts, by its name on the hub or its folder.
     """
     from adadiff.cli.shared import device_of, sample_with_options
     from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
@@ -51,4 +52,4 @@ def evaluate_command(
     if process_state().is_main_process:
         evaluation = evaluate_folder(out, summary, judge)
         console.print(evaluation_table(evaluation))
-        console.print(f"the figures are in {out / METRICS}")
+        console.print(f"the metrics are in {out / METRICS}")

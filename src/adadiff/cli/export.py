@@ -1,4 +1,4 @@
-"""`adadiff export`: a copy of a model to share."""
+"""`adadiff export`: copy a model, to share it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from adadiff.utils.files import require_empty_folder
 
 
 def export_command(run: Positional[ModelFolder], out: Positional[Path], dtype: Dtype = "float16") -> None:
-    """Copy a model without its checkpoints, its weights stored in the given precision, to share it.
+    """Copy a model without its checkpoints, with its weights stored in the given precision.
 
     Args:
         run: Model folder, as `adadiff train` makes it, or the name of a packaged model.
-        out: New folder.
-        dtype: Precision of the stored weights; they are float32 again when loaded.
+        out: New folder for the copy.
+        dtype: Precision of the stored weights; they are converted to float32 on loading.
     """
     from diffusers import ConfigMixin
 
@@ -28,7 +28,7 @@ def export_command(run: Positional[ModelFolder], out: Positional[Path], dtype: D
     pipeline = load_pipeline(run, dtype, "cpu", own_settings=False)
     for part in (pipeline, pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         if isinstance(part, ConfigMixin):
-            part.register_to_config(_name_or_path="")  # where it was loaded from concerns nobody else
+            part.register_to_config(_name_or_path="")  # do not publish the path it was loaded from
     pipeline.save_pretrained(out)
     SamplingDefaults.load(run).save(out)
     console.print(f"the model is in {out}")

@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ class SampleOptions:
     steps: Count | None = None
     """Number of sampling steps; by default the model's own."""
     scheduler: str | None = None
-    """ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own."""
+    """Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own."""
     tau: tuple[Fraction, ...] = ()
-    """Exit threshold on the mean uncertainty, in [0, 1]: 0 runs all layers, larger is faster and rougher. One number,
-    or several (see --tau-per)."""
+    """Exit threshold in [0, 1], or several (see --tau-per): 0 runs all layers, larger is faster and rougher."""
     tau_per: Literal["step", "layer"] = "step"
-    """Whether several thresholds are one per sampling step or one per layer."""
+    """Meaning of several thresholds: one per sampling step, or one per layer."""
     min_layer: Count | None = None
     """First layer after which a sample may exit, counted from 1; by default the model's own."""
     patience: Count = 1

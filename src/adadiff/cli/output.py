@@ -1,4 +1,4 @@
-"""Where the commands print."""
+"""The console that the commands print to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ console = Console(soft_wrap=True)
 
 
 def print_description(images: ImageData) -> None:
-    """Print what was found and what was left out."""
+    """Print the number, split and classes of the images, and what was left out."""
     for line in images.describe():
         console.print(line, markup=False, highlight=False)

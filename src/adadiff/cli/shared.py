@@ -1,4 +1,4 @@
-"""What several commands do with a model folder: load it, choose a policy, sample it."""
+"""Steps shared by several commands: load a model folder, choose a policy, sample into a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adadiff.utils.processes import process_state
 def load_pipeline(
     folder: Path, dtype: Dtype, device: str, scheduler: str | None = None, own_settings: bool = True
 ) -> AdaptivePipeline:
-    """Load a model folder's pipeline, with another scheduler over the same forward process where one is named."""
+    """Load a model folder's pipeline, with the named scheduler in place of its own if one is given."""
     place = device_of(device)
     disable_progress_bar()
     named = {} if scheduler is None else {"scheduler": scheduler}
@@ -40,12 +40,12 @@ def device_of(name: str) -> torch.device:
         place = torch.device(name)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here: choose cpu, or cuda where there is one") from error
+        raise InputError(f"there is no device {name!r} on this machine: choose cpu, or cuda if available") from error
     return place
 
 
 def sample_with_options(model: Path, out: Path, options: SampleOptions) -> FolderSummary:
-    """Sample into a folder; what the options leave open is the model's own."""
+    """Sample into a folder by the options, and by the model's own settings for options that are not given."""
     if options.classes and options.class_index:
         raise InputError("give either --class or --class-index, not both")
     prompts = chosen_prompts(options.prompt, options.prompts)
@@ -61,7 +61,7 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> Folde
 
 
 def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy | None:
-    """Return the policy that the options choose, or None to leave it to the model."""
+    """Return the policy that the options choose, or None if they choose none."""
     if options.exit_layer is not None:
         if options.tau:
             raise InputError("give either --tau or --exit-layer, not both")
@@ -73,7 +73,7 @@ def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy 
         return NeverExit()
     if options.patience != 1:
         if len(tau) > 1:
-            raise InputError("--patience takes one --tau, not several")
+            raise InputError(f"--patience takes one threshold, and --tau has {len(tau)}: give one")
         return PatienceExit(tau[0], options.patience, own.min_layer, options.last_patient_layer)
     return ThresholdExit(tau[0] if len(tau) == 1 else tau, per=options.tau_per, min_layer=own.min_layer)
 
@@ -86,5 +86,5 @@ def chosen_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]
         raise InputError("give either --prompt or --prompts, not both")
     lines = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
     if not lines:
-        raise InputError(f"{file} holds no prompts: write one a line")
+        raise InputError(f"{file} holds no prompts: write one per line")
     return lines

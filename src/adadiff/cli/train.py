@@ -1,4 +1,4 @@
-"""`adadiff train`: a model from a preset."""
+"""`adadiff train`: train a model from a preset."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def training_presets() -> Any:
 def train_command(config: Annotated[Any, arg(name="", constructor_factory=training_presets)]) -> None:
     """Train a model from a preset: `adadiff train digits`, `adadiff train images --data.source FOLDER`.
 
-    Any field of the preset can be changed by its option. The resolved configuration is saved as train.json beside the
-    model. Ctrl-C saves a checkpoint and stops; --resume goes on. Several processes or GPUs: `torchrun
-    --nproc_per_node 2 -m adadiff train ...`.
+    Any field of the preset can be changed by its option. The resolved configuration is saved as train.json next to the
+    model. Ctrl-C saves a checkpoint and stops; the same command with --resume continues. Several processes or GPUs:
+    `torchrun --nproc_per_node 2 -m adadiff train ...`.
     """
     from adadiff.training import Interrupted, train
     from adadiff.utils.processes import process_state
@@ -38,7 +38,7 @@ def train_command(config: Annotated[Any, arg(name="", constructor_factory=traini
     try:
         train(chosen)
     except Interrupted as interruption:
-        console.print(f"{interruption}; to go on, run the same command with --resume")
+        console.print(f"{interruption}; to continue, run the same command with --resume")
         sys.exit(130)
     if process_state().is_main_process:
         console.print(f"the model is in {chosen.out}; to sample: adadiff sample {chosen.out} --out samples")

@@ -24,11 +24,11 @@ class FineTuning:
     steps: int = 1000
     """Number of optimizer steps, the same for all networks."""
     batch_size: int = 16
-    """Images per step."""
+    """Number of images per optimizer step."""
     lr: float = 1e-3
-    """Learning rate after the warm-up."""
+    """Learning rate at the end of the warm-up."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises from 0."""
+    """Number of optimizer steps over which the learning rate rises linearly from 0."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,26 @@ class CompareConfig:
         backbone: The trained model that all networks start from: a folder, or the name of a packaged model.
         preset: The training preset of the backbone, for its data, sizes and forward process.
         data: Source of the training images, instead of the preset's.
-        image_column: Column of the images, instead of the preset's.
+        image_column: Column of the training images, instead of the preset's.
         reference: Real images that no network was trained on, to compare the samples with.
         reference_split: Split of the reference; by default train, or the only one available.
         features: Feature network for the metrics, as `adadiff evaluate` takes it.
         fine_tuning: The fine-tuning of every network.
         images: Number of samples per cell.
         headline_images: Number of samples of the cells at `headline_compute`, and of the full model.
-        steps: Number of sampling steps of all methods except fewer steps.
+        steps: Number of sampling steps of the full model and of all methods except fewer steps.
         scheduler: The scheduler, as `adadiff sample` takes it.
         guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
         methods: Names of the methods (docs/baselines.md); by default all.
         compute: Fractions of the full model's FLOPs at which the methods are compared, in (0, 1).
-        headline_compute: The one of these fractions for which the report names a winner.
+        headline_compute: The compute fraction for which the report names a winner, one of `compute`.
         smaller_depths: Depths of the smaller models.
         shallow_depth: Depth of DuoDiff's shallow network.
         pruned: Fractions of the FLOPs that pruning keeps, in (0, 1).
         synergy_steps: Numbers of steps in the grid of steps and thresholds.
-        synergy_compute: Fractions of compute that the grids' thresholds are set to; the first is 1, for no exits.
+        synergy_compute: Compute fractions that the thresholds of both grids are set to; the first is 1, for no exits.
             Empty for no grids.
-        batch_size: Images per sampling batch.
+        batch_size: Number of images per sampling batch.
         dtype: Precision of sampling.
         seed: Seed of the noise, the same for all methods.
     """
@@ -99,7 +99,7 @@ class CompareConfig:
         if self.headline_compute not in self.compute:
             raise InputError(f"headline_compute is {self.headline_compute}: it must be one of compute, {self.compute}")
         if self.synergy_compute and self.synergy_compute[0] != 1:
-            raise InputError(f"synergy_compute is {self.synergy_compute}: its first row must be 1, without exits")
+            raise InputError(f"synergy_compute is {self.synergy_compute}: the first fraction must be 1, for no exits")
         for name in ("images", "headline_images", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")

@@ -15,8 +15,7 @@ class DataConfig:
     """The source of the images and their preprocessing."""
 
     source: Annotated[str, arg(aliases=["--data"])] = DIGITS
-    """"digits" (built in), a parquet file or a folder of them, a folder of images (flat, or one folder per class), or
-    a hub name."""
+    """Source of images: digits (built in), parquet file or folder of them, folder of images or of classes, hub name."""
     split: str | None = None
     """Split of the source; by default train, or the only split."""
     size: int = 32
@@ -26,8 +25,7 @@ class DataConfig:
     flip: bool = True
     """Mirror each training image with probability 1/2."""
     on_error: Literal["stop", "skip"] = "stop"
-    """stop: an unreadable image or empty cell is an error that names it; skip: check all items first and leave such
-    ones out."""
+    """Treatment of unreadable images and empty cells: stop with an error, or check all items first and skip them."""
     image_column: str = "image"
     """Column of the images."""
     label_column: str | None = "label"

@@ -1,4 +1,4 @@
-"""How a model is meant to be sampled, kept in its folder; what a user says comes first."""
+"""The default sampling settings of a model, stored in its folder; a user's choices override them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ SAMPLING = "sampling.json"
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """How to sample the model where nothing else is said."""
+    """The default sampling settings of the model, stored with it."""
 
     scheduler: str = "ddim"
-    """ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral."""
+    """Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral."""
     steps: Count = 50
-    """Sampling steps."""
+    """Number of sampling steps."""
     tau: Fraction = 0.0
-    """Exit threshold in [0, 1]; 0 runs the full model."""
+    """Exit threshold on the mean uncertainty, in [0, 1]: 0 runs all layers, larger is faster and rougher."""
     min_layer: Count = 1
-    """No sample leaves before this layer."""
+    """First layer after which a sample may exit, counted from 1."""
     guidance_scale: GuidanceScale = 1.0
-    """Strength of classifier-free guidance; 1 means none."""
+    """Scale of classifier-free guidance, at least 1; 1 means no guidance."""
 
     def changed(self, **choices: Any) -> Self:
-        """These with a user's choices in place of their own; None chooses nothing."""
+        """Return these settings with a user's choices in place of the defaults; a choice of None is ignored."""
         return replace(self, **{name: value for name, value in choices.items() if value is not None})
 
     def save(self, folder: Path) -> None:
-        """Write them into a model folder."""
+        """Write the settings to a model folder's sampling.json."""
         write_json(folder / SAMPLING, asdict(self))
 
     @classmethod

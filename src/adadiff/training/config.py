@@ -184,15 +184,15 @@ class DiffusionConfig:
     num_train_timesteps: Count = 1000
     """Number of time steps of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "vp_sde"] = "linear"
-    """How beta grows, as in diffusers; vp_sde: the continuous linear-beta SDE, discretised into as many steps."""
+    """Schedule of beta, as in diffusers; vp_sde: the variance-preserving SDE, beta from 0.1 to 20, discretised."""
     beta_start: BelowOne = 0.0001
-    """The first beta."""
+    """Beta of the first time step, in [0, 1); vp_sde ignores it."""
     beta_end: BelowOne = 0.02
-    """The last beta. (vp_sde ignores both: its betas run from 0.1 to 20.)"""
+    """Beta of the last time step, in [0, 1); vp_sde ignores it."""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-    """What the model predicts: the noise, or the velocity."""
+    """Target of the model's prediction: the noise (epsilon) or the velocity (v_prediction)."""
     count_from_one: bool = False
-    """Number the time steps 1 to T for the network, as in the U-ViT release, not 0 to T - 1."""
+    """Count time steps from 1 to T in the network's input, as the U-ViT release does, instead of from 0 to T - 1."""
 
     def build(self, in_latents: bool = False) -> DDPMScheduler:
         """Build the scheduler for training, which is also the default one for sampling.
@@ -241,14 +241,13 @@ class LossConfig:
     """The joint loss L = L_simple + lambda * L_u + beta * L_UAL."""
 
     uncertainty_weight: NonNegative = 1.0
-    """lambda."""
+    """Weight lambda of the uncertainty estimators' loss L_u, at least 0."""
     layerwise_weight: NonNegative = 1.0
-    """beta."""
+    """Weight beta of the uncertainty-aware layer-wise loss L_UAL, at least 0."""
     ual_weighting: UalWeighting = "detached"
-    """Layer weights in L_UAL: the paper's (detached), the released code's (normalized), BERxiT's (uniform) or CALM's
-    (index)."""
+    """Layer weights in L_UAL: detached (the paper), normalized (its released code), uniform (BERxiT), index (CALM)."""
     alternating: bool = False
-    """Add the layer-wise loss at every second step only, as BERxiT does."""
+    """Add L_UAL only at every second optimizer step, as BERxiT does."""
 
 
 @dataclass(frozen=True)
@@ -256,19 +255,19 @@ class OptimizerConfig:
     """The AdamW optimizer, its learning-rate schedule, and the moving average of the weights."""
 
     lr: Positive = 2e-4
-    """Learning rate after the warm-up."""
+    """Learning rate at the end of the warm-up, above 0."""
     weight_decay: NonNegative = 0.03
-    """Weight decay."""
+    """AdamW's weight decay, at least 0."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    """AdamW's betas."""
+    """AdamW's betas: decay of the moving averages of the gradient and of its square, in [0, 1)."""
     warmup_steps: CountOrZero = 500
-    """Steps over which the learning rate rises from 0."""
+    """Number of optimizer steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant_with_warmup", "cosine"] = "cosine"
-    """The learning rate after the warm-up: constant, or falling to 0 along a cosine."""
+    """Learning rate after the warm-up: constant, or falling to 0 along a cosine."""
     max_grad_norm: PositiveOrInfinite = 1.0
-    """Clip gradients to this norm; inf for no clipping."""
+    """Norm that gradients are clipped to; inf for no clipping."""
     ema_decay: BelowOne = 0.9995
-    """Decay of the moving average of the weights, which is what the saved model holds."""
+    """Decay of the exponential moving average of the weights, in [0, 1); the saved model holds this average."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,7 @@ class TrainConfig:
     """
 
     out: Path
-    """Folder of the run: the model, its checkpoints, logs and sample pictures."""
+    """Folder of the run, for the model, its checkpoints, logs and sample pictures."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -293,11 +292,11 @@ class TrainConfig:
     steps: Count = 10_000
     """Number of optimizer steps."""
     condition_dropout: Fraction = 0.1
-    """Fraction of images trained on without their class or caption, which classifier-free guidance needs."""
+    """Probability of dropping an image's class or caption, in [0, 1]; classifier-free guidance needs it above 0."""
     batch_size: Count = 128
-    """Images per optimizer step, summed over all processes and accumulated batches."""
+    """Number of images per optimizer step, summed over all processes and accumulated batches."""
     accumulate: Count = 1
-    """Split each step's images into this many batches."""
+    """Number of batches that each step's images are split into, to save memory; their gradients are accumulated."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Precision of the layers' arithmetic; weights stay in float32. auto: bf16 if the device supports it, else no."""
     gradient_checkpointing: bool = False
@@ -305,23 +304,23 @@ class TrainConfig:
     workers: Workers = 0
     """Number of processes that load images; 0 loads them in the training process."""
     seed: Seed = 0
-    """Seed of all random numbers."""
+    """Seed of weights, data order, noise, time steps and dropped conditions, at least 0."""
     init_from: Path | None = None
-    """Fine-tune: start from the backbone of this model folder, with newly initialised exits."""
+    """Model folder whose backbone is fine-tuned, with newly initialised exits; by default the backbone is new."""
     freeze_backbone: bool = False
-    """Train only estimators and per-layer heads; the full model stays as it is."""
+    """Train only estimators and per-layer heads, so that the full model does not change."""
     resume: bool = False
     """Continue from the run's last checkpoint, or from the beginning if it has none yet."""
     max_bad_steps: Count = 1
-    """Stop after this many consecutive steps whose loss or gradients are not finite; each such step is skipped."""
+    """Number of consecutive steps with a non-finite loss or gradient after which training stops; each is skipped."""
     checkpoint_every: Count = 1000
-    """Steps between checkpoints."""
+    """Number of optimizer steps between checkpoints."""
     keep_checkpoints: Count = 2
-    """How many of the last checkpoints to keep."""
+    """Number of checkpoints to keep; older ones are deleted."""
     sample_every: CountOrZero = 2000
-    """Steps between sample pictures; 0 for none."""
+    """Number of optimizer steps between sample pictures; 0 for none."""
     log_every: Count = 50
-    """Steps between TensorBoard entries."""
+    """Number of optimizer steps between TensorBoard entries."""
 
     def check(self) -> None:
         """Raise InputError if a value is out of range, or two values do not fit together."""
@@ -329,8 +328,8 @@ class TrainConfig:
         self.model.own_condition()
         if self.diffusion.beta_start > self.diffusion.beta_end:
             raise InputError(
-                f"diffusion.beta_start {self.diffusion.beta_start} is above beta_end {self.diffusion.beta_end}: betas "
-                f"must rise"
+                f"diffusion.beta_start is {self.diffusion.beta_start}: it must be at most beta_end, "
+                f"{self.diffusion.beta_end}"
             )
         if self.batch_size % self.accumulate:
-            raise InputError(f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal batches")
+            raise InputError(f"batch_size is {self.batch_size}: it must be a multiple of accumulate, {self.accumulate}")
