@@ -207,3 +207,25 @@ def test_the_table_says_what_the_rule_says(policy, step, layer, uncertainties):
 def test_rules_that_count_or_look_at_the_batch_are_no_table():
     assert PatienceExit(0.5, patience=2).table(STEPS, DEPTH) is None
     assert BatchMeanExit(0.5).table(STEPS, DEPTH) is None
+
+
+def test_layer_0_comes_after_a_full_step():
+    policy = CorrectedScheduleExit((9, 0, 1, 9, 0))
+    policy.check(depth=9, num_steps=5)
+    assert [policy.skips(step) for step in range(5)] == [False, True, False, False, True]
+    assert policy.corrected_layers(step=0, depth=9) == (0, 1)
+    assert policy.table(num_steps=5, depth=9) is None
+    for layers in ((0, 9, 0), (1, 0, 9)):
+        with pytest.raises(InputError, match=r"is at layer 0, .* run all 9 layers at a step before it"):
+            CorrectedScheduleExit(layers).check(depth=9, num_steps=3)
+    with pytest.raises(InputError, match="numbered 1 to 9"):
+        ScheduleExit((9, 0)).check(depth=9, num_steps=2)
+
+
+@given(layers=st.lists(st.sampled_from([0, 1, 2, 9]), min_size=2, max_size=12), num_steps=st.integers(1, 30))
+def test_a_stretched_schedule_never_begins_at_layer_0(layers, num_steps):
+    policy = CorrectedScheduleExit((9, *layers))
+    policy.check(depth=9, num_steps=len(policy.layers))
+    policy.stretched(num_steps).check(depth=9, num_steps=num_steps)
+    shallow_first = CorrectedScheduleExit((2, 9, *layers))
+    shallow_first.stretched(num_steps).check(depth=9, num_steps=num_steps)

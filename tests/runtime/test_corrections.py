@@ -1,5 +1,6 @@
 """Corrected exits against a version that reads off every layer at every step, and corrects by a formula written out."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ScheduleExit
 from adadiff.exits.flops import flop_counter
-from adadiff.runtime import Corrections, RowMemory
+from adadiff.runtime import Corrections, RowMemory, TraceTotals
 from adadiff.training.config import DiffusionConfig
 from tests.conftest import make_model, predict
 
@@ -35,6 +36,9 @@ class Table(CorrectedScheduleExit):
 
     def corrected_layers(self, step, depth):
         return (1, 2, 3)
+
+    def skips(self, step):
+        return False
 
     def without_corrections(self, step, depth):
         return self
@@ -92,7 +96,7 @@ def test_a_full_step_is_the_plain_backbones_bit_for_bit():
         assert torch.equal(got.sample, model.backbone(sample, torch.full((3,), time))) == (step % 2 == 0)
 
 
-@pytest.mark.parametrize("layers", [(5, 1, 2, 5, 1, 1), (3, 1, 5, 4, 1, 5), (4, 3, 2, 1, 1, 1)])
+@pytest.mark.parametrize("layers", [(5, 1, 2, 5, 1, 1), (3, 1, 5, 4, 1, 5), (4, 3, 2, 1, 1, 1), (5, 0, 5, 0, 1, 0)])
 @torch.no_grad()
 def test_the_reported_flops_are_what_the_counter_sees(layers):
     model = make_model(depth=5)
@@ -102,6 +106,43 @@ def test_the_reported_flops_are_what_the_counter_sees(layers):
         with flop_counter() as counter:
             got = predict(session, sample, TIMES[step], policy=CorrectedScheduleExit(layers), step=step)
         assert got.flops.sum().item() == counter.get_total_flops()
+
+
+@torch.no_grad()
+def test_after_layer_0_the_full_predictions_are_carried_on_along_a_line():
+    """The network does not run at all there; the slope is that of the last two full steps, once there are two."""
+    model, full = make_model(depth=5), {}
+    session, layers = model.session(3), (5, 0, 5, 0, 0, 5)
+    for step, (sample, time) in enumerate(zip(drifting(), TIMES, strict=True)):
+        got = predict(session, sample, time, policy=CorrectedScheduleExit(layers), step=step)
+        assert got.exit_layers.tolist() == [layers[step]] * 3
+        if layers[step]:
+            full[step] = got.sample
+            assert torch.equal(got.sample, model(sample, time).sample)
+        elif step == 1:
+            assert torch.equal(got.sample, full[0])
+            assert not got.flops.any()
+        else:
+            torch.testing.assert_close(got.sample, full[2] + (step - 2) / 2 * (full[2] - full[0]))
+
+
+def test_layer_0_is_counted_as_a_prediction_without_compute(class_pipeline):
+    output = class_pipeline(
+        class_labels=["cat", "owl"],
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        guidance_interval=(0.0, 0.5),
+        policy=CorrectedScheduleExit((5, 0, 5, 0)),
+    )
+    trace, totals = output.trace, TraceTotals.of(output.trace)
+    assert trace.exit_layers[:, 0].tolist() == [5, 0, 5, 0]
+    assert trace.guided[:, 0].tolist() == [True, True, False, False]
+    assert trace.predictions == 2 * (2 + 2 + 1 + 1)
+    assert trace.layer_fraction == pytest.approx((2 + 0 + 1 + 0) / 6)
+    assert trace.compute_fraction == pytest.approx((2 + 0 + 1 + 0) / 6)
+    assert totals.mean_exit_layers.tolist() == [5, 0, 5, 0]
+    assert totals.exit_quantile(1.0).tolist() == [5, 0, 5, 0]
+    assert TraceTotals.from_dict(json.loads(json.dumps(totals.to_dict()))).to_dict() == totals.to_dict()
 
 
 def test_nothing_is_kept_from_one_sampling_to_the_next_nor_between_neighbours():

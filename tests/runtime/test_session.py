@@ -61,6 +61,8 @@ POLICIES = {
     "schedule": ScheduleExit((5, 1, 3, 2, 4)),
     "corrected": CorrectedScheduleExit((5, 1, 5, 2, 1)),
     "corrected later": CorrectedScheduleExit((2, 5, 1, 5, 2)),
+    "corrected at layer 0": CorrectedScheduleExit((5, 0, 5, 0, 0)),
+    "corrected at layers 0 and 1": CorrectedScheduleExit((1, 5, 0, 1, 0)),
     "corrected threshold": CorrectedThreshold(TAU),
     "table": TableExit(((0.0, TAU, TAU, 1.0), (1.0,) * 4, (TAU,) * 4, (0.0,) * 4, (0.0, 0.0, TAU, TAU))),
     "patience": PatienceExit(TAU),

@@ -26,6 +26,7 @@ def make_trace(layers, unconditional=None, depth=4):
         full_flops=40,
         timesteps=tuple(range(len(layers))),
         uncertainties=unknown,
+        guided=unconditional > 0,
         unconditional_exit_layers=unconditional,
         unconditional_uncertainties=unknown,
     )

@@ -86,11 +86,20 @@ class ExitPolicy(ABC):
         """Return whether the policy reads the uncertainty after this layer at this step; if not, no estimator runs."""
         return False
 
+    def skips(self, step: int) -> bool:
+        """Return whether the network does not run at this step: samples exit after layer 0.
+
+        Their prediction is the correction of layer 0 alone: the last two full predictions, extrapolated along a line. A
+        policy that skips steps names 0 in `corrected_layers` at the full steps before.
+        """
+        return False
+
     def corrected_layers(self, step: int, depth: int) -> tuple[int, ...]:
         """Return the layers whose corrections are measured at this step, on samples that run all `depth` layers.
 
         The correction of layer i is the final prediction minus the prediction read off after layer i. It is added to
-        predictions of samples that exit after layer i at later steps (`runtime/corrections.py`).
+        predictions of samples that exit after layer i at later steps (`runtime/corrections.py`). Layer 0 predicts
+        nothing, so that its correction is the final prediction itself.
         """
         return ()
 

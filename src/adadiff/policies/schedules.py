@@ -53,7 +53,7 @@ class FixedExit(ExitPolicy):
     def check(self, depth: int, num_steps: int) -> None:
         check_layer("exit layer", self.layer, depth)
 
-    def table(self, num_steps: int, depth: int) -> Tensor:
+    def table(self, num_steps: int, depth: int) -> Tensor | None:
         return ScheduleExit((self.layer,) * num_steps).table(num_steps, depth)
 
 
@@ -92,7 +92,7 @@ class ScheduleExit(ExitPolicy):
     def stretched(self, num_steps: int) -> ExitPolicy:
         return replace(self, layers=stretched_rows(self.layers, num_steps))
 
-    def table(self, num_steps: int, depth: int) -> Tensor:
+    def table(self, num_steps: int, depth: int) -> Tensor | None:
         return (torch.arange(1, depth) >= self._layers[:, None]).float()
 
 
@@ -104,8 +104,10 @@ class CorrectedScheduleExit(ScheduleExit):
     far closer to the full model's than a medium depth at every step. Exits before the first full step are not
     corrected; a row that comes later, and so lacks the corrections of an earlier full step, runs all layers first.
 
+    After layer 0 the network has not run at all: the last two full predictions are extrapolated along a line.
+
     Args:
-        layers: The exit layer at each sampling step, 1..N.
+        layers: The exit layer at each sampling step, 0..N; a step at layer 0 comes after a full step.
 
     Examples:
         >>> policy = CorrectedScheduleExit((9, 1, 9, 2))
@@ -114,6 +116,21 @@ class CorrectedScheduleExit(ScheduleExit):
         >>> policy.corrected_layers(step=1, depth=9)  # not a full step: nothing to measure
         ()
     """
+
+    def check(self, depth: int, num_steps: int) -> None:
+        running = tuple(layer or 1 for layer in self.layers)
+        ScheduleExit(running).check(depth, num_steps)
+        if 0 in self.layers and depth not in self.layers[: self.layers.index(0)]:
+            raise InputError(
+                f"step {self.layers.index(0)} is at layer 0, which carries on earlier full predictions: run all {depth} "
+                f"layers at a step before it"
+            )
+
+    def skips(self, step: int) -> bool:
+        return self.layers[step] == 0
+
+    def table(self, num_steps: int, depth: int) -> Tensor | None:
+        return None if 0 in self.layers else super().table(num_steps, depth)
 
     def corrected_layers(self, step: int, depth: int) -> tuple[int, ...]:
         if self.layers[step] < depth:
@@ -140,5 +157,6 @@ class CorrectedScheduleExit(ScheduleExit):
         full_by_then = share * np.interp(np.arange(num_steps + 1) / share, [*full, steps], np.arange(len(full) + 1))
         runs_all = np.diff(np.ceil(full_by_then - 1e-9)) > 0
         nearest = [min(early, key=lambda step: abs(step + 0.5 - (k + 0.5) / share)) for k in range(num_steps)]
-        layers = (deepest if all_run else self.layers[step] for all_run, step in zip(runs_all, nearest, strict=True))
+        first = int(runs_all.argmax())  # before the first full step there is nothing to carry on: one layer runs
+        layers = (deepest if runs_all[k] else self.layers[step] or int(k < first) for k, step in enumerate(nearest))
         return replace(self, layers=tuple(layers))

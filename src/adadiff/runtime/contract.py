@@ -51,7 +51,7 @@ class Prediction:
 
     Args:
         sample: Predictions, (batch, channels, height, width).
-        exit_layers: Number of layers run for each row, (batch,) int64 in 1..N, on the CPU.
+        exit_layers: Number of layers run for each row, (batch,) int64 in 0..N, on the CPU.
         uncertainties: Mean uncertainty of each row after each layer, (batch, N) float32 on the CPU; NaN where no
             estimator ran.
         flops: FLOPs spent on each row, (batch,) int64, on the CPU.

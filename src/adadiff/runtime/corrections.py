@@ -2,7 +2,8 @@
 
 What the later layers add to the prediction of layer i, g_N(L_N) - g_i(L_i), changes little from step to step. It is
 measured at steps where a sample runs all layers; at later steps where the sample exits after layer i, it is linearly
-extrapolated from the last two measurements and added to g_i(L_i).
+extrapolated from the last two measurements and added to g_i(L_i). With g_0 = 0 this includes not running the network at
+all: the full predictions themselves are extrapolated.
 
 Related work caches hidden tokens: deep layers' outputs are reused (`baselines/caching.py`) or extrapolated (TaylorSeer,
 Liu et al., ICCV 2025, arXiv 2503.06923). Here the prediction itself is corrected.
@@ -37,7 +38,7 @@ class Corrections:
         """Record the final prediction minus the prediction after `layer`, for rows that ran all layers.
 
         Args:
-            layer: The early layer, 1..N-1.
+            layer: The early layer, 0..N-1.
             rows: Positions of the measured rows, (measured,) int64, on the CPU.
             steps: The step of each, counted from 0, (measured,) int64, on the CPU.
             correction: The differences, (measured, channels, height, width).
@@ -52,7 +53,7 @@ class Corrections:
         """Return predictions after `layer` plus their extrapolated corrections; as they are for rows without any.
 
         Args:
-            layer: The exit layer, 1..N-1.
+            layer: The exit layer, 0..N-1.
             rows: Positions of the exiting rows, (exiting,) int64, on the CPU.
             steps: The step of each, counted from 0, (exiting,) int64, on the CPU.
             prediction: Their predictions, (exiting, channels, height, width).

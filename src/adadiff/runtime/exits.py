@@ -49,11 +49,12 @@ class ExitSession(Session):
         network, corrections = self.denoiser, Corrections(self.memory)
         rules = RowRules.of(policy, steps, network.depth, corrections.exist(), ties, return_uncertainties)
         forward = _Forward(network, inputs, rules, corrections)
+        forward.skip(rules.skipped)
         for i in range(1, network.depth + 1):
-            forward.run_layer(i)
-            forward.exit(i, rules.exits(i, forward.remaining, at_rows(forward.uncertainties, forward.remaining)[:, :i]))
             if not len(forward.remaining):
                 break
+            forward.run_layer(i)
+            forward.exit(i, rules.exits(i, forward.remaining, at_rows(forward.uncertainties, forward.remaining)[:, :i]))
             forward.read_off(i)
         forward.measure_corrections()
         flops = network.part_flops.until_exit(forward.exit_layers, rules.estimated, rules.measured)
@@ -72,14 +73,28 @@ class _Forward:
 
     def __init__(self, network: ExitNetwork, inputs: Inputs, rules: RowRules, corrections: Corrections) -> None:
         batch, depth = len(inputs), network.depth
-        self.network, self.rules, self.corrections = network, rules, corrections
+        self.network, self.inputs, self.rules, self.corrections = network, inputs, rules, corrections
         self.sample = torch.empty_like(inputs.sample)
         self.exit_layers = torch.full((batch,), depth)  # (batch,)
         self.uncertainties = torch.full((batch, depth), torch.nan)  # (batch, N)
         self.remaining = torch.arange(batch)  # positions of the rows that have not exited
         self._early: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: positions of rows, their predictions there
         self._estimates, self._measures = (mask.any(0).tolist() for mask in (rules.estimated, rules.measured))
-        self._state = network.backbone.embed(inputs.sample, inputs.timestep, **inputs.conditions)
+
+    def skip(self, skipped: Tensor) -> None:
+        """Carry on the predictions of some rows, `skipped` being (batch,) bool, and embed the others."""
+        inputs = self.inputs
+        if skipped.any():
+            rows = skipped.nonzero().squeeze(1)
+            places = rows.to(self.sample.device)
+            nothing = torch.zeros_like(self.sample[places])
+            carried_on = self.corrections.correct(0, rows, self.rules.steps[rows], nothing)
+            self.sample[places] = carried_on.to(self.sample.dtype)
+            self.exit_layers[rows] = 0
+            self.remaining = (~skipped).nonzero().squeeze(1)
+            inputs = inputs.select(self.remaining.to(places.device))
+        if len(self.remaining):
+            self._state = self.network.backbone.embed(inputs.sample, inputs.timestep, **inputs.conditions)
 
     def run_layer(self, i: int) -> None:
         """Run layer i on the remaining rows, and the estimator on those whose policy reads it."""
@@ -114,6 +129,9 @@ class _Forward:
 
     def measure_corrections(self) -> None:
         """Record how the final predictions differ from those read off earlier, for rows that ran all layers."""
+        carried = (self.rules.carried & (self.exit_layers == self.network.depth)).nonzero().squeeze(1)
+        if len(carried):
+            self.corrections.measure(0, carried, self.rules.steps[carried], self.sample[carried.to(self.sample.device)])
         for i, (rows, early) in self._early.items():
             full = self.exit_layers[rows] == self.network.depth
             if not full.any():

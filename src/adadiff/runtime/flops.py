@@ -33,7 +33,7 @@ class PartFlops:
         """Return the FLOPs of rows that exited after the given layers.
 
         Args:
-            exit_layers: Exit layers in 1..N, (rows,) int64.
+            exit_layers: Exit layers in 0..N, (rows,) int64; after layer 0 nothing has run.
             estimated: For each of the layers 1..N whether an estimator ran after it, (N,) or (rows, N) bool.
             measured: For each of the layers 1..N whether its head also ran for rows that went on, to measure
                 corrections, (N,) or (rows, N) bool; by default for none.
@@ -43,8 +43,9 @@ class PartFlops:
         """
         spent = self.layers + self.estimators * estimated  # (N,) or (rows, N)
         through = spent.cumsum(-1).expand(len(exit_layers), -1)  # (rows, N)
-        flops = self.embed + through.gather(1, exit_layers[:, None] - 1).squeeze(1) + self.heads[exit_layers - 1]
+        last = exit_layers.clamp(min=1) - 1
+        flops = self.embed + through.gather(1, last[:, None]).squeeze(1) + self.heads[last]
         if measured is not None:
             went_on = torch.arange(1, len(self.layers) + 1) < exit_layers[:, None]  # (rows, N)
             flops = flops + (self.heads * (measured & went_on)).sum(1)
-        return flops
+        return torch.where(exit_layers > 0, flops, 0)

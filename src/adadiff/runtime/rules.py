@@ -22,6 +22,8 @@ class RowRules:
         ties: Groups of rows that exit together, (batch,) int64, or None.
         estimated: Whether the estimator runs on a row after each layer, (batch, N) bool.
         measured: Whether a row's correction is measured at each layer if it runs all of them, (batch, N) bool.
+        skipped: Whether the network does not run on a row, (batch,) bool.
+        carried: Whether a row's prediction is kept as the correction of layer 0 if it runs all layers, (batch,) bool.
     """
 
     policies: list[ExitPolicy]
@@ -30,6 +32,8 @@ class RowRules:
     ties: Tensor | None
     estimated: Tensor
     measured: Tensor
+    skipped: Tensor
+    carried: Tensor
 
     @classmethod
     def of(
@@ -54,7 +58,7 @@ class RowRules:
         lacking = any_tied(~corrected, ties)  # tied rows run the same layers, so they follow the same rule
         kind_of_row = list(zip(steps.tolist(), lacking.tolist(), strict=True))
         kinds = {kind: k for k, kind in enumerate(dict.fromkeys(kind_of_row))}
-        policies, estimated, measured = [], [], []
+        policies, estimated, measured, skipped, carried = [], [], [], [], []
         for step, lacks in kinds:
             own = policy.without_corrections(step, depth) if lacks else policy
             policies.append(own)
@@ -62,12 +66,15 @@ class RowRules:
             estimated.append([*reads, return_uncertainties])
             wanted = own.corrected_layers(step, depth)
             measured.append([layer in wanted for layer in range(1, depth + 1)])
+            skipped.append(own.skips(step))
+            carried.append(0 in wanted)
         row = torch.tensor([kinds[kind] for kind in kind_of_row], dtype=torch.int64)  # (batch,)
         if all(own is policy for own in policies):
             policies, policy_of_row = [policy], torch.zeros_like(row)
         else:
             policy_of_row = row
-        return cls(policies, policy_of_row, steps, ties, torch.tensor(estimated)[row], torch.tensor(measured)[row])
+        by_row = (torch.tensor(flags)[row] for flags in (estimated, measured, skipped, carried))
+        return cls(policies, policy_of_row, steps, ties, *by_row)
 
     def exits(self, layer: int, rows: Tensor, uncertainties: Tensor) -> Tensor:
         """Decide which of the remaining rows exit after a layer; after the last, all of them.

@@ -25,9 +25,11 @@ class TraceTotals:
     """Counts of exits per step and layer, with the total FLOPs; totals of several batches can be added.
 
     Args:
-        exits: Number of samples that exited after each layer, (steps, depth) int64.
+        exits: Number of samples that exited after each of the layers 1..N, (steps, depth) int64; the others exited
+            after layer 0. At the first step none does.
         unconditional_exits: Exits of the unconditional predictions that guidance adds, (steps, depth) int64; 0 at
             steps without guidance.
+        guided: Number of guided samples at each step, (steps,) int64.
         flops: FLOPs of all samples and steps.
         full_flops: FLOPs of the full model for one sample at one step.
         timesteps: Time of each step, (steps,) floats.
@@ -35,6 +37,7 @@ class TraceTotals:
 
     exits: Tensor
     unconditional_exits: Tensor
+    guided: Tensor
     flops: int
     full_flops: int
     timesteps: tuple[float, ...]
@@ -45,6 +48,7 @@ class TraceTotals:
         return cls(
             _counted(trace.exit_layers, trace.depth),
             _counted(trace.unconditional_exit_layers, trace.depth),
+            trace.guided.sum(1),
             int(trace.flops.sum()),
             trace.full_flops,
             trace.timesteps,
@@ -56,6 +60,7 @@ class TraceTotals:
             self,
             exits=self.exits + other.exits,
             unconditional_exits=self.unconditional_exits + other.unconditional_exits,
+            guided=self.guided + other.guided,
             flops=self.flops + other.flops,
         )
 
@@ -72,11 +77,11 @@ class TraceTotals:
     @property
     def predictions(self) -> int:
         """Number of predictions: one for each sample and step, two at steps with guidance."""
-        return int(self.exits.sum() + self.unconditional_exits.sum())
+        return self.images * len(self.exits) + int(self.guided.sum())
 
     @property
     def layer_fraction(self) -> float:
-        """Layers run over layers of the full model, averaged over predictions, in (0, 1]."""
+        """Layers run over layers of the full model, averaged over predictions, in [0, 1]."""
         layers = (self.exits + self.unconditional_exits) @ torch.arange(1, self.depth + 1)
         return int(layers.sum()) / (self.depth * self.predictions)
 
@@ -92,8 +97,9 @@ class TraceTotals:
 
     def exit_quantile(self, share: float) -> Tensor:
         """Return, for each step, the first layer by which at least this share of samples exited: (steps,) int64."""
-        left = self.exits.cumsum(1)
-        return (left >= max(share * self.images, 1)).int().argmax(1) + 1
+        after_layer_0 = self.images - self.exits.sum(1, keepdim=True)
+        exited = torch.cat([after_layer_0, self.exits], dim=1).cumsum(1)  # (steps, depth + 1)
+        return (exited >= max(share * self.images, 1)).int().argmax(1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the totals as plain values, ready for JSON."""
@@ -109,6 +115,7 @@ class TraceTotals:
             "mean_exit_layers": self.mean_exit_layers.tolist(),
             "exits": self.exits.tolist(),
             "unconditional_exits": self.unconditional_exits.tolist(),
+            "guided": self.guided.tolist(),
         }
 
     @classmethod
@@ -122,6 +129,7 @@ class TraceTotals:
             return cls(
                 torch.tensor(values["exits"], dtype=torch.int64),
                 torch.tensor(values["unconditional_exits"], dtype=torch.int64),
+                torch.tensor(values["guided"], dtype=torch.int64),
                 values["flops"],
                 values["full_flops"],
                 tuple(values["timesteps"]),
@@ -137,13 +145,14 @@ class Trace:
     With classifier-free guidance each sample is a pair of predictions: one with its condition, one without.
 
     Args:
-        exit_layers: The layer each sample exited after, (steps, batch) int64, in 1..depth.
+        exit_layers: The layer each sample exited after, (steps, batch) int64, in 0..depth.
         flops: FLOPs spent, (steps, batch) int64; with guidance, the sum over the pair.
         depth: Layers of the full model, N.
         full_flops: FLOPs of the full model for one sample at one step.
         timesteps: Time of each step, (steps,) floats.
         uncertainties: Mean uncertainty of each sample after each layer, (steps, batch, depth) float32; NaN where no
             estimator ran.
+        guided: Whether each sample was guided, (steps, batch) bool.
         unconditional_exit_layers: The exit layer of each pair's unconditional prediction, (steps, batch) int64; 0 at
             steps without guidance.
         unconditional_uncertainties: Mean uncertainties of the unconditional predictions, (steps, batch, depth)
@@ -167,6 +176,7 @@ class Trace:
     full_flops: int
     timesteps: tuple[float, ...]
     uncertainties: Tensor
+    guided: Tensor
     unconditional_exit_layers: Tensor
     unconditional_uncertainties: Tensor
 
@@ -177,7 +187,7 @@ class Trace:
 
     @property
     def layer_fraction(self) -> float:
-        """Layers run over layers of the full model, averaged over predictions, in (0, 1]."""
+        """Layers run over layers of the full model, averaged over predictions, in [0, 1]."""
         return TraceTotals.of(self).layer_fraction
 
     @property
@@ -204,6 +214,7 @@ class Trace:
             "full_flops": self.full_flops,
             "timesteps": list(self.timesteps),
             "exit_layers": self.exit_layers.tolist(),
+            "guided": self.guided.tolist(),
             "unconditional_exit_layers": self.unconditional_exit_layers.tolist(),
             "flops": self.flops.tolist(),
         }
@@ -230,7 +241,7 @@ class Trace:
             aspect="auto",
             interpolation="nearest",
             cmap="viridis",
-            vmin=1,
+            vmin=0,
             vmax=self.depth,
             extent=(0.5, steps + 0.5, batch - 0.5, -0.5),
         )
@@ -258,6 +269,7 @@ class TraceRecorder:
         self.steps_taken = 0
         self._tensors = {
             "exit_layers": torch.zeros(shape, dtype=torch.int64),
+            "guided": torch.zeros(shape, dtype=torch.bool),
             "unconditional_exit_layers": torch.zeros(shape, dtype=torch.int64),
             "flops": torch.zeros(shape, dtype=torch.int64),
             "uncertainties": torch.full((*shape, depth), torch.nan),
@@ -277,6 +289,7 @@ class TraceRecorder:
         self._tensors["uncertainties"][places] = conditional.uncertainties
         self._tensors["flops"][places] = conditional.flops
         if unconditional is not None:
+            self._tensors["guided"][places] = True
             self._tensors["unconditional_exit_layers"][places] = unconditional.exit_layers
             self._tensors["unconditional_uncertainties"][places] = unconditional.uncertainties
             self._tensors["flops"][places] += unconditional.flops

@@ -15,7 +15,7 @@ from adadiff.runtime.trace import Trace
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
 
-TRACED = ("exit_layers", "unconditional_exit_layers", "flops")
+TRACED = ("exit_layers", "guided", "unconditional_exit_layers", "flops")
 PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -101,8 +101,9 @@ def _read_notes(path: Path, steps: int, depth: int) -> dict[str, Any]:
             file.seek(0)
             with Image.open(file, formats=["PNG"]) as image:
                 notes = {name: json.loads(image.info[name]) for name in (*TRACED, "seconds")}
-        layers = torch.tensor([notes[name] for name in TRACED[:2]])
-        if layers.shape != (2, steps) or layers.max() > depth or len(notes["flops"]) != steps:
+        layers = torch.tensor([notes["exit_layers"], notes["unconditional_exit_layers"]])
+        others = (len(notes["guided"]), len(notes["flops"]))
+        if layers.shape != (2, steps) or layers.max() > depth or others != (steps, steps):
             raise ValueError("its trace is of other steps or layers")
     except Exception as error:  # whatever a decoder raises
         raise InputError(
