@@ -86,6 +86,8 @@ class Schedule(Kind):
 class CorrectedSchedule(Kind):
     """One exit layer per step, with early exits corrected by what later layers added at earlier full steps.
 
+    Layer 0 is among the choices: the network does not run, and the full predictions are extrapolated.
+
     The error of an exit depends on which two earlier steps were full. The best schedule for a price is therefore found
     by dynamic programming over these two steps, from the last step to the first.
     """
@@ -93,14 +95,15 @@ class CorrectedSchedule(Kind):
     name, smallest, largest = "corrected schedule", 1e-12, 1e6
 
     def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
-        objective = problem.corrected_errors + knob * _schedule_costs(problem)
-        steps, _, _, depth = objective.shape
+        objective = problem.corrected_errors + knob * _costs_from_layer_0(problem)
+        steps, _, _, choices_of_layer = objective.shape
+        depth = choices_of_layer - 1
         # Least objective of the remaining steps, by gap and gap_before (see `Problem.corrected_errors`). The last gap,
         # LONGEST_GAP + 1, is too old for corrections: only a full step may follow.
         to_come = np.zeros((LONGEST_GAP + 2, LONGEST_GAP + 2))
         choices = []
         for step in reversed(range(steps)):
-            options = np.full((*to_come.shape, depth), np.inf)
+            options = np.full((*to_come.shape, depth + 1), np.inf)
             options[0, :, :-1] = objective[step, 0, :, :-1] + to_come[0, :, None]
             options[1:-1, :, :-1] = objective[step, 1:, :, :-1] + to_come[2:, :, None]
             options[:, :, -1] = objective[step, 0, 0, -1] + to_come[1, :, None]  # full: gap becomes gap_before
@@ -108,7 +111,7 @@ class CorrectedSchedule(Kind):
             to_come = options.min(2)
         layers, gaps = [], (0, 0)
         for choice in reversed(choices):
-            layers.append(int(choice[gaps]) + 1)
+            layers.append(int(choice[gaps]))
             gaps = _gaps_after(gaps, full=layers[-1] == depth)
         return CorrectedScheduleExit(tuple(layers))
 
@@ -120,13 +123,13 @@ class CorrectedSchedule(Kind):
         within = [pair for pair in self._bisected(problem, compute) if pair[0] <= compute]
         policy = max(within, key=lambda pair: pair[0])[1] if within else self.at(problem, self.largest)
         assert isinstance(policy, CorrectedScheduleExit)
-        costs = _schedule_costs(problem)
+        costs = _costs_from_layer_0(problem)
         while True:
             error, layers = self.error(problem, policy), policy.layers
-            left = compute * len(layers) - sum(costs[layer - 1] for layer in layers)
+            left = compute * len(layers) - sum(costs[layer] for layer in layers)
             values = {}
-            for step, layer in itertools.product(range(len(layers)), range(1, len(costs) + 1)):
-                more = costs[layer - 1] - costs[layers[step] - 1]
+            for step, layer in itertools.product(range(len(layers)), range(len(costs))):
+                more = costs[layer] - costs[layers[step]]
                 if 0 < more <= left:
                     deeper = CorrectedScheduleExit((*layers[:step], layer, *layers[step + 1 :]))
                     values[deeper] = (error - self.error(problem, deeper)) / more
@@ -143,8 +146,13 @@ class CorrectedSchedule(Kind):
         passed = np.cumsum(is_full) - is_full
         last, before = full[passed + 1], full[passed]
         gaps, gaps_before = np.where(last >= 0, steps - last, 0), np.where(before >= 0, last - before, 0)
-        early = (steps, gaps, gaps_before, layers - 1)
+        early = (steps, gaps, gaps_before, layers)
         return float(problem.corrected_errors[tuple(index[~is_full] for index in early)].sum())
+
+
+def _costs_from_layer_0(problem: Problem) -> NDArray[np.floating]:
+    """Return the cost of exiting after each of the layers 0..N, (layers + 1,)."""
+    return np.concatenate([[0.0], _schedule_costs(problem)])
 
 
 def _schedule_costs(problem: Problem) -> NDArray[np.floating]:

@@ -56,16 +56,17 @@ class Problem:
 
     @cached_property
     def corrected_errors(self) -> NDArray[np.floating]:
-        """Mean error of corrected exits, (steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers).
+        """Mean error of corrected exits after layers 0..N, (steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers + 1).
 
         The second axis is `gap`, the number of steps since the last full step, 1..`LONGEST_GAP`. The third axis is
         `gap_before`, the number of steps between that one and the full step before it, 1..`LONGEST_GAP` + 1. On both
-        axes 0 stands for no such step.
+        axes 0 stands for no such step. After layer 0 there is no exit without a full step before.
         """
-        steps, layers, _ = self.errors.shape
-        products = self.record.products.double().mean(3)
+        record = self.record
+        products = torch.cat([record.full_products[:, :, None], record.products], dim=2).double().mean(3)
+        steps, _, layers = products.shape  # layer 0 included
         table = np.full((steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers), np.inf)
-        table[:, 0] = products[:, 0, None]
+        table[:, 0, :, 1:] = products[:, 0, None, 1:]
         for step, gap in itertools.product(range(steps), range(1, LONGEST_GAP + 1)):
             for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1 if gap <= step else 0):
                 last, before = step - gap, step - gap - gap_before
@@ -122,10 +123,12 @@ class Problem:
     def outcome(self, policy: ExitPolicy) -> tuple[float, float]:
         """Return a policy's error, summed over steps, and cost, averaged over steps; both averaged over samples.
 
-        The error is that of uncorrected exits.
+        The error is that of uncorrected exits; steps at layer 0 are left out of it.
         """
         error, cost = 0.0, 0.0
         for step in range(len(self.influence)):
+            if policy.skips(step):
+                continue
             exits = exit_layers(policy, step, self.record.uncertainties[step])
             depth = len(self.parts.layers)
             reads = [policy.reads_uncertainty(step, layer) for layer in range(1, depth)]

@@ -30,11 +30,14 @@ class ExitRecord:
     Args:
         products: Products of the differences at a step and k steps earlier, averaged over pixels, (steps, `WINDOW`,
             layers, samples) with k along the second axis; 0 at the last layer, and if there is no step so early.
+        full_products: The same products of the full predictions themselves, which layer 0 differs by: (steps, `WINDOW`,
+            samples).
         uncertainties: Mean uncertainties in [0, 1], (steps, layers, samples).
         images: Images of the full model, decoded if it samples latents, (samples, channels, height, width) in [0, 1].
     """
 
     products: Tensor
+    full_products: Tensor
     uncertainties: Tensor
     images: Tensor
 
@@ -48,7 +51,12 @@ class ExitRecord:
 
     def select(self, samples: Tensor) -> ExitRecord:
         """Return the record of a subset of the samples; `samples` holds their positions, (kept,) int64."""
-        return ExitRecord(self.products[..., samples], self.uncertainties[..., samples], self.images[samples])
+        return ExitRecord(
+            self.products[..., samples],
+            self.full_products[..., samples],
+            self.uncertainties[..., samples],
+            self.images[samples],
+        )
 
 
 def record_exits(
@@ -80,7 +88,12 @@ def record_exits(
         recorder.measured.clear()
         output = sample_seeded(recording, numbers, steps, NeverExit(), seed, conditions)
         products, uncertainties = recorder.by_step()
-        return {"products": products, "uncertainties": uncertainties, "images": output.images.float().cpu()}
+        return {
+            "products": products[:, :, 1:],
+            "full_products": products[:, :, 0],
+            "uncertainties": uncertainties,
+            "images": output.images.float().cpu(),
+        }
 
     parts = []
     with tqdm(total=samples, desc="recording every exit", unit="image") as progress:
@@ -90,6 +103,7 @@ def record_exits(
             progress.update(len(numbers))
     return ExitRecord(
         torch.cat([part.products for part in parts], dim=3),
+        torch.cat([part.full_products for part in parts], dim=2),
         torch.cat([part.uncertainties for part in parts], dim=2),
         torch.cat([part.images for part in parts]),
     )
@@ -97,7 +111,14 @@ def record_exits(
 
 @dataclass(frozen=True)
 class _Measurement:
-    """What one call measured, of each sample: its step, (samples,), and the two tensors of `ExitRecord` there."""
+    """What one call measured of each sample.
+
+    Args:
+        steps: Its step, (samples,) int64.
+        products: Products of its differences from the full prediction after layers 0..N, (`WINDOW`, layers + 1,
+            samples).
+        uncertainties: Its mean uncertainties, (layers, samples).
+    """
 
     steps: Tensor
     products: Tensor
@@ -126,7 +147,7 @@ class _ExitRecorder(Denoiser):
         return {"recorder": self.model.identity()}
 
     def by_step(self) -> tuple[Tensor, Tensor]:
-        """Return products, (steps, `WINDOW`, layers, samples), and uncertainties, (steps, layers, samples)."""
+        """Return products, (steps, `WINDOW`, layers + 1, samples), and uncertainties, (steps, layers, samples)."""
         steps = 1 + max(int(call.steps.max()) for call in self.measured)
         first = self.measured[0]
         products = first.products.new_zeros(steps, *first.products.shape)
@@ -157,7 +178,9 @@ class _RecordingSession(Session):
             rows, unconditional = ties.argsort(stable=True).view(-1, 2).T
             combined = guidance.combine(combined[:, rows], combined[:, unconditional])
             uncertainty_of_pair = torch.maximum(uncertainty_of_pair[:, rows], uncertainty_of_pair[:, unconditional])
-        products = self._products(rows, steps[rows], combined - combined[-1])
+        after_layer_0 = torch.zeros_like(combined[:1])  # nothing is predicted there
+        differences = torch.cat([after_layer_0, combined]) - combined[-1]  # (layers + 1, rows, channels, height, width)
+        products = self._products(rows, steps[rows], differences)
         self.denoiser.measured.append(_Measurement(steps[rows], products.cpu(), uncertainty_of_pair.cpu()))
         layers = torch.full((len(inputs),), model.depth)
         unknown = torch.full((len(inputs), model.depth), torch.nan)

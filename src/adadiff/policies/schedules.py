@@ -122,8 +122,8 @@ class CorrectedScheduleExit(ScheduleExit):
         ScheduleExit(running).check(depth, num_steps)
         if 0 in self.layers and depth not in self.layers[: self.layers.index(0)]:
             raise InputError(
-                f"step {self.layers.index(0)} is at layer 0, which carries on earlier full predictions: run all {depth} "
-                f"layers at a step before it"
+                f"step {self.layers.index(0)} is at layer 0, which carries on earlier full predictions: run all "
+                f"{depth} layers at a step before it"
             )
 
     def skips(self, step: int) -> bool:
