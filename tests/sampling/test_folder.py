@@ -117,7 +117,7 @@ def test_classes_by_name_and_by_number_are_the_same_request(class_pipeline, tmp_
     assert (first.sampled, again.sampled) == (3, 0)
     assert again.seconds == first.seconds > 0
     assert again.images_per_second == 3 / first.seconds
-    with pytest.raises(InputError, match="class 3 stands for no class"):
+    with pytest.raises(InputError, match="class 3 is the null class"):
         sample_to_folder(class_pipeline, tmp_path / "null", 1, 2, POLICY, conditions=Conditions((3,)))
     assert not (tmp_path / "null").exists()
 
