@@ -56,6 +56,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    import own_policy  # this file again, so that the class is stored under its module's name, not as __main__
-
-    own_policy.main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -57,14 +57,14 @@ def with_distance(results, method, frechet):
 
 def test_the_winner_is_named_with_what_is_as_good(results):
     words = winner_in_words(results)
-    assert "full model, fewer steps (fewer-steps-0.55 setting) has the least Fréchet distance: 5.00 ± 0.10" in words
-    assert "the full model's is 3.00 ± 0.10" in words
+    assert "full model, fewer steps (fewer-steps-0.55 setting) has the lowest Fréchet distance, 5.00 ± 0.10" in words
+    assert "the full model has 3.00 ± 0.10" in words
     assert "Within two" not in words
-    assert "AdaDiff, one threshold, per sample has 7.00 ± 0.10, 40.0% more, 14.1 standard errors" in words
+    assert "one threshold, per sample has 7.00 ± 0.10: 40.0% higher, a difference of 14.1 standard errors" in words
     near = winner_in_words(with_distance(results, "adadiff", 5.2))
-    assert "Within two standard errors of it: AdaDiff, one threshold, per sample (5.20 ± 0.10)" in near
+    assert "Within two standard errors: AdaDiff, one threshold, per sample (5.20 ± 0.10)" in near
     first = winner_in_words(with_distance(results, "adadiff", 4.0))
-    assert "AdaDiff, one threshold, per sample (adadiff-0.55 setting) has the least" in first
+    assert "AdaDiff, one threshold, per sample (adadiff-0.55 setting) has the lowest" in first
     assert "one threshold, per sample has" not in first
 
 
@@ -75,8 +75,9 @@ def test_differences_are_in_errors_of_both():
 
 def test_that_numbers_of_samples_differ_is_said_where_they_do(config):
     words = conditions_in_words(replace(config, images=6, headline_images=8))
-    assert "6 samples a cell, 8 at 55% and for the full model (distances over different numbers" in words
-    assert "8 samples a cell, the same noise" in conditions_in_words(replace(config, images=8, headline_images=8))
+    assert "6 samples per cell, 8 at 55% and for the full model (distances from different numbers" in words
+    alike = conditions_in_words(replace(config, images=8, headline_images=8))
+    assert "8 samples per cell, from the same noise" in alike
 
 
 def test_synergy_tells_the_corners_of_the_grid(results):
@@ -129,12 +130,12 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
     assert saved["estimators"]["verdict"] == results.study.verdict
 
     write_report(replace(results, study=None), tmp_path)
-    assert "What the estimators know" not in (tmp_path / "index.html").read_text()
+    assert "Accuracy of the uncertainty estimators" not in (tmp_path / "index.html").read_text()
 
     early = replace(results, cells=results.cells[:1], steps_synergy=(), pruning_synergy=(), study=None, unfilled=7)
     write_report(early, tmp_path)
     for name in ("index.html", "report.md"):
         text = (tmp_path / name).read_text()
-        assert "Not complete: 7 cells are not filled yet." in text
+        assert "Incomplete: 7 cells are still missing." in text
         assert "With fewer steps, and with pruning" not in text
         assert "Where samples leave" not in text

@@ -36,10 +36,10 @@ def test_an_estimator_that_knows_the_step_alone_is_told_from_one_that_knows_the_
     study = study_of(blind, truth)
     assert study.rank_correlation > 0.8
     assert abs(study.sample_correlations).max() < 0.5
-    assert "little more than the step" in study.verdict
+    assert "hardly more than step and layer" in study.verdict
     knowing = study_of(truth**2 + 0.2 * (truth - truth.mean(1, keepdims=True)), truth)
     assert knowing.sample_correlations.min() > 0.99
-    assert "more than the step" in knowing.verdict
+    assert "reflect more than step and layer" in knowing.verdict
     assert "little" not in study_of(truth + 0.05 * rng.normal(size=truth.shape), truth).verdict
 
 

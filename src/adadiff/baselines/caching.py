@@ -27,6 +27,14 @@ class SkipCaching(Baseline):
 
     Raises:
         InputError: If the backbone has no long skips, or a number is out of range.
+
+    Examples:
+        >>> from adadiff import AdaDiffPipeline
+        >>> pipe = AdaDiffPipeline.from_pretrained("digits")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> caching = pipe.with_denoiser(SkipCaching(pipe.transformer, interval=2))
+        >>> caching(num_inference_steps=4, tau=0).trace.exit_layers.flatten()
+        tensor([17,  2, 17,  2])
     """
 
     def __init__(self, model: AdaptiveModel, interval: int, shallow: int = 1) -> None:

@@ -45,7 +45,7 @@ class TensorCache:
         elif _settings_in(note) != self.settings:
             self.discard()
 
-    def once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
+    def compute_once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
         """Return the tensors cached under this name; make and cache them first if there are none."""
         if self.folder is not None:
             return self._from_file(self.folder, what, make)

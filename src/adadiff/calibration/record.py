@@ -58,7 +58,7 @@ def record_exits(
     conditions: Conditions,
     seed: int,
     batch_size: int = 32,
-    kept: TensorCache | None = None,
+    cache: TensorCache | None = None,
 ) -> ExitRecord:
     """Sample with the full model and record every exit's prediction error and uncertainty.
 
@@ -69,9 +69,9 @@ def record_exits(
         conditions: Conditions of the samples, and the guidance.
         seed: Seed of the noise.
         batch_size: Samples per batch.
-        kept: Cache for the recorded batches.
+        cache: Cache for the recorded batches.
     """
-    kept = kept or TensorCache()
+    cache = cache or TensorCache()
     conditions = replace(conditions, guidance=replace(conditions.guidance, tied=True))
     recorder = _ExitRecorder(pipeline.transformer, conditions.guidance)
     recording = pipeline.with_denoiser(recorder)
@@ -86,7 +86,7 @@ def record_exits(
     with tqdm(total=samples, desc="recording every exit", unit="image") as progress:
         for first in range(0, samples, batch_size):
             numbers = range(first, min(first + batch_size, samples))
-            parts.append(ExitRecord(**kept.once(f"every exit of {numbers}", partial(record_batch, numbers))))
+            parts.append(ExitRecord(**cache.compute_once(f"every exit of {numbers}", partial(record_batch, numbers))))
             progress.update(len(numbers))
     return ExitRecord(
         torch.cat([part.products for part in parts], dim=3),
@@ -151,14 +151,14 @@ class _RecordingSession(Session):
     ) -> Prediction:
         model, guidance = self.denoiser.model, self.denoiser.guidance
         predictions, uncertainties = model.all_exits(inputs.sample, inputs.timestep, **inputs.conditions)
-        combined, doubt = predictions.float(), uncertainties.float().flatten(2).mean(2)
+        combined, uncertainty_of_pair = predictions.float(), uncertainties.float().flatten(2).mean(2)
         rows = torch.arange(len(inputs))
         if ties is not None:  # guided: pairs of rows, the conditional one first
             rows, unconditional = ties.argsort(stable=True).view(-1, 2).T
             combined = guidance.combine(combined[:, rows], combined[:, unconditional])
-            doubt = torch.maximum(doubt[:, rows], doubt[:, unconditional])
+            uncertainty_of_pair = torch.maximum(uncertainty_of_pair[:, rows], uncertainty_of_pair[:, unconditional])
         products = self._products(rows, steps[rows], combined - combined[-1])
-        self.denoiser.measured.append(_Measurement(steps[rows], products.cpu(), doubt.cpu()))
+        self.denoiser.measured.append(_Measurement(steps[rows], products.cpu(), uncertainty_of_pair.cpu()))
         layers = torch.full((len(inputs),), model.depth)
         unknown = torch.full((len(inputs), model.depth), torch.nan)
         return Prediction(predictions[-1], layers, unknown, torch.full_like(layers, model.part_flops.full))
@@ -169,15 +169,15 @@ class _RecordingSession(Session):
         A row's differences at step s are kept in slot s modulo `WINDOW` of its memory.
         """
         difference = difference.transpose(0, 1)  # (rows, layers, channels, height, width)
-        kept = self.memory.tensor("differences", (WINDOW, *difference.shape[1:]), device=difference.device)
+        stored = self.memory.tensor("differences", (WINDOW, *difference.shape[1:]), device=difference.device)
         step_of = self.memory.tensor("steps", (WINDOW,), torch.int64, empty=-1)
-        kept[rows, steps % WINDOW], step_of[rows, steps % WINDOW] = difference, steps
+        stored[rows, steps % WINDOW], step_of[rows, steps % WINDOW] = difference, steps
         products = difference.new_zeros(WINDOW, *difference.shape[:2])
         for k in range(WINDOW):
             slots = (steps - k) % WINDOW
             known = step_of[rows, slots] == steps - k
             if known.any():
                 here = known.to(difference.device)
-                product = difference[here] * kept[rows[known], slots[known]]
+                product = difference[here] * stored[rows[known], slots[known]]
                 products[k, here] = product.flatten(2).mean(2)
         return products.transpose(1, 2)

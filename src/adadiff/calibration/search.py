@@ -42,7 +42,7 @@ class Search:
         self.trials, self.kinds = trials, kinds
         samples = len(record.images)
         half = samples // 2
-        influence = trials.cache.once(
+        influence = trials.cache.compute_once(
             "influence",
             lambda: {
                 "steps": measured_influence(trials.pipeline, record, trials.steps, trials.conditions, trials.seed)

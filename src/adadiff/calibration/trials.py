@@ -60,7 +60,7 @@ class Trials:
             losses = losses_by(self.metric, full, images)
             return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
 
-        measured = self.cache.once(f"{policy} on {indices}", measure)
+        measured = self.cache.compute_once(f"{policy} on {indices}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
     def repeat_error(self, indices: Sequence[int]) -> float:

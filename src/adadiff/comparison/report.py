@@ -72,29 +72,29 @@ def write_report(results: Results, out: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# In words
+# Sentences
 
 
 def winner_in_words(results: Results) -> str:
     """Name the method with the least distance at the headline compute, and compare others in standard errors."""
     config = results.config
-    baselines = _at(results, config.headline_compute)
-    if not baselines:
-        return f"No method has a setting at {config.headline_compute:.0%} of the compute."
-    best = min(baselines, key=lambda cell: cell.evaluation.frechet)
+    at_headline = _at(results, config.headline_compute)
+    if not at_headline:
+        return f"No method has a setting near {config.headline_compute:.0%} of the full model's compute."
+    best = min(at_headline, key=lambda cell: cell.evaluation.frechet)
     sentence = (
         f"At {config.headline_compute:.0%} of the full model's compute, {TITLES[best.method]} ({best.setting}) has the "
-        f"least Fréchet distance: {_distance(best)}; the full model's is {_distance(results.full)}."
+        f"lowest Fréchet distance, {_distance(best)}; the full model has {_distance(results.full)}."
     )
-    tied = [cell for cell in baselines if cell is not best and difference_in_errors(cell, best) < 2]
+    tied = [cell for cell in at_headline if cell is not best and difference_in_errors(cell, best) < 2]
     if tied:
         names = ", ".join(f"{TITLES[cell.method]} ({_distance(cell)})" for cell in tied)
-        sentence += f" Within two standard errors of it: {names}."
-    for cell in baselines:
+        sentence += f" Within two standard errors: {names}."
+    for cell in at_headline:
         if cell.method in OURS and cell is not best:
             more = cell.evaluation.frechet / best.evaluation.frechet - 1
             sentence += (
-                f" {TITLES[cell.method]} has {_distance(cell)}, {more:.1%} more, "
+                f" {TITLES[cell.method]} has {_distance(cell)}: {more:.1%} higher, a difference of "
                 f"{difference_in_errors(cell, best):.1f} standard errors."
             )
     return sentence
@@ -128,19 +128,19 @@ def synergy_in_words(results: Results) -> list[str]:
 
 def conditions_in_words(config: CompareConfig) -> str:
     """Describe how the results were measured."""
-    samples = f"{config.images} samples a cell"
+    samples = f"{config.images} samples per cell"
     if config.headline_images != config.images:
         samples += (
-            f", {config.headline_images} at {config.headline_compute:.0%} and for the full model (distances over "
-            f"different numbers of samples are not to be compared)"
+            f", {config.headline_images} at {config.headline_compute:.0%} and for the full model (distances from "
+            f"different numbers of samples are not comparable)"
         )
     return (
-        f"Backbone {config.backbone}; every network trained on from it for {config.fine_tuning.steps} steps of "
+        f"Backbone: {config.backbone}; every network is fine-tuned from it for {config.fine_tuning.steps} steps of "
         f"{config.fine_tuning.batch_size} images. {config.steps} {config.scheduler} steps in {config.dtype}, "
-        f"{samples}, the same noise for all. Features: {config.features}; real images: {config.reference}. ± is one "
-        f"standard error by bootstrap. Speedup: the full model and the method in turns in one process, batches of "
-        f"{TIMED_IMAGES} images, medians of 5. Compute: FLOPs over the full model's at {config.steps} steps, heads and "
-        f"estimators included."
+        f"{samples}, from the same noise for all methods. Features: {config.features}; real images: "
+        f"{config.reference}. ± is one standard error, by bootstrap. Speedup: the full model's time over the method's, "
+        f"timed alternately in one process, batches of {TIMED_IMAGES} images, medians of 5. Compute: FLOPs over the "
+        f"full model's at {config.steps} steps, heads and estimators included."
     )
 
 
@@ -153,7 +153,7 @@ def _at(results: Results, compute: float) -> list[Cell]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# In tables
+# Tables
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
@@ -200,7 +200,7 @@ def _estimator_figures(study: EstimatorStudy | None) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The pages
+# Pages
 
 
 def _contents(results: Results) -> dict[str, Any]:

@@ -77,11 +77,11 @@ class EstimatorStudy:
         """The result of the study in words."""
         shares, within = self.variance_shares, float(np.nanmean(self.sample_correlations))
         beyond = 1 - shares["step"] - shares["layer"] - shares["step and layer"]
-        known = "little more than the step and the layer" if beyond < 0.05 else "more than the step and the layer"
+        known = "hardly more than" if beyond < 0.05 else "more than"
         return (
-            f"The estimators know {known}: these explain {1 - beyond:.1%} of their variance. "
-            f"Among images at one step and layer, their rank correlation with the true error is {within:.2f} in the "
-            f"mean; over everything it is {self.rank_correlation:.2f}."
+            f"The estimates reflect {known} step and layer, which explain {1 - beyond:.1%} of their variance. The rank "
+            f"correlation with the true error is {within:.2f} on average among images at the same step and layer, and "
+            f"{self.rank_correlation:.2f} over all steps, layers and images."
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from adadiff.utils.errors import InputError
+from adadiff.utils.modules import is_own, module_of
 from adadiff.utils.ranges import as_float
 
 POLICIES: dict[str, type[ExitPolicy]] = {}
@@ -71,8 +72,7 @@ class ExitPolicy(ABC):
     @classmethod
     def name(cls) -> str:
         """Return the name that the policy is stored under: the class name, after its module if that is not ours."""
-        own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-        return cls.__qualname__ if own else f"{cls.__module__}:{cls.__qualname__}"
+        return cls.__qualname__ if is_own(cls) else f"{module_of(cls)}:{cls.__qualname__}"
 
     @abstractmethod
     def leaves(self, query: ExitQuery) -> Tensor:

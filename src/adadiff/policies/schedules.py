@@ -16,7 +16,12 @@ from adadiff.utils.ranges import as_int
 
 @dataclass(frozen=True)
 class NeverExit(ExitPolicy):
-    """Runs all layers for every sample: the full model."""
+    """Runs all layers for every sample: the full model.
+
+    Examples:
+        >>> NeverExit().table(num_steps=1, depth=4)  # thresholds of layers 1..3: none is ever met
+        tensor([[0., 0., 0.]])
+    """
 
     def leaves(self, query: ExitQuery) -> Tensor:
         return torch.zeros(len(query), dtype=torch.bool)
@@ -31,6 +36,10 @@ class FixedExit(ExitPolicy):
 
     Args:
         layer: The exit layer, 1..N.
+
+    Examples:
+        >>> FixedExit(2).table(num_steps=1, depth=4)  # met after layer 2, whatever the uncertainty
+        tensor([[0., 1., 1.]])
     """
 
     layer: int

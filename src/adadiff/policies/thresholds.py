@@ -138,6 +138,12 @@ class PatienceExit(ExitPolicy):
         patience: The number k of layers that must be below tau; 1 is the plain threshold.
         min_layer: The first layer that counts, 1..N.
         last_patient_layer: After this layer, 1..N, one layer below tau is enough; None to ask for k at every layer.
+
+    Examples:
+        >>> uncertainty = torch.tensor([[0.05, 0.20, 0.08], [0.20, 0.20, 0.08]])  # 2 rows, after layers 1 to 3
+        >>> query = ExitQuery(step=torch.tensor([0, 0]), layer=3, rows=torch.arange(2), uncertainty=uncertainty)
+        >>> PatienceExit(0.1, patience=2).leaves(query)
+        tensor([ True, False])
     """
 
     tau: float
@@ -178,6 +184,13 @@ class BatchMeanExit(ExitPolicy):
 
     Args:
         tau: Threshold in [0, 1]; 0 never exits.
+
+    Examples:
+        >>> query = ExitQuery(torch.tensor([0, 0]), 1, torch.arange(2), uncertainty=torch.tensor([[0.02], [0.16]]))
+        >>> BatchMeanExit(0.1).leaves(query)  # the mean is 0.09
+        tensor([True, True])
+        >>> ThresholdExit(0.1).leaves(query)
+        tensor([ True, False])
     """
 
     tau: float

@@ -13,6 +13,12 @@ class RowMemory:
 
     Args:
         rows: Number of rows; there are no tensors yet.
+
+    Examples:
+        >>> memory = RowMemory(2)
+        >>> memory.tensor("steps taken", shape=())[:] = torch.tensor([3.0, 5.0])
+        >>> memory.select(torch.tensor([1])).join(RowMemory(1))["steps taken"]
+        tensor([5., 0.])
     """
 
     def __init__(self, rows: int) -> None:

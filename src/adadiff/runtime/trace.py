@@ -148,6 +148,17 @@ class Trace:
             steps without guidance.
         unconditional_uncertainties: Mean uncertainties of the unconditional predictions, (steps, batch, depth)
             float32; NaN at steps without guidance.
+
+    Examples:
+        >>> from adadiff import AdaDiffPipeline, ScheduleExit
+        >>> pipe = AdaDiffPipeline.from_pretrained("digits")  # 17 layers
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> trace = pipe(batch_size=2, num_inference_steps=2, policy=ScheduleExit((17, 5))).trace
+        >>> trace.exit_layers
+        tensor([[17, 17],
+                [ 5,  5]])
+        >>> f"{trace.layer_fraction:.0%} of the layers"
+        '65% of the layers'
     """
 
     exit_layers: Tensor

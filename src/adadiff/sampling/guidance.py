@@ -24,6 +24,11 @@ class Guidance:
 
     Raises:
         InputError: If a number is out of range.
+
+    Examples:
+        >>> guidance = Guidance(scale=6, interval=(0.25, 0.75))
+        >>> [step for step in range(8) if guidance.applies(step, num_steps=8)]
+        [2, 3, 4, 5]
     """
 
     scale: float = 1.0
