@@ -19,7 +19,7 @@ def test_evaluate_and_again(tmp_path, capsys, monkeypatch):
     command = f"evaluate {PRETRAINED}/digits --data digits --data.split test --features {tmp_path}/network"
     with pytest.raises(SystemExit):
         run(command, f"-n 8 --steps 2 --out {tmp_path}/out")
-    assert "8 images are too few to judge by" in capsys.readouterr().err
+    assert "8 images are too few for metrics on the features" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     run(command, f"-n 10 --steps 2 --tau 0.4 --out {tmp_path}/out")
     printed = capsys.readouterr().out

@@ -52,7 +52,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, changes, message):
 
 
 def test_a_file_that_is_not_there_or_no_json(tmp_path):
-    with pytest.raises(InputError, match=r"no comparison, nor a file, 'digit': did you mean digits"):
+    with pytest.raises(InputError, match=r"no comparison or file 'digit': did you mean digits"):
         load_config("digit")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match="invalid JSON"):

@@ -82,9 +82,9 @@ def test_that_numbers_of_samples_differ_is_said_where_they_do(config):
 
 def test_synergy_tells_the_corners_of_the_grid(results):
     (steps, _) = synergy_in_words(results)
-    assert "takes 50% of the compute" in steps
-    assert "both together 28% (their product is 28%)" in steps
-    assert "at distances of 6.00 ± 0.10, 3.00 ± 0.10 and 6.00 ± 0.10" in steps
+    assert "takes 50% of the compute at a Fréchet distance of 6.00 ± 0.10; " in steps
+    assert "55% at 3.00 ± 0.10; both together 28% at 6.00 ± 0.10. " in steps
+    assert steps.endswith("The product of the two compute fractions is 28%.")
 
 
 @pytest.mark.parametrize("seed", range(5))

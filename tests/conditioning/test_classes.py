@@ -29,13 +29,13 @@ def test_a_name_is_not_an_index():
         ("xyz", NAMES, "choose one of cat, dog, owl"),
         ("dog", None, "have no names"),
         ("1", None, "--class-index"),
-        (3, NAMES, "class 3 stands for no class and cannot be asked for: choose from 0 to 2"),
+        (3, NAMES, "class 3 is the null class, which cannot be requested: choose from 0 to 2"),
         (4, NAMES, "0 to 2"),
         (-1, NAMES, "0 to 2"),
-        (True, NAMES, "True is no class"),
-        (np.bool_(True), NAMES, "is no class"),
-        (1.0, NAMES, "1.0 is no class"),
-        ([1], NAMES, r"\[1\] is no class"),
+        (True, NAMES, "True is not a class"),
+        (np.bool_(True), NAMES, "is not a class"),
+        (1.0, NAMES, "1.0 is not a class"),
+        ([1], NAMES, r"\[1\] is not a class"),
     ],
 )
 def test_other_classes_are_refused(entry, names, message):

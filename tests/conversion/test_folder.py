@@ -68,7 +68,7 @@ def test_another_context_length_there_and_back(tmp_path, capsys):
     command = f"convert {tmp_path}/t2i.pth {tmp_path}/model --num-heads 2 --text-encoder {tmp_path}/clip"
     with pytest.raises(SystemExit):
         run(command)
-    assert "26 tokens: 78 (77 of text; give --context-length where it is another number)" in capsys.readouterr().err
+    assert "26 tokens, but 78 (77 of text; set --context-length if it has another number)" in capsys.readouterr().err
     run(f"{command} --context-length 9")
     pipeline = AdaDiffPipeline.from_pretrained(tmp_path / "model")
     assert pipeline.text_encoder.shape == pipeline.transformer.backbone.context_shape == (9, 8)
@@ -82,7 +82,7 @@ def test_another_context_length_there_and_back(tmp_path, capsys):
 def test_a_text_model_of_another_size_is_refused(tmp_path):
     make_clip(tmp_path / "clip", length=9)
     torch.save(released_weights("text"), tmp_path / "t2i.pth")
-    with pytest.raises(InputError, match=r"9 features of 8, and the network takes 77 of 6"):
+    with pytest.raises(InputError, match=r"9 features of width 8, but the network takes 77 of width 6"):
         convert_to_folder(tmp_path / "t2i.pth", tmp_path / "out", num_heads=2, text_encoder=str(tmp_path / "clip"))
 
 
@@ -95,7 +95,7 @@ def test_a_text_model_of_another_size_is_refused(tmp_path):
         ("convert {tmp}/a.pth {tmp}/out --preset cifar10-uvit", "did you mean cifar10-uvit-s"),
         ("convert {tmp}/a.pth {tmp}/out --num-heads 0", "num_heads is 0"),
         ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --scaling-factor nan", "scaling_factor is nan"),
-        ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --context-length 9", "takes no text: leave the context length"),
+        ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --context-length 9", "takes no text: leave --context-length out"),
         ("convert {tmp}/b.pth {tmp}/out --num-heads 2", "there is no file"),
         ("convert {tmp}/a.pth {tmp} --num-heads 2", "already holds other files"),
         ("convert {tmp}/a.pth {tmp}/out --num-heads 2 --vae {tmp}/none", "AutoencoderKL"),

@@ -149,7 +149,7 @@ def test_a_broken_header_is_found_before_anything_is_decoded(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("missing", "neither digits, nor a folder"),
+        ("missing", "neither digits, nor an existing folder"),
         ("./missing", "no file or folder"),
         ("missing.parquet", "there is no file"),
         ("empty", "empty"),

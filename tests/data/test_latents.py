@@ -138,7 +138,7 @@ def test_another_image_size_or_autoencoder_is_refused(vae, folder, tmp_path):
     vae.register_to_config(scaling_factor=0.6)
     with pytest.raises(InputError, match="made with vae = "):
         encode_to_folder(ImageData(DATA), vae, folder)
-    with pytest.raises(InputError, match="1 channels, these have 3"):
+    with pytest.raises(InputError, match="1 channels, and these have 3"):
         encode_to_folder(ImageData(DataConfig(size=8)), vae, tmp_path / "colour")
     assert not (tmp_path / "colour").exists()
 

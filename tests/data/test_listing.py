@@ -206,7 +206,7 @@ def test_formats_that_run_programs_or_cannot_be_decoded_are_no_images(photos):
 def test_a_folder_of_other_files_says_what_it_holds(photos):
     for name in ("a.heic", "b.heic"):
         (photos / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"empty of images: it holds 2 files of other types \(a\.heic\)"):
+    with pytest.raises(InputError, match=r"holds no images: it holds 2 files of other types \(a\.heic\)"):
         open_folder(photos)
 
 

@@ -82,5 +82,5 @@ def test_what_cannot_be_studied_is_told(text_pipeline, pipeline):
     data = ImageData(DataConfig(size=8, channels=1, split="test"))
     with pytest.raises(InputError, match="takes text"):
         study_estimators(text_pipeline, data)
-    with pytest.raises(InputError, match="there are 360 images: the study needs 361"):
+    with pytest.raises(InputError, match="there are 360 images, but the study needs 361"):
         study_estimators(pipeline, data, images=361)

@@ -122,7 +122,7 @@ def make_whole_clip(folder):
 
 def test_too_few_images_are_told_before_sampling(judge):
     judge.require_enough(5)
-    with pytest.raises(InputError, match="4 images are too few to judge by quadrants: at least 5"):
+    with pytest.raises(InputError, match="4 images are too few for metrics on the features quadrants: at least 5"):
         judge.require_enough(4)
 
 
@@ -138,7 +138,9 @@ def test_too_few_real_images_are_refused_before_sampling(pipeline, tmp_path, mon
     if n == 5:
         assert judge_for(tmp_path / "model", data, network, None, torch.device("cpu")).least_images == 5
         return
-    with pytest.raises(InputError, match=r"4 real images are too few to judge by .*: at least 5 are needed"):
+    with pytest.raises(
+        InputError, match=r"4 real images are too few for metrics on the features .*: at least 5 are needed"
+    ):
         judge_for(tmp_path / "model", data, network, None, torch.device("cpu"))
 
 
@@ -146,7 +148,7 @@ def test_too_few_real_images_are_refused_before_sampling(pipeline, tmp_path, mon
     ("side", "mode", "settings", "message"),
     [
         (4, "RGB", {}, "smaller"),
-        (8, "L", {}, "are grey, the model's have colours"),
+        (8, "L", {}, "are grey, but the model's are RGB"),
         (8, "RGB", {"clip": "no/such"}, "the model takes none: leave --clip out"),
         (8, "RGB", {"features": "no-such"}, "no feature network"),
     ],

@@ -87,8 +87,8 @@ def test_a_folder_of_a_small_network_knows_its_classes(tmp_path):
         ("inception", "needs torch-fidelity and torchvision"),
         ("no.such:thing", "there is no 'thing' in a module 'no.such'"),
         ("math:sqrt", "math:sqrt returns no network when called without arguments"),
-        ("builtins:dict", "builtins:dict is a dict, not a torch.nn.Module"),
-        ("{tmp}", "holds no network like `small`"),
+        ("builtins:dict", "builtins:dict is a dict: give a torch.nn.Module"),
+        ("{tmp}", "holds no feature network that"),
         ("{tmp}/text.txt", "is not a TorchScript file"),
     ],
 )

@@ -48,7 +48,7 @@ def sample(pipe, *prompt, **arguments):
 
 def test_a_prompt_comes_first(text_pipeline):
     assert text_pipeline("red apple", num_inference_steps=1).images[0].size == (8, 8)
-    with pytest.raises(InputError, match="2 is no prompt"):
+    with pytest.raises(InputError, match="2 is not a prompt"):
         text_pipeline(2)
 
 
@@ -211,7 +211,7 @@ def test_an_interrupted_sampling_skips_its_remaining_steps(class_pipeline):
         ({"output_type": "jpeg"}, 'the output type is \'jpeg\': it must be "pil", "np", "pt" or "latent"'),
         ({"output_type": None}, "the output type is None"),
         ({"callback_on_step_end": 5}, "callback_on_step_end is 5: give a function"),
-        ({"callback_on_step_end_tensor_inputs": ["sigmas"]}, "names 'sigmas': a callback can be given latents"),
+        ({"callback_on_step_end_tensor_inputs": ["sigmas"]}, "names 'sigmas': choose from latents"),
         ({"callback_on_step_end": lambda *call: None}, "returned None: it must return a dict"),
         ({"callback_on_step_end": lambda *call: call[3]["latents"]}, "returned tensor.*: it must return a dict"),
         ({"callback_on_step_end": lambda *call: {"latents": 0}}, "latents that the callback returned are of type int"),

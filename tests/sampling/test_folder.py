@@ -117,7 +117,7 @@ def test_classes_by_name_and_by_number_are_the_same_request(class_pipeline, tmp_
     assert (first.sampled, again.sampled) == (3, 0)
     assert again.seconds == first.seconds > 0
     assert again.images_per_second == 3 / first.seconds
-    with pytest.raises(InputError, match="class 3 stands for no class"):
+    with pytest.raises(InputError, match="class 3 is the null class"):
         sample_to_folder(class_pipeline, tmp_path / "null", 1, 2, POLICY, conditions=Conditions((3,)))
     assert not (tmp_path / "null").exists()
 
@@ -133,7 +133,7 @@ def test_an_image_that_is_not_a_number_is_named_and_none_of_its_batch_written(pi
         return images
 
     monkeypatch.setattr(type(pipeline), "decode", break_the_fourth)
-    with pytest.raises(InputError, match="image 3 came out as NaN or infinite: try"):
+    with pytest.raises(InputError, match="image 3 is NaN or infinite: try"):
         sample_to_folder(pipeline, tmp_path, 6, 2, POLICY, batch_size=2)
     assert [path.name for path in sorted(tmp_path.glob("0*.png"))] == ["000000.png", "000001.png"]
 
@@ -148,7 +148,7 @@ def test_a_damaged_or_foreign_image_is_named(pipeline, tmp_path, damage):
     else:
         content = {"another's trace": (tmp_path / "other/000001.png").read_bytes(), "cut off": path.read_bytes()[:-30]}
         path.write_bytes(content.get(damage, b"" if damage == "empty" else b"no image"))
-    with pytest.raises(InputError, match=r"000001\.png is not an image of this sampling, or damaged"):
+    with pytest.raises(InputError, match=r"000001\.png is damaged, or not an image of this run"):
         sample_to_folder(pipeline, tmp_path / "out", 3, 2, POLICY)
     assert not list((tmp_path / "out").glob(".trace*"))
     path.unlink()

@@ -183,14 +183,14 @@ def test_numbers_come_from_numpy_and_torch(class_pipeline):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"class_labels": [True]}, "True is no class"),
-        ({"class_labels": True}, "True is no class"),
-        ({"class_labels": 1.0}, "1.0 is no class"),
-        ({"class_labels": np.array([1.0])}, "1.0 is no class"),
-        ({"class_labels": torch.tensor([[1]])}, "is no class"),
+        ({"class_labels": [True]}, "True is not a class"),
+        ({"class_labels": True}, "True is not a class"),
+        ({"class_labels": 1.0}, "1.0 is not a class"),
+        ({"class_labels": np.array([1.0])}, "1.0 is not a class"),
+        ({"class_labels": torch.tensor([[1]])}, "is not a class"),
         ({"class_labels": []}, "needs a class label for each of the 1 images"),
         ({"class_labels": [0, 1], "batch_size": 3}, "for each of the 3 images"),
-        ({"class_labels": 3}, "stands for no class"),
+        ({"class_labels": 3}, "is the null class"),
         ({"class_labels": "1"}, "give an int, or --class-index 1"),
         ({"class_labels": 0, "batch_size": 2.0}, "the batch size is 2.0: it must be a whole number"),
         ({"class_labels": 0, "batch_size": True}, "the batch size is True"),
@@ -207,7 +207,7 @@ def test_numbers_come_from_numpy_and_torch(class_pipeline):
         ({"class_labels": 0, "policy": 0.5}, "give an ExitPolicy"),
         ({"class_labels": 0, "guidance_scale": 2, "negative_prompt": "snow"}, "takes no prompts"),
         ({"class_labels": 0, "guidance_scale": 2, "negative_prompt": ["", ""]}, "2 negative prompts for 1 images"),
-        ({"class_labels": 0, "guidance_scale": 2, "negative_prompt": 5}, "5 is no prompt"),
+        ({"class_labels": 0, "guidance_scale": 2, "negative_prompt": 5}, "5 is not a prompt"),
     ],
 )
 def test_arguments_of_other_types_are_refused_in_one_line(class_pipeline, arguments, message):
@@ -299,9 +299,7 @@ def test_images_that_are_not_numbers_are_an_error_that_knows_which(pipeline, mon
         return images
 
     monkeypatch.setattr(type(pipeline), "decode", broken)
-    with pytest.raises(
-        NonFiniteImagesError, match=r"2 of 3 images came out NaN or infinite \(at positions 0, 2\)"
-    ) as told:
+    with pytest.raises(NonFiniteImagesError, match=r"2 of 3 images are NaN or infinite \(at positions 0, 2\)") as told:
         pipeline(batch_size=3, num_inference_steps=2, output_type=output_type)
     assert told.value.positions == (0, 2)
     assert isinstance(told.value, InputError)

@@ -134,8 +134,8 @@ def test_another_use_of_a_calibrated_policy_stretches_it_and_is_warned_of_once(f
         pipe.with_parts(scheduler=pipe.scheduler)(num_inference_steps=8)
     assert trace.exit_layers[:, 0].tolist() == [5, 5, 1, 1, 2, 2, 5, 5]
     assert caplog.messages == [
-        "the calibrated exit policy is used with steps 8 in place of 4: its compute and error are not known there; to "
-        "know them, calibrate again"
+        "the calibrated exit policy is used with steps 8 in place of 4, for which its compute and error are unknown: "
+        "calibrate again to measure them"
     ]
 
 

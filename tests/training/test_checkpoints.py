@@ -49,7 +49,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(runs, tmp
     train(tiny_config(tmp_path / "run", keep_checkpoints=3, optimizer=CONSTANT, steps=8, resume=True))
     printed = capsys.readouterr().out
     assert f"step-00000006 is damaged: {tmp_path}/run/checkpoints/step-00000006/{name}" in printed
-    assert "going on from" in printed
+    assert "continuing from" in printed
     weights = load_file(tmp_path / "run" / WEIGHTS)
     assert all(torch.equal(weights[key], undamaged[key]) for key in undamaged)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"step-0000000{k}" for k in (4, 6, 8)]
@@ -60,7 +60,7 @@ def test_without_a_sound_checkpoint_the_first_fault_is_named(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     for checkpoint in list_checkpoints(tmp_path / "run"):
         empty(checkpoint / "optimizer.bin")
-    with pytest.raises(InputError, match=r"step-00000006 is damaged.*no sound one is left"):
+    with pytest.raises(InputError, match=r"step-00000006 is damaged.*and so are all earlier ones"):
         train(tiny_config(tmp_path / "run", keep_checkpoints=3, optimizer=CONSTANT, steps=8, resume=True))
 
 

@@ -18,8 +18,8 @@ def test_launched_processes_see_each_other():
     assert "process 1 of 2" in output
 
 
-def test_launched_processes_that_each_take_themselves_for_the_first_are_refused(monkeypatch):
+def test_launched_processes_that_each_act_as_the_main_process_are_refused(monkeypatch):
     PartialState()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="2 processes were launched, and this one sees 1"):
+    with pytest.raises(InputError, match="2 processes were launched, but this one sees only 1"):
         process_state()

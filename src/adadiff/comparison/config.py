@@ -131,10 +131,10 @@ def load_config(name: str) -> CompareConfig:
     Raises:
         InputError: If it does not exist, or is not a valid configuration.
     """
-    known = {path.stem: path for path in CONFIGS.glob("*.json")}
+    packaged = {path.stem: path for path in CONFIGS.glob("*.json")}
     path = Path(name)
     if not path.is_file():
-        path = lookup(name, known, "comparison, nor a file,")
+        path = lookup(name, packaged, "comparison or file")
     try:
         config = TypeAdapter(CompareConfig).validate_json(path.read_bytes())
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The demo: sample the same noise with the full model and adaptively, and show both in a table and a picture."""
+"""The demo: sample the same noise with the full model and with early exits, and show both in a table and a picture."""
 
 from __future__ import annotations
 
@@ -55,7 +55,17 @@ def compare(
     conditions: Conditions = UNCONDITIONAL,
     repeats: int = 5,
 ) -> Comparison:
-    """Sample n images in one batch, alternating between full and adaptive sampling, `repeats` times each."""
+    """Sample n images in one batch with the full model and with a policy, alternately, `repeats` times each.
+
+    Args:
+        pipeline: The model and the scheduler.
+        policy: The exit policy.
+        n: Number of images.
+        steps: Number of sampling steps.
+        seed: Seed of the noise.
+        conditions: Conditions of the images, and the guidance.
+        repeats: Number of timed runs of each; the medians are reported.
+    """
     outputs: dict[str, AdaDiffPipelineOutput] = {}
 
     def sample(name: str, rule: ExitPolicy) -> None:
@@ -74,7 +84,7 @@ def compare(
 
 
 def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> None:
-    """Draw full images, adaptive images below them, and the heat map of exits into an image file."""
+    """Draw the full model's images, those with early exits below them, and the heat map of exits into an image file."""
     columns = min(columns, len(comparison.full))
     figure = Figure(figsize=(0.8 * columns + 0.6, 5.2), layout="constrained")
     panels: Any = figure.subfigures(2, 1, height_ratios=(2, 3))
@@ -88,15 +98,15 @@ def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> No
         row[0].set_ylabel(name)
     comparison.trace.draw(lower.subplots())
     upper.suptitle(
-        f"the same noise: all layers, and {comparison.trace.layer_fraction:.0%} of them "
-        f"({comparison.speedup:.2f}x faster)"
+        f"the same noise sampled with all layers, and with {comparison.trace.layer_fraction:.0%} of them "
+        f"({comparison.speedup:.2f}x as fast)"
     )
     with atomic_write(path) as part:
         figure.savefig(part, dpi=120)
 
 
 def require_own_folder(out: Path, own: set[str]) -> None:
-    """Raise InputError if the folder holds files other than those that the command writes."""
+    """Raise InputError if the folder holds files other than `own`, the names that the command writes."""
     if out.exists() and (not out.is_dir() or any(entry.name not in own for entry in out.iterdir())):
         raise InputError(f"{out} already holds other files: choose another output folder with --out")
 

@@ -36,7 +36,7 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     value = COSTS[cost]
-    for number, (name, title) in enumerate(titles.items()):
+    for index, (name, title) in enumerate(titles.items()):
         mine = sorted((cell for cell in cells if cell.method == name), key=value)
         if not mine:
             continue
@@ -44,9 +44,9 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
             [value(cell) for cell in mine],
             [cell.evaluation.frechet for cell in mine],
             yerr=[cell.evaluation.frechet_error for cell in mine],
-            marker=MARKERS[number % len(MARKERS)],
+            marker=MARKERS[index % len(MARKERS)],
             linewidth=2.5 if name.startswith("adadiff") else 1,
-            color=colormaps["tab20"](number % 20),
+            color=colormaps["tab20"](index % 20),
             label=title,
         )
     axes.axhline(full.evaluation.frechet, color="grey", linestyle=":", label="full model")
@@ -72,7 +72,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def synergy(
     rows: Sequence[Sequence[Cell]], row_names: Sequence[str], column_names: Sequence[str], across: str
 ) -> Figure:
-    """Draw a grid of cells as two heat maps: Fréchet distance and compute."""
+    """Draw a grid of cells as two heat maps, Fréchet distance and compute, rows and columns in the given order.
+
+    Args:
+        rows: The cells.
+        row_names: Labels of the rows.
+        column_names: Labels of the columns.
+        across: Label of the horizontal axis.
+    """
     figure = Figure(figsize=(9, 1.4 + 0.6 * len(rows)), layout="constrained")
     panels: Any = figure.subplots(1, 2)
     for axes, title, read, form in (
@@ -99,7 +106,7 @@ def reliability(study: EstimatorStudy) -> Figure:
     limit = 1.05 * max(estimated.max(), true.max())
     left.plot([0, limit], [0, limit], color="grey", linestyle=":")
     left.plot(estimated, true, marker="o")
-    left.set(title="reliability", xlabel="estimated, tenths", ylabel="true mean")
+    left.set(title="reliability", xlabel="mean estimate, by tenths", ylabel="mean true error")
     shares = study.variance_shares
     middle.barh(list(shares), list(shares.values()))
     middle.invert_yaxis()
@@ -122,7 +129,7 @@ def maps(study: EstimatorStudy) -> Figure:
         axes[0][column].imshow(study.images[column].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
         axes[1][column].imshow(study.estimated_maps[column], vmin=0, vmax=limit)
         axes[2][column].imshow(study.true_maps[column], vmin=0, vmax=limit)
-    for row, name in enumerate(("image", "estimated", "true error")):
+    for row, name in enumerate(("image", "estimated error", "true error")):
         axes[row][0].set_ylabel(name)
         for cell in axes[row]:
             cell.set(xticks=[], yticks=[])
@@ -150,8 +157,8 @@ def side_by_side(full: Cell, cells: Sequence[Cell], titles: dict[str, str], fold
     figure = Figure(figsize=(2.4 + 0.8 * columns, 0.84 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (title, cell), row in zip(rows, axes, strict=True):
-        for number, place in enumerate(row):
-            pixels = np.array(read_image(image_path(folder / cell.name / SAMPLES, number)))
+        for index, place in enumerate(row):
+            pixels = np.array(read_image(image_path(folder / cell.name / SAMPLES, index)))
             place.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             place.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"{title}\n{cell.compute:.0%}", rotation=0, ha="right", va="center", fontsize="small")

@@ -99,8 +99,8 @@ class Bench:
         return normalised_squared_error(full)(full, images).mean().item()
 
     def _pilot_images(self, pipeline: AdaptivePipeline, policy: ExitPolicy, steps: int) -> Tensor:
-        numbers, conditions = range(PILOT_IMAGES), self.conditions(pipeline)
-        return sample_seeded(pipeline, numbers, steps, policy, PILOT_SEED, conditions).images.float()
+        indices, conditions = range(PILOT_IMAGES), self.conditions(pipeline)
+        return sample_seeded(pipeline, indices, steps, policy, PILOT_SEED, conditions).images.float()
 
     @cached_property
     def search(self) -> Search:
@@ -164,11 +164,11 @@ class Enumerated(Method):
     tolerance: float = 0.08
 
     def setup(self, bench: Bench, compute: float) -> Setup | None:
-        def off(setup: Setup) -> float:
+        def distance(setup: Setup) -> float:
             return abs(setup.compute - compute)
 
-        nearest = [min(setups, key=off) for family in self.families if (setups := family(bench))]
-        near = [setup for setup in nearest if off(setup) <= self.tolerance]
+        nearest = [min(setups, key=distance) for family in self.families if (setups := family(bench))]
+        near = [setup for setup in nearest if distance(setup) <= self.tolerance]
         return min(near, key=bench.pilot_error) if len(near) > 1 else next(iter(near), None)
 
 
@@ -203,7 +203,7 @@ def smaller_models(bench: Bench) -> list[Setup]:
 
 
 def pruned_models(bench: Bench) -> list[Setup]:
-    recipes = {f"{1 - kept:.0%} cut off": Recipe(compute=kept) for kept in bench.config.pruned}
+    recipes = {f"{1 - fraction:.0%} of the FLOPs pruned": Recipe(compute=fraction) for fraction in bench.config.pruned}
     return _other_networks(bench, recipes)
 
 
@@ -266,16 +266,16 @@ def skip_caches(shallow: int, bench: Bench) -> list[Setup]:
     setups = []
     for interval in range(2, 11) if shallow <= pipeline.transformer.depth // 2 else ():
         baseline = SkipCaching(pipeline.transformer, interval, shallow)
-        whole = -(-steps // interval)
-        flops = (whole * baseline.flops(whole=True) + (steps - whole) * baseline.flops(whole=False)) / steps
-        setting = f"every {interval} steps, {shallow} layers on either side"
+        full_steps = -(-steps // interval)
+        flops = (full_steps * baseline.flops(whole=True) + (steps - full_steps) * baseline.flops(whole=False)) / steps
+        setting = f"full every {interval} steps, {shallow} outer layers on either side otherwise"
         setups.append(Setup(pipeline.with_denoiser(baseline), NeverExit(), steps, setting, bench.fraction(flops)))
     return setups
 
 
 METHODS: tuple[Method, ...] = (
     Enumerated("fewer-steps", "full model, fewer steps", "the simplest baseline", (fewer_steps,)),
-    Enumerated("smaller", "smaller model", "the backbone with fewer layers, trained as the others", (smaller_models,)),
+    Enumerated("smaller", "smaller model", "the backbone with fewer layers, fine-tuned", (smaller_models,)),
     Thresholded(
         "adadiff",
         "AdaDiff, one threshold, per sample",

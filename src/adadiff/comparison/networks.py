@@ -88,7 +88,9 @@ class Networks:
         folder = model_folder(self.config.backbone)
         if not (folder / "model_index.json").is_file():
             packaged = suggestion(str(folder), packaged_models())
-            raise InputError(f"there is no model {folder}: give a model folder (in the package: {packaged})")
+            raise InputError(
+                f"there is no model {folder}: set backbone to a model folder or a packaged model ({packaged})"
+            )
         return folder
 
     def pipeline(self, recipe: Recipe) -> AdaptivePipeline:

@@ -49,7 +49,7 @@ def write_report(results: Results, out: Path) -> None:
     """Write the comparison's report into its folder.
 
     index.html contains everything; report.md has the text and tables and links the images in `pictures/`; results.json
-    and results.csv hold the numbers.
+    and results.csv hold the measurements.
 
     Args:
         results: The results of the comparison.
@@ -114,14 +114,14 @@ def synergy_in_words(results: Results) -> list[str]:
             continue
         without_exits, with_exits = rows[0], rows[-1]
         columns = range(len(without_exits))
-        cheap = min(columns, key=lambda column: without_exits[column].compute)
-        whole = min(columns, key=lambda column: abs(without_exits[column].compute - 1))
-        first, second, both = without_exits[cheap], with_exits[whole], with_exits[cheap]
+        cheapest = min(columns, key=lambda column: without_exits[column].compute)
+        full = min(columns, key=lambda column: abs(without_exits[column].compute - 1))
+        without, exits, both = without_exits[cheapest], with_exits[full], with_exits[cheapest]
         sentences.append(
-            f"Exits and {name}: {first.setting} takes {first.compute:.0%} of the compute, {second.setting} "
-            f"{second.compute:.0%}, both together {both.compute:.0%} (their product is "
-            f"{first.compute * second.compute:.0%}), at distances of {_distance(first)}, {_distance(second)} and "
-            f"{_distance(both)}."
+            f"Exits combined with {name}: {without.setting} takes {without.compute:.0%} of the compute at a Fréchet "
+            f"distance of {_distance(without)}; {exits.setting} {exits.compute:.0%} at {_distance(exits)}; both "
+            f"together {both.compute:.0%} at {_distance(both)}. The product of the two compute fractions is "
+            f"{without.compute * exits.compute:.0%}."
         )
     return sentences
 
@@ -227,15 +227,19 @@ def _pictures(results: Results, out: Path) -> dict[str, bytes]:
     config, study = results.config, results.study
     headline = _at(results, config.headline_compute)
     drawn = {
-        "compute": figures.tradeoff(results.full, results.cells, TITLES, "compute", "compute over the full model's"),
-        "time": figures.tradeoff(results.full, results.cells, TITLES, "time", "seconds over the full model's"),
+        "compute": figures.tradeoff(
+            results.full, results.cells, TITLES, "compute", "compute, relative to the full model's"
+        ),
+        "time": figures.tradeoff(results.full, results.cells, TITLES, "time", "time, relative to the full model's"),
         "side_by_side": figures.side_by_side(results.full, headline, TITLES, out / "cells"),
     }
     if steps := results.steps_synergy:
-        drawn["steps"] = figures.synergy(steps, _row_names(steps), [str(n) for n in config.synergy_steps], "steps")
+        drawn["steps"] = figures.synergy(
+            steps, _row_names(steps), [str(n) for n in config.synergy_steps], "sampling steps"
+        )
     if pruning := results.pruning_synergy:
-        cut = [f"{1 - kept:.0%}" for kept in (1.0, *config.pruned)]
-        drawn["pruning"] = figures.synergy(pruning, _row_names(pruning), cut, "FLOPs cut off")
+        pruned = [f"{1 - fraction:.0%}" for fraction in (1.0, *config.pruned)]
+        drawn["pruning"] = figures.synergy(pruning, _row_names(pruning), pruned, "FLOPs pruned")
     for cell in headline:
         if cell.method == "adadiff":
             totals = TraceTotals.from_dict(read_json(out / "cells" / cell.name / SAMPLES / TRACE))
@@ -246,7 +250,7 @@ def _pictures(results: Results, out: Path) -> dict[str, bytes]:
 
 
 def _row_names(grid: Sequence[Sequence[Cell]]) -> list[str]:
-    return [f"exits set to {row[0].target:.0%}" for row in grid]
+    return [f"exits at {row[0].target:.0%} of the compute" for row in grid]
 
 
 def _rendered(template: str, **contents: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""A whole comparison: train the networks and compute every cell, skipping what exists already."""
+"""The comparison: train the networks and compute every cell, skipping those that exist already."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
         InputError: If a model, the data or the feature network is missing, or the folder holds another comparison.
     """
     config.check()
-    known = {method.name: method for method in METHODS}
-    compared = [lookup(name, known, "method") for name in config.methods or known]
+    by_name = {method.name: method for method in METHODS}
+    compared = [lookup(name, by_name, "method") for name in config.methods or by_name]
     if so_far and not (out / "cells" / "full" / CELL).is_file():
-        raise InputError(f"{out} holds no comparison with a cell of the full model yet: leave --so-far out")
+        raise InputError(f"{out} holds no comparison with a cell of the full model yet: run without --so-far first")
     networks = Networks(config, out / "networks")
     bench = Bench(config, networks)
     reference = DataConfig(
@@ -158,15 +158,16 @@ def _pruning_tasks(bench: Bench, out: Path) -> list[list[Task]]:
     """List the tasks of our exits in networks that were pruned and then fine-tuned with exits."""
     config = bench.config
 
-    def setup(row: float, kept: float) -> Setup:
+    def setup(row: float, fraction: float) -> Setup:
         tau = _thresholds(bench, out)[row]
-        pipeline = bench.networks.pipeline(replace(ADADIFF, compute=kept))
-        return Setup(pipeline, ThresholdExit(tau), config.steps, f"tau {tau:.4g}, {1 - kept:.0%} cut off", 0.0)
+        pipeline = bench.networks.pipeline(replace(ADADIFF, compute=fraction))
+        setting = f"tau {tau:.4g}, {1 - fraction:.0%} of the FLOPs pruned"
+        return Setup(pipeline, ThresholdExit(tau), config.steps, setting, 0.0)
 
     return [
         [
-            Task(f"pruned-{kept:g}-{row:g}", "adadiff", row, config.images, partial(setup, row, kept))
-            for kept in (1.0, *config.pruned)
+            Task(f"pruned-{fraction:g}-{row:g}", "adadiff", row, config.images, partial(setup, row, fraction))
+            for fraction in (1.0, *config.pruned)
         ]
         for row in config.synergy_compute
     ]

@@ -24,35 +24,35 @@ def class_indices(
     Raises:
         InputError: If a class does not exist; the message suggests the closest names.
     """
-    numbers = {name: k for k, name in enumerate(names or ())}
+    indices = {name: k for k, name in enumerate(names or ())}
     return [
-        _index_of_name(entry, numbers) if isinstance(entry, str) else _checked_index(entry, num_classes, null_class)
+        _index_of_name(entry, indices) if isinstance(entry, str) else _checked_index(entry, num_classes, null_class)
         for entry in classes
     ]
 
 
-def _index_of_name(name: str, numbers: dict[str, int]) -> int:
-    if not numbers:
+def _index_of_name(name: str, indices: dict[str, int]) -> int:
+    if not indices:
         raise InputError(
-            f"the model's classes have no names, and {name!r} is one: give indices, as ints or with --class-index"
+            f"the model's classes have no names, so there is no {name!r}: give indices, as ints or with --class-index"
         )
-    if name not in numbers and name.isdecimal():
+    if name not in indices and name.isdecimal():
         raise InputError(
-            f"there is no class named {name!r} ({suggestion(name, numbers)}): to ask for a class by its index, give an "
+            f"there is no class named {name!r} ({suggestion(name, indices)}): to request a class by its index, give an "
             f"int, or --class-index {name}"
         )
-    return lookup(name, numbers, "class")
+    return lookup(name, indices, "class")
 
 
 def _checked_index(entry: Any, num_classes: int, null_class: int | None) -> int:
     index = plain(entry)
     if isinstance(index, bool) or not isinstance(index, int):
-        raise InputError(f"{shown(entry)} is no class: give a name (str) or an index (int)")
+        raise InputError(f"{shown(entry)} is not a class: give a name (str) or an index (int)")
     allowed = [k for k in range(num_classes) if k != null_class]
     if index == null_class:
         raise InputError(
-            f"class {index} stands for no class and cannot be asked for: choose from {allowed[0]} to {allowed[-1]}"
+            f"class {index} is the null class, which cannot be requested: choose from {allowed[0]} to {allowed[-1]}"
         )
     if not 0 <= index < num_classes:
-        raise InputError(f"there is no class {index}: the model's classes are {allowed[0]} to {allowed[-1]}")
+        raise InputError(f"there is no class {index}: choose from {allowed[0]} to {allowed[-1]}")
     return index

@@ -82,7 +82,10 @@ class ClassCondition(Condition):
         most = num_classes - 1 if null_class is None else null_class - 1
         outside = {label for label in labels if label is None or not 0 <= label <= most}
         if outside:
-            raise InputError(f"the data have a label {outside.pop()}, but the model's classes are 0 to {most}")
+            raise InputError(
+                f"the data have a label {outside.pop()}, but the model's classes are 0 to {most}: set a larger "
+                f"--model.num-classes"
+            )
 
     def of(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"class_labels": torch.tensor(item["label"])}
@@ -121,9 +124,9 @@ class FeatureCondition(Condition):
     """
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str], cache: Path) -> None:
-        different = sorted({"", *captions})
-        self._row = {caption: row for row, caption in enumerate(different)}
-        key = fingerprint([encoder.shape, *weights_of(encoder), *different])
+        distinct = sorted({"", *captions})
+        self._row = {caption: row for row, caption in enumerate(distinct)}
+        key = fingerprint([encoder.shape, *weights_of(encoder), *distinct])
         cache.mkdir(parents=True, exist_ok=True)
         length, width = encoder.shape
 
@@ -136,7 +139,7 @@ class FeatureCondition(Condition):
             return {"features": features.numpy()}
 
         self._features = (
-            datasets.Dataset.from_dict({"caption": different})
+            datasets.Dataset.from_dict({"caption": distinct})
             .map(
                 encode,
                 batched=True,

@@ -176,8 +176,9 @@ class TransformersTextEncoder(TextEncoder):
             tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
-                f"{name} is neither a folder with a text model, nor one of that name that can be fetched from the hub"
+                f"{name} is neither a folder with a text model, nor the name of one that can be fetched from the hub: "
+                f"check the name and the network connection"
             ) from error
-        require_fitting({**info, "unexpected_keys": ()}, name)  # a whole CLIP has those of its image half
+        require_fitting({**info, "unexpected_keys": ()}, name)  # a full CLIP checkpoint has those of its image encoder
         require_finite(text_model, name)
         return cls(text_model, tokenizer, min(length, tokenizer.model_max_length))

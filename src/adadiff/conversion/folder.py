@@ -54,7 +54,9 @@ def convert_to_folder(
         num_heads = _uvit_of(chosen).num_heads
         diffusion, sampling = chosen.train.diffusion, chosen.train.sampling
     elif num_heads is None:
-        raise InputError("weights do not show the number of heads: give --num-heads, or the --preset they belong to")
+        raise InputError(
+            "the number of attention heads cannot be read from the weights: give --num-heads, or their --preset"
+        )
     else:
         discrete = sizes.context_dim is not None or not sizes.final_conv
         diffusion, sampling = STABLE_DIFFUSION if discrete else SDE, DPM_SOLVER
@@ -68,8 +70,8 @@ def convert_to_folder(
     if encoder is not None and encoder.shape != model.backbone.context_shape:
         length, width = model.backbone.context_shape or (0, 0)
         raise InputError(
-            f"{text_encoder} gives {encoder.shape[0]} features of {encoder.shape[1]}, and the network takes {length} "
-            f"of {width}"
+            f"{text_encoder} gives {encoder.shape[0]} features of width {encoder.shape[1]}, but the network takes "
+            f"{length} of width {width}: choose another --text-encoder or --context-length"
         )
     pipeline = AdaptivePipeline(model, diffusion.build(in_latents=sizes.in_channels == 4), encoder, autoencoder)
     with atomic_folder(out) as part:
@@ -98,15 +100,18 @@ def convert_to_file(folder: Path, out: Path) -> bool:
 def _uvit_of(preset: Preset) -> UViTConfig:
     backbone = preset.train.model.backbone
     if not isinstance(backbone, UViTConfig):
-        raise InputError(f"the releases are U-ViTs, and the preset's backbone is {backbone_of(backbone).name()}")
+        raise InputError(
+            f"the preset's backbone is {backbone_of(backbone).name()}, but the released models are U-ViTs: choose a "
+            f"preset with a U-ViT"
+        )
     return backbone
 
 
 def _check_preset(sizes: ReleasedSizes, preset: Preset, name: str | None) -> None:
     model = _uvit_of(preset)
-    told = (sizes.in_channels, sizes.sample_size, sizes.patch_size, sizes.width, sizes.depth)
-    wanted = (*preset.shape[:2], model.patch_size, model.width, model.depth)
-    if told != wanted:
+    found = (sizes.in_channels, sizes.sample_size, sizes.patch_size, sizes.width, sizes.depth)
+    expected = (*preset.shape[:2], model.patch_size, model.width, model.depth)
+    if found != expected:
         kinds = ("channels", "side", "patch size", "width", "depth")
-        differing = [f"{kind} {a}, not {b}" for kind, a, b in zip(kinds, told, wanted, strict=True) if a != b]
-        raise InputError(f"the weights are not of {name}'s size: {', '.join(differing)}")
+        differing = [f"{kind} {a}, not {b}" for kind, a, b in zip(kinds, found, expected, strict=True) if a != b]
+        raise InputError(f"the weights do not have the sizes of {name}: {', '.join(differing)}")

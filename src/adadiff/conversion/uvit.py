@@ -87,18 +87,18 @@ class ReleasedSizes:
             context_dim = released["context_embed.weight"].shape[1] if "context_embed.weight" in released else None
         except (KeyError, ValueError, IndexError) as error:
             raise InputError(
-                f"these are not the weights of a released U-ViT: {error} is not as it should be; they are a state "
-                f"dict with patch_embed.proj, pos_embed, in_blocks, mid_block, out_blocks, ..."
+                f"these are not the weights of a released U-ViT ({error}): give a state dict with patch_embed.proj, "
+                f"pos_embed, in_blocks, mid_block, out_blocks, ..."
             ) from error
         if context_dim is None and context_length is not None:
-            raise InputError("the weights are of a network that takes no text: leave the context length out")
+            raise InputError("the weights are of a network that takes no text: leave --context-length out")
         length = None if context_dim is None else context_length or CLIP_LENGTH
         extra = 1 + (num_classes is not None) + (length or 0)
         side = math.isqrt(max(tokens - extra, 0))
         if side == 0 or side**2 != tokens - extra:
-            of_text = "" if length is None else f" ({length} of text; give --context-length where it is another number)"
+            of_text = "" if length is None else f" ({length} of text; set --context-length if it has another number)"
             raise InputError(
-                f"pos_embed has {tokens} tokens: {extra}{of_text} and those of a square of patches were expected"
+                f"pos_embed has {tokens} tokens, but {extra}{of_text} plus a square number of patches are expected"
             )
         half = len({name.split(".")[1] for name in released if name.startswith("in_blocks.")})
         return cls(
@@ -134,10 +134,10 @@ def read_released(path: Path) -> dict[str, Tensor]:
         released = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged, or holds more than tensors, which is not executed: a plain state dict is wanted"
+            f"{path} is damaged, or holds more than tensors, which is never executed: give a plain state dict"
         ) from error
     if not isinstance(released, dict) or not all(isinstance(value, Tensor) for value in released.values()):
-        raise InputError(f"{path} holds no plain state dict: a dictionary from names to tensors is wanted")
+        raise InputError(f"{path} holds no plain state dict: give a dictionary from names to tensors")
     return released
 
 
@@ -201,7 +201,9 @@ def to_released(model: AdaptiveModel) -> dict[str, Tensor]:
         InputError: If the model has output heads per layer, which the releases have no names for.
     """
     if model.config.head_type != "shared":
-        raise InputError("the released formats know one output head for all layers, and this model has one for each")
+        raise InputError(
+            "the model has one output head per layer, but the released format has one output head for all layers"
+        )
     keeps_estimators = model.config.estimator_type == "token"
     released = {}
     for name, value in model.state_dict().items():

@@ -159,7 +159,9 @@ class LabelledData(Dataset[dict[str, Any]]):
             raise self._missing(missing, kind)
         self._leave_out(missing.tolist(), f"rows without {kind}")
         if not len(self):
-            raise InputError(f"every row of {self._source.name} lacks its {kind}")
+            raise InputError(
+                f"every row of {self._source.name} lacks its {kind}: set --data.{kind}-column to another column"
+            )
 
     def _missing(self, rows: NDArray[np.int64], kind: str) -> InputError:
         return InputError(
@@ -170,8 +172,8 @@ class LabelledData(Dataset[dict[str, Any]]):
     def _leave_out(self, rows: Sequence[int], reason: str) -> None:
         if rows:
             self.left_out.setdefault(reason, []).extend(self._name(row) for row in rows)
-            kept = np.delete(np.arange(len(self)), rows)
-            self._table, self._rows = self._table.select(kept), self._rows[kept]
+            remaining = np.delete(np.arange(len(self)), rows)
+            self._table, self._rows = self._table.select(remaining), self._rows[remaining]
 
 
 def _listed(names: Sequence[str], most: int) -> str:
@@ -207,7 +209,7 @@ class ImageData(LabelledData):
         source = open_source(config, captions=condition in (None, "text"))
         columns.require_image_column(source.table, config.image_column, source.name)
         if len(source.table) == 0:
-            raise InputError(f"{source.name} holds no images")
+            raise InputError(f"{source.name} holds no images: set --data.source to another source")
         super().__init__(config, source)
         self._table = self._table.cast_column(config.image_column, datasets.Image(decode=False))
         self.smallest_side = smallest_side
@@ -281,5 +283,5 @@ class ImageData(LabelledData):
             except InputError:
                 unreadable.append(index)
         if len(unreadable) == len(self):
-            raise InputError(f"{self._source.name} holds no readable image")
+            raise InputError(f"{self._source.name} holds no readable image: set --data.source to another source")
         self._leave_out(unreadable, UNREADABLE)

@@ -53,7 +53,7 @@ def load_vae(name: str) -> AutoencoderKL:
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{name} is neither a folder with an AutoencoderKL, nor one of that name that can be fetched from the hub "
+            f"{name} is neither a folder with an AutoencoderKL, nor the name of one that can be fetched from the hub "
             f"({type(error).__name__}: {reason})"
         ) from error
     require_fitting(info, name)
@@ -61,9 +61,9 @@ def load_vae(name: str) -> AutoencoderKL:
     return vae.eval().requires_grad_(False)
 
 
-def shard_name(number: int) -> str:
+def shard_name(index: int) -> str:
     """Return the name of a parquet file, which holds the latents of 1,024 images."""
-    return f"latents-{number:05d}.parquet"
+    return f"latents-{index:05d}.parquet"
 
 
 class LatentData(LabelledData):
@@ -89,9 +89,9 @@ class LatentData(LabelledData):
                 f"--data.size {description['size']}, or encode the images again"
             )
         choose_split(config.split, [TRAIN], config.source)
-        shards = [folder / shard_name(number) for number in range(description["shards"])]
-        noted = read_checksums(folder)
-        complete = [path for path in shards if path.is_file() and (not noted or path.name in noted)]
+        shards = [folder / shard_name(index) for index in range(description["shards"])]
+        checksums = read_checksums(folder)
+        complete = [path for path in shards if path.is_file() and (not checksums or path.name in checksums)]
         if len(complete) != len(shards):
             raise InputError(
                 f"{folder} holds {len(complete)} of {len(shards)} files of latents: run adadiff encode again"
@@ -166,26 +166,26 @@ def encode_to_folder(images: ImageData, vae: AutoencoderKL, out: Path, batch_siz
     with exclusive_folder(out), tqdm(total=len(images), desc="encoding", unit="image") as progress:
         claim_folder(out, DESCRIPTION, description, "latents made")
         _save_vae(vae, out / "vae")
-        noted = read_checksums(out)
-        if DESCRIPTION not in noted:
+        checksums = read_checksums(out)
+        if DESCRIPTION not in checksums:
             add_checksum(out / DESCRIPTION)
         array = datasets.Array3D(shape=tuple(shape), dtype="float32")
         features = datasets.Features({"mean": array, "logvar": array, **images.condition_features})
         for shard, start in enumerate(starts):
-            numbers = range(start, min(start + SHARD_IMAGES, len(images)))
+            indices = range(start, min(start + SHARD_IMAGES, len(images)))
             path = out / shard_name(shard)
-            if path.name not in noted or not path.is_file():
-                rows = [row for few in _batches(numbers, batch_size) for row in _encode(images, few, vae)]
+            if path.name not in checksums or not path.is_file():
+                rows = [row for few in _batches(indices, batch_size) for row in _encode(images, few, vae)]
                 with atomic_write(path) as part:
                     datasets.Dataset.from_list(rows, features=features).to_parquet(part)
                 add_checksum(path)
-            progress.update(len(numbers))
+            progress.update(len(indices))
     return len(images) * (2 if images.config.flip else 1)
 
 
-def _encode(images: ImageData, numbers: Sequence[int], vae: AutoencoderKL) -> Iterator[dict[str, Any]]:
+def _encode(images: ImageData, indices: Sequence[int], vae: AutoencoderKL) -> Iterator[dict[str, Any]]:
     """Yield the table rows of these images, followed by those of their mirror images if flipping is on."""
-    items = [images[k] for k in numbers]
+    items = [images[k] for k in indices]
     pixels = torch.stack([item.pop("image") for item in items]).to(vae.device, vae.dtype)
     for flipped in (False, True) if images.config.flip else (False,):
         means, logvars = _distribution(vae, pixels.flip(3) if flipped else pixels)
@@ -200,13 +200,13 @@ def _distribution(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     if not (mean.isfinite().all() and logvar.isfinite().all()):
         raise InputError(
             f"the autoencoder's latents in {str(vae.dtype).removeprefix('torch.')} are NaN or infinite: set "
-            f"--dtype float32, with a new output folder, or choose another autoencoder"
+            f"--dtype float32 and a new output folder, or choose another autoencoder"
         )
     return mean, logvar
 
 
-def _batches(numbers: range, batch_size: int) -> list[range]:
-    return [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+def _batches(indices: range, batch_size: int) -> list[range]:
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
 def _latent_shape(images: ImageData, vae: AutoencoderKL) -> list[int]:
@@ -214,7 +214,7 @@ def _latent_shape(images: ImageData, vae: AutoencoderKL) -> list[int]:
     channels, height, width = images.shape
     if channels != vae.config.in_channels:
         raise InputError(
-            f"the autoencoder takes images of {vae.config.in_channels} channels, these have {channels}: "
+            f"the autoencoder takes images of {vae.config.in_channels} channels, and these have {channels}: "
             f"set --data.channels {vae.config.in_channels}"
         )
     blank = torch.zeros(1, channels, height, width, dtype=vae.dtype, device=vae.device)

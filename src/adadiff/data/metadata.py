@@ -16,19 +16,19 @@ from adadiff.utils.files import read_text
 FILE_NAME = "file_name"
 
 
-def metadata_columns(files: Sequence[Path], images: Sequence[Path], known: Sequence[Path]) -> dict[str, list[Any]]:
+def metadata_columns(files: Sequence[Path], images: Sequence[Path], all_images: Sequence[Path]) -> dict[str, list[Any]]:
     """Read the columns of metadata files, one value per image; cells of CSV files stay strings.
 
     Args:
         files: Files named metadata.csv or metadata.jsonl, as in `datasets`' ImageFolder: the column `file_name` holds
             paths relative to the file's folder.
         images: The images to describe.
-        known: All images that rows may describe, including those of other splits.
+        all_images: All images that rows may describe, including those of other splits.
 
     Raises:
-        InputError: If a file is damaged, a row describes no known image, or an image has no row or several.
+        InputError: If a file is damaged, a row describes none of these images, or an image has no row or several.
     """
-    names = {os.path.normpath(path) for path in known}
+    names = {os.path.normpath(path) for path in all_images}
     rows: dict[str, dict[str, Any]] = {}
     for file in files:
         for place, row in _read_rows(file):
@@ -106,14 +106,14 @@ def _csv_rows(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _json_rows(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for line_number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        place = f"line {number} of {file}"
+        place = f"line {line_number} of {file}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place} is not JSON: correct it") from error
+            raise InputError(f"{place} is not JSON: correct it, or delete it") from error
         if not isinstance(row, dict):
             raise InputError(f'{place} is not a JSON object: write one as {{"{FILE_NAME}": ..., ...}}}}')
         rows.append((place, row))

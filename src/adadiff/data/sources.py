@@ -86,9 +86,7 @@ def open_source(config: DataConfig, captions: bool = True) -> Source:
         )
         return Source(load_parquet([path], path, split), str(path), split, path, [path])
     if path.suffix == ".parquet" or path.is_absolute() or config.source.startswith("."):
-        raise InputError(
-            f"there is no file or folder {path}: set --data.source to the folder or parquet file of images"
-        )
+        raise InputError(f"there is no file or folder {path}: set --data.source to a folder or parquet file of images")
     return _open_hub(config)
 
 
@@ -129,7 +127,7 @@ def load_parquet(files: Sequence[Path], source: Path, split: str = listing.TRAIN
 
 def _open_images(found: listing.Found, config: DataConfig, captions: bool) -> Source:
     if not found.images:
-        raise InputError(f"the folder {found.root} is empty of images: {_nothing_but(found.left_out)}")
+        raise InputError(f"the folder {found.root} holds no images: {_other_contents(found.left_out)}")
     splits = listing.image_splits(found)
     split = listing.choose_split(config.split, splits or [listing.TRAIN], config.source)
     root = splits.get(split, found.root)
@@ -199,9 +197,10 @@ def _note_unused(found: listing.Found, root: Path, others: Sequence[Path], has_m
         found.left_out[reason] = [name for name in names if not name.startswith(elsewhere)]
 
 
-def _nothing_but(left_out: Mapping[str, list[str]]) -> str:
-    held = [f"{len(names)} {reason} ({listing.printable(names[0])})" for reason, names in left_out.items()]
-    return f"it holds {', '.join(held)}" if held else "put them there, flat or one folder per class"
+def _other_contents(left_out: Mapping[str, list[str]]) -> str:
+    """List what a folder without images holds, for a message."""
+    contents = [f"{len(names)} {reason} ({listing.printable(names[0])})" for reason, names in left_out.items()]
+    return f"it holds {', '.join(contents)}" if contents else "put them there, flat or one folder per class"
 
 
 def _content_samples(file: Path) -> Iterator[object]:
@@ -244,7 +243,7 @@ def _open_hub(config: DataConfig) -> Source:
     except Exception as error:  # the hub's client raises many types of errors
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{config.source!r} is neither digits, nor a folder or parquet file here, nor a data set with a split "
-            f"{split!r} that can be fetched from the hub ({type(error).__name__}: {reason})"
+            f"{config.source!r} is neither digits, nor an existing folder or parquet file, nor a data set on the hub "
+            f"with a split {split!r} that can be fetched ({type(error).__name__}: {reason})"
         ) from error
     return Source(table, config.source, split, origin=table._fingerprint)

@@ -19,7 +19,7 @@ from adadiff.utils.errors import InputError
 from adadiff.utils.seeding import generator_for
 
 BINS = 10
-MAPPED = 4  # images whose uncertainty maps are kept
+MAPPED = 4  # images whose uncertainty maps are stored
 BATCH = 64
 
 
@@ -77,11 +77,11 @@ class EstimatorStudy:
         """The result of the study in words."""
         shares, within = self.variance_shares, float(np.nanmean(self.sample_correlations))
         beyond = 1 - shares["step"] - shares["layer"] - shares["step and layer"]
-        known = "hardly more than" if beyond < 0.05 else "more than"
+        extent = "hardly more than" if beyond < 0.05 else "more than"
         return (
-            f"The estimates reflect {known} step and layer, which explain {1 - beyond:.1%} of their variance. The rank "
-            f"correlation with the true error is {within:.2f} on average among images at the same step and layer, and "
-            f"{self.rank_correlation:.2f} over all steps, layers and images."
+            f"The estimates reflect {extent} step and layer, which explain {1 - beyond:.1%} of their variance. The "
+            f"rank correlation with the true error is {within:.2f} on average among images at the same step and layer, "
+            f"and {self.rank_correlation:.2f} over all steps, layers and images."
         )
 
 
@@ -119,9 +119,9 @@ def study_estimators(
     """
     model = pipeline.transformer
     if model.backbone.context_shape is not None:
-        raise InputError("the estimators of a model that takes text cannot be studied on images without captions")
+        raise InputError("the model takes text: its estimators cannot be studied on images without captions")
     if len(data) < images:
-        raise InputError(f"there are {len(data)} images: the study needs {images}")
+        raise InputError(f"there are {len(data)} images, but the study needs {images}: give more, or study fewer")
     scheduler = scheduler_like("ddpm", pipeline.scheduler)  # others cannot compute the velocity
     last = scheduler.config.num_train_timesteps
     timesteps = torch.linspace(0, last - 1, steps).round().long()

@@ -56,7 +56,7 @@ class Evaluation:
         layer_fraction: Layers run over the full model's, in (0, 1].
         compute_fraction: FLOPs spent over the full model's, heads and estimators included.
         images_per_second: Sampling speed of one process.
-        constant_images: Numbers of the samples that have a single colour, as a diverging sampler makes them.
+        constant_images: Indices of the samples that have a single colour, as a diverging sampler makes them.
     """
 
     images: int
@@ -110,7 +110,8 @@ def load_clip(name: str) -> ClipScorer:
         processor = CLIPProcessor.from_pretrained(name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{name} is neither a folder with a CLIP model, nor one of that name that can be fetched from the hub"
+            f"{name} is neither a folder with a CLIP model, nor the name of one that can be fetched from the hub: "
+            f"check the name and the network connection"
         ) from error
     require_fitting(info, name)
     require_finite(model, name)
@@ -142,7 +143,8 @@ class Judge:
         """Raise InputError if n samples are too few for metrics on these features."""
         if n < self.least_images:
             raise InputError(
-                f"{n} images are too few to judge by {self.network.name}: at least {self.least_images} are needed"
+                f"{n} images are too few for metrics on the features {self.network.name}: at least "
+                f"{self.least_images} are needed"
             )
 
 
@@ -163,20 +165,23 @@ def judge_for(model: str | Path, data: DataConfig, features: str, clip: str | No
     pipeline = AdaptivePipeline.from_pretrained(model, own_settings=False)
     channels, height, width = pipeline.image_shape
     if height != width or channels not in (1, 3):
-        raise InputError(f"the model's images are {channels}x{height}x{width}: judged are square grey or RGB ones")
+        raise InputError(
+            f"the model's images are {channels}x{height}x{width}: only square grey or RGB images can be evaluated"
+        )
     if clip is not None and pipeline.text_encoder is None:
         raise InputError("a CLIP score needs prompts, and the model takes none: leave --clip out")
     real = ImageData(
         replace(data, size=height, channels=1 if channels == 1 else 3), smallest_side=height, condition="none"
     )
     if channels == 3 and real.is_grey():
-        raise InputError(f"the images of {data.source} are grey, the model's have colours: set another --data.source")
+        raise InputError(f"the images of {data.source} are grey, but the model's are RGB: set another --data.source")
     network = load_feature_network(features, device)
     scorer = None if clip is None else load_clip(clip)
     judge = Judge(network, real, reference_features(network, real), scorer)
     if len(real) < judge.least_images:
         raise InputError(
-            f"{len(real)} real images are too few to judge by {network.name}: at least {judge.least_images} are needed"
+            f"{len(real)} real images are too few for metrics on the features {network.name}: at least "
+            f"{judge.least_images} are needed"
         )
     return judge
 
@@ -195,7 +200,7 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
     n = summary.totals.images
     judge.require_enough(n)
     request = read_json(folder / REQUEST)
-    asked, network, reference = request["conditions"], judge.network, judge.reference
+    conditions, network, reference = request["conditions"], judge.network, judge.reference
     constant: list[int] = []
     samples = network.of(_batches(folder, n, constant))
     chosen = np.random.default_rng(0).permutation(len(reference.vectors))[:n]
@@ -213,8 +218,8 @@ def evaluate_folder(folder: Path, summary: FolderSummary, judge: Judge) -> Evalu
         kernel=kernel_distance(samples.vectors, reference.vectors[chosen]),
         precision=precision,
         recall=recall,
-        class_agreement=class_agreement(samples.guesses, network.class_names, asked["classes"]),
-        clip_score=None if judge.clip is None else _clip_score(judge.clip, folder, n, asked["prompts"]),
+        class_agreement=class_agreement(samples.guesses, network.class_names, conditions["classes"]),
+        clip_score=None if judge.clip is None else _clip_score(judge.clip, folder, n, conditions["prompts"]),
         layer_fraction=summary.totals.layer_fraction,
         compute_fraction=summary.totals.compute_fraction,
         images_per_second=summary.images_per_second,
@@ -239,42 +244,42 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     if evaluation.constant_images:
         named = ", ".join(f"{k:06d}" for k in evaluation.constant_images[:5])
         more = "" if len(evaluation.constant_images) <= 5 else ", ..."
-        table.add_row("of one colour", f"{len(evaluation.constant_images)} images: {named}{more}")
+        table.add_row("single-coloured", f"{len(evaluation.constant_images)} images: {named}{more}")
     return table
 
 
 def _batches(folder: Path, n: int, constant: list[int]) -> Iterator[Tensor]:
-    """Yield batches of samples in [0, 1]; append the numbers of single-coloured samples to `constant`."""
+    """Yield batches of samples in [0, 1]; append the indices of single-coloured samples to `constant`."""
     for first in tqdm(range(0, n, BATCH), desc="features of samples"):
-        numbers = range(first, min(first + BATCH, n))
-        pixels = np.stack([np.array(read_image(image_path(folder, k))) for k in numbers])
+        indices = range(first, min(first + BATCH, n))
+        pixels = np.stack([np.array(read_image(image_path(folder, k))) for k in indices])
         # (batch, channels, height, width); grey images have no channel axis on disk
         images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2) / 255
         alike = (images == images[:, :, :1, :1]).flatten(1).all(1)
-        constant.extend(k for k, same in zip(numbers, alike, strict=True) if same)
+        constant.extend(k for k, same in zip(indices, alike, strict=True) if same)
         yield images
 
 
 def class_agreement(
-    guesses: NDArray[np.int64] | None, known: Sequence[str], asked: Sequence[str | int]
+    guesses: NDArray[np.int64] | None, class_names: Sequence[str], requested: Sequence[str | int]
 ) -> float | None:
-    """Return the share of images whose guessed class is the requested one; None if the network lacks such classes.
+    """Return the share of images whose predicted class is the requested one; None if the network lacks these classes.
 
     Args:
-        guesses: Positions in `known` of the guessed classes, (images,), or None.
-        known: Names of the network's classes.
-        asked: Names of the requested classes; image k was requested to show class k modulo their number.
+        guesses: Positions in `class_names` of the predicted classes, (images,), or None.
+        class_names: Names of the network's classes.
+        requested: Names of the requested classes; for image k it was the one at position k modulo their number.
     """
-    if guesses is None or not asked or not set(asked) <= set(known):
+    if guesses is None or not requested or not set(requested) <= set(class_names):
         return None
-    wanted = np.array([list(known).index(str(name)) for name in asked])
+    wanted = np.array([list(class_names).index(str(name)) for name in requested])
     return float((guesses == wanted[np.arange(len(guesses)) % len(wanted)]).mean())
 
 
 def _clip_score(clip: ClipScorer, folder: Path, n: int, prompts: Sequence[str]) -> float:
     scores = []
     for first in range(0, n, BATCH):
-        numbers = range(first, min(first + BATCH, n))
-        images = [read_image(image_path(folder, k)) for k in numbers]
-        scores.append(clip.score(images, [prompts[k % len(prompts)] for k in numbers]))
+        indices = range(first, min(first + BATCH, n))
+        images = [read_image(image_path(folder, k)) for k in indices]
+        scores.append(clip.score(images, [prompts[k % len(prompts)] for k in indices]))
     return torch.cat(scores).mean().item()

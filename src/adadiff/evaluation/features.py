@@ -92,7 +92,10 @@ def load_feature_network(name: str, device: str | torch.device = "cpu") -> Featu
         try:
             small = SmallNetwork.from_pretrained(path, torch_dtype=torch.float32)
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path} holds no network like `small`: {' '.join(str(error).split())}") from error
+            raise InputError(
+                f"{path} holds no feature network that python -m adadiff.evaluation.train_small wrote: "
+                f"{' '.join(str(error).split())}"
+            ) from error
         network, class_names = small, tuple(small.config.class_names)
     elif path.is_file():
         try:
@@ -115,8 +118,8 @@ def reference_features(network: FeatureNetwork, data: ImageData) -> ImageFeature
     key = fingerprint([network.fingerprint, size, channels, *data.contents()])
     path = cache_folder() / f"features-{key}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            return ImageFeatures(kept["vectors"], kept.get("guesses"))
+        with np.load(path, allow_pickle=False) as cached:
+            return ImageFeatures(cached["vectors"], cached.get("guesses"))
     features = network.of(tqdm(_batches(data), desc="features of real images", total=-(-len(data) // BATCH)))
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: array for name, array in vars(features).items() if array is not None}
@@ -147,7 +150,7 @@ class _Inception(nn.Module):
         except OSError as error:
             raise InputError(
                 "the weights of the inception network cannot be downloaded from github.com/toshas/torch-fidelity: "
-                "go online once, or choose --features small"
+                "check the network connection, or choose --features small"
             ) from error
 
     def forward(self, images: Tensor) -> Tensor:
@@ -161,5 +164,7 @@ def _import_network(name: str) -> nn.Module:
     except TypeError as error:
         raise InputError(f"{name} returns no network when called without arguments: {error}") from error
     if not isinstance(network, nn.Module):
-        raise InputError(f"{name} is a {type(network).__name__}, not a torch.nn.Module")
+        raise InputError(
+            f"{name} is a {type(network).__name__}: give a torch.nn.Module, or a function that returns one"
+        )
     return network

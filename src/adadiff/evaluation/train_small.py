@@ -56,7 +56,9 @@ def train_small(config: SmallTraining) -> float:
     images, labels, class_names = load_labelled(config.train)
     test_images, test_labels, test_names = load_labelled(config.test)
     if class_names != test_names:
-        raise InputError(f"the classes to learn are {class_names}, those of the test {test_names}: give one data set's")
+        raise InputError(
+            f"the training classes are {class_names} and the test classes {test_names}: give splits of one data set"
+        )
     torch.manual_seed(config.seed)
     network = SmallNetwork(class_names, sample_size=config.train.size, mirror=config.train.flip)
     network.to(memory_format=torch.channels_last)
@@ -89,7 +91,7 @@ def load_labelled(config: DataConfig) -> tuple[Tensor, Tensor, list[str]]:
     """Load all images, (n, channels, size, size) uint8, their labels, (n,), and the names of the classes."""
     data = ImageData(config, condition="class")
     if data.class_names is None:
-        raise InputError(f"{config.source} has no named classes: choose labelled images")
+        raise InputError(f"{config.source} has no named classes: set a source of labelled images")
     pixels = [((data[k]["image"] + 1) * 127.5).round().byte() for k in tqdm(range(len(data)), desc="images")]
     return torch.stack(pixels), torch.tensor(data.labels()), data.class_names
 

@@ -1,4 +1,4 @@
-"""Arguments of a sampling as diffusers' users write them, checked and brought to one form."""
+"""Arguments of the pipeline's call as users of diffusers write them, checked and normalised."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CALLBACK_TENSORS = ("latents",)
 
 
 def label_list(labels: Any, batch_size: int | None) -> list[Any]:
-    """Bring class labels to a list; one label is repeated `batch_size` times.
+    """Return class labels as a list; a single label is repeated `batch_size` times.
 
     Args:
         labels: A name or an index, or a list, tuple, numpy array or torch tensor of them.
-        batch_size: How many labels are wanted, where that is known; by default one label stays one.
+        batch_size: Number of images, or None to return a single label once.
     """
     if isinstance(labels, (Tensor, np.ndarray)):
         labels = labels.tolist()
@@ -32,19 +32,19 @@ def label_list(labels: Any, batch_size: int | None) -> list[Any]:
 
 
 def text_list(texts: str | Sequence[str], batch_size: int | None) -> list[str]:
-    """Bring prompts to a list; one text is repeated `batch_size` times, or once where that is None.
+    """Return prompts as a list; a single prompt is repeated `batch_size` times, or once if that is None.
 
     Raises:
-        InputError: If something else than text is among them.
+        InputError: If the prompts are not all strings.
     """
     listed = [texts] * (batch_size or 1) if isinstance(texts, str) else texts
     if not isinstance(listed, (list, tuple, np.ndarray)) or not all(isinstance(text, str) for text in listed):
-        raise InputError(f"{shown(texts)} is no prompt: give a text, or a list of one text for each image")
+        raise InputError(f"{shown(texts)} is not a prompt: give a string, or a list of one string for each image")
     return list(listed)
 
 
 def listed(prompt: Any, class_labels: Any, batch_size: Any) -> tuple[list[str] | None, list[Any] | None, int]:
-    """Bring prompts and class labels to lists; return them and the number of images they ask for."""
+    """Return prompts and class labels as lists, and the number of images that they request."""
     size = None if batch_size is None else as_int(batch_size, "the batch size")
     labels = None if class_labels is None else label_list(class_labels, size)
     prompts = None if prompt is None else text_list(prompt, size)
@@ -52,15 +52,15 @@ def listed(prompt: Any, class_labels: Any, batch_size: Any) -> tuple[list[str] |
 
 
 def repeated(conditions: dict[str, Tensor], repeats: int) -> dict[str, Tensor]:
-    """Repeat each row of each condition `repeats` times, with its copies next to each other."""
+    """Repeat each row of each condition `repeats` times, copies next to each other."""
     return {name: rows.repeat_interleave(repeats, dim=0) for name, rows in conditions.items()}
 
 
 def checked_count(value: Any, name: str) -> int:
-    """Return a whole number of at least 1.
+    """Return the value as an int of at least 1.
 
     Raises:
-        InputError: If it is something else.
+        InputError: If it is not an integer, or less than 1.
     """
     number = as_int(value, name)
     if number < 1:
@@ -77,16 +77,16 @@ def checked_output_type(output_type: Any) -> str:
 
 
 def checked_latents(latents: Any, shape: tuple[int, ...], device: torch.device, name: str = "latents") -> Tensor:
-    """Bring given latents to float32 on the device.
+    """Convert latents to float32 on the device.
 
     Args:
         latents: A floating-point tensor.
-        shape: What it must have, (batch, channels, height, width).
-        device: Where the model runs.
-        name: What to call them in a message.
+        shape: The required shape, (batch, channels, height, width).
+        device: Device of the model.
+        name: Name of the latents in messages.
 
     Raises:
-        InputError: If they are no tensor, of integers, or of another shape.
+        InputError: If the latents are not a floating-point tensor, or have another shape.
     """
     if not isinstance(latents, Tensor) or not latents.is_floating_point():
         kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
@@ -99,10 +99,10 @@ def checked_latents(latents: Any, shape: tuple[int, ...], device: torch.device, 
 
 
 def checked_generator(generator: Any, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
-    """Return the source of noise of a call: one generator, or a list of one for each image.
+    """Return the generator of a call, or the list of one generator for each image.
 
     Raises:
-        InputError: If it is something else, or there are not as many as images.
+        InputError: If it is neither, or the list has another length than the batch.
     """
     several = list(generator) if isinstance(generator, (list, tuple)) else None
     given = several or ([] if generator is None else [generator])
@@ -117,12 +117,12 @@ def checked_generator(generator: Any, batch_size: int) -> torch.Generator | list
 
 @dataclass(frozen=True)
 class StepCallback:
-    """Runs a caller's function after every step: the `callback_on_step_end` of diffusers.
+    """Calls a user's function after every step: the `callback_on_step_end` of diffusers.
 
     Args:
-        function: Called with the pipeline, the step counted from 0, its time and a dict of tensors; the dict it returns
-            may replace the latents.
-        tensor_inputs: Names of the tensors it is given, among `CALLBACK_TENSORS`.
+        function: Called with the pipeline, the step counted from 0, its time and a dict of tensors; the dict that it
+            returns may replace the latents.
+        tensor_inputs: Names of the tensors in that dict, among `CALLBACK_TENSORS`.
     """
 
     function: Callable[[Any, int, Any, dict[str, Any]], Any]
@@ -130,10 +130,10 @@ class StepCallback:
 
     @classmethod
     def checked(cls, function: Any, tensor_inputs: Sequence[str]) -> Self | None:
-        """Take the arguments of a call; None where there is no function.
+        """Build the callback from the arguments of a call, or return None without a function.
 
         Raises:
-            InputError: If it cannot be called, or wants tensors that are not there.
+            InputError: If the function cannot be called, or a name is not in `CALLBACK_TENSORS`.
         """
         if function is None:
             return None
@@ -144,26 +144,26 @@ class StepCallback:
         unknown = [name for name in tensor_inputs if name not in CALLBACK_TENSORS]
         if unknown:
             raise InputError(
-                f"callback_on_step_end_tensor_inputs names {shown(unknown[0])}: a callback can be given "
+                f"callback_on_step_end_tensor_inputs names {shown(unknown[0])}: choose from "
                 f"{', '.join(CALLBACK_TENSORS)}"
             )
         return cls(function, tuple(tensor_inputs))
 
     def __call__(self, pipeline: Any, step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Run it after a step.
+        """Call the function after a step.
 
         Returns:
-            The latents to go on with.
+            The latents to continue with.
 
         Raises:
-            InputError: If the function returns something else than a dict, or latents of another shape or kind.
+            InputError: If the function does not return a dict, or returns latents of another shape or type.
         """
         tensors = {"latents": latents}
         returned = self.function(pipeline, step, timestep, {name: tensors[name] for name in self.tensor_inputs})
         if not isinstance(returned, dict):
             raise InputError(
-                f"callback_on_step_end returned {shown(returned)}: it must return a dict, of the latents to go on with "
-                f"or empty"
+                f"callback_on_step_end returned {shown(returned)}: it must return a dict, either empty or with the "
+                f"latents to continue with"
             )
         if "latents" not in returned:
             return latents

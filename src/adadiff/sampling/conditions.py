@@ -1,4 +1,4 @@
-"""What many images shall show: classes, prompts and guidance, by the number of the image."""
+"""Conditions of many images: classes, prompts and guidance, assigned by the index of the image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from adadiff.sampling.guidance import Guidance
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the images shall show; image k takes the k-th entry, in turns.
+    """The conditions of images; image k takes entry k modulo the number of entries.
 
     Args:
-        classes: Numbers or names, for a model that takes classes.
-        prompts: For a model that takes text.
-        negative_prompt: What guidance leads away from.
-        guidance: Classifier-free guidance.
+        classes: Class names or indices, for a model that takes classes.
+        prompts: Prompts, for a model that takes text.
+        negative_prompt: The prompt that guidance steers away from.
+        guidance: The settings of classifier-free guidance.
     """
 
     classes: tuple[int | str, ...] = ()
@@ -25,11 +25,11 @@ class Conditions:
     negative_prompt: str = ""
     guidance: Guidance = field(default_factory=Guidance)
 
-    def of(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Build the pipeline's arguments for the images of these numbers."""
+    def of(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the pipeline's keyword arguments for the images of these indices."""
         return {
-            "class_labels": [self.classes[k % len(self.classes)] for k in numbers] if self.classes else None,
-            "prompt": [self.prompts[k % len(self.prompts)] for k in numbers] if self.prompts else None,
+            "class_labels": [self.classes[k % len(self.classes)] for k in indices] if self.classes else None,
+            "prompt": [self.prompts[k % len(self.prompts)] for k in indices] if self.prompts else None,
             "negative_prompt": self.negative_prompt,
             "guidance_scale": self.guidance.scale,
             "guidance_interval": self.guidance.interval,

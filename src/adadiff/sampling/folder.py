@@ -1,6 +1,6 @@
-"""Sampling into a folder: in batches, each image written whole with its trace, and continued where it stopped.
+"""Sampling into a folder: in batches, each image written atomically with its trace; an interrupted run is continued.
 
-No more than a batch is in memory at once: what the images came to is read back from their files, some at a time.
+No more than a batch is in memory at once: totals are read back from the image files, in chunks.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ CHUNK = 256  # images whose traces are in memory at once; the heat map shows the
 
 @dataclass(frozen=True)
 class FolderSummary:
-    """What a sampling into a folder came to.
+    """The totals of sampling into a folder.
 
     Args:
-        totals: Exits and FLOPs of all the images in the folder.
-        sampled: Images that this process sampled now.
-        seconds: Time that the sampling of all of them took, now and before, all processes' added.
+        totals: Exits and FLOPs of all images in the folder.
+        sampled: Number of images that this process sampled in this run.
+        seconds: Seconds of sampling all images in the folder, summed over runs and processes.
     """
 
     totals: TraceTotals
@@ -55,7 +55,7 @@ class FolderSummary:
 
     @property
     def images_per_second(self) -> float:
-        """Of one process."""
+        """Images per second of one process."""
         return self.totals.images / self.seconds
 
 
@@ -71,23 +71,23 @@ def sample_to_folder(
 ) -> FolderSummary:
     """Sample images 0..n-1 into PNG files, with a grid, the trace as JSON and its heat map.
 
-    Image k depends on the seed and k alone (up to rounding), so that batches of any size give the same images, and
-    images that are there already are not sampled again. An image's file carries its exit layers, FLOPs and seconds as
-    text. Processes that torchrun launched together share the work; the first one writes what belongs to all.
+    Image k depends only on the seed and k (up to rounding), so that batches of any size give the same images, and
+    images that exist already are not sampled again. An image's file carries its exit layers, FLOPs and seconds as
+    PNG text. Processes that torchrun launched together share the work; the first one writes grid, trace and heat map.
 
     Args:
         pipeline: The model and the scheduler.
-        out: The folder: new, empty, or one begun by the same request.
+        out: A new or empty folder, or one begun with the same request.
         n: Number of images.
-        steps: Sampling steps.
-        policy: When samples leave.
-        seed: Of the noise.
-        conditions: What the images shall show.
-        batch_size: Images sampled at once.
+        steps: Number of sampling steps.
+        policy: The exit policy.
+        seed: Seed of the noise.
+        conditions: Conditions of the images, and the guidance.
+        batch_size: Images per batch.
 
     Raises:
-        InputError: If an argument does not fit, the folder holds something else or another process writes into it, or
-            an image came out NaN or infinite; of a batch with such an image none is written.
+        InputError: If an argument is invalid, the folder holds other files, another process writes to it, or an image
+            is NaN or infinite; no image of such a batch is written.
     """
     for name, value in (("number of images", n), ("batch size", batch_size)):
         if value < 1:
@@ -106,9 +106,9 @@ def sample_to_folder(
         missing = (k for k in mine if not image_path(out, k).exists())
         to_sample = sum(not image_path(out, k).exists() for k in mine)
         with tqdm(total=to_sample, desc="sampling", unit="image", disable=not state.is_main_process) as progress:
-            while numbers := list(islice(missing, batch_size)):
-                _sample_batch(pipeline, out, numbers, steps, policy, seed, conditions)
-                progress.update(len(numbers))
+            while indices := list(islice(missing, batch_size)):
+                _sample_batch(pipeline, out, indices, steps, policy, seed, conditions)
+                progress.update(len(indices))
         state.wait_for_everyone()
         totals, seconds = _summarise(pipeline, out, n, steps, state)
     return FolderSummary(totals, to_sample, seconds)
@@ -117,41 +117,41 @@ def sample_to_folder(
 def _sample_batch(
     pipeline: AdaptivePipeline,
     out: Path,
-    numbers: Sequence[int],
+    indices: Sequence[int],
     steps: int,
     policy: ExitPolicy,
     seed: int,
     conditions: Conditions,
 ) -> None:
-    """Sample the images of these numbers, and write each with its trace and its share of the seconds."""
+    """Sample the images of these indices; write each with its trace and its share of the batch's seconds."""
     start = time.perf_counter()
     try:
-        output = sample_seeded(pipeline, numbers, steps, policy, seed, conditions)
+        output = sample_seeded(pipeline, indices, steps, policy, seed, conditions)
     except NonFiniteImagesError as error:
         others = f" (and {len(error.positions) - 1} more of its batch)" if len(error.positions) > 1 else ""
         raise InputError(
-            f"image {numbers[error.positions[0]]} came out as NaN or infinite{others}: try --dtype float32, another "
-            f"scheduler or more steps"
+            f"image {indices[error.positions[0]]} is NaN or infinite{others}: try --dtype float32, another scheduler "
+            f"or more steps"
         ) from error
     pixels = output.images.permute(0, 2, 3, 1).float().cpu().numpy()
-    seconds = (time.perf_counter() - start) / len(numbers)
+    seconds = (time.perf_counter() - start) / len(indices)
     for position, image in enumerate(pipeline.numpy_to_pil(pixels)):
-        write_image(image_path(out, numbers[position]), image, output.trace, position, seconds)
+        write_image(image_path(out, indices[position]), image, output.trace, position, seconds)
 
 
 def _summarise(
     pipeline: AdaptivePipeline, out: Path, n: int, steps: int, state: PartialState
 ) -> tuple[TraceTotals, float]:
-    """Add up exits and seconds of all images; in the first process, write trace, heat map and grid."""
+    """Sum the exits and seconds of all images; in the first process, write trace, heat map and grid."""
     model = pipeline.transformer
     timesteps = times_of(pipeline.scheduler, steps)
     traces = read_traces(out, n, model.depth, model.part_flops.full, timesteps, CHUNK)
     totals, seconds = None, 0.0
-    for trace, taken in with_lines(traces, out / TRACE_LINES) if state.is_main_process else traces:
+    for trace, chunk_seconds in with_lines(traces, out / TRACE_LINES) if state.is_main_process else traces:
         if totals is None and state.is_main_process:
             trace.plot(out / "exits.png")
         totals = TraceTotals.of(trace) if totals is None else totals + TraceTotals.of(trace)
-        seconds += taken
+        seconds += chunk_seconds
     assert totals is not None
     if state.is_main_process:
         write_json(out / TRACE, {"request": read_json(out / REQUEST), **totals.to_dict()})
@@ -161,7 +161,7 @@ def _summarise(
 
 
 def _check_conditions(pipeline: AdaptivePipeline, conditions: Conditions) -> None:
-    """Raise InputError where the model does not take such conditions."""
+    """Raise InputError if the model does not take these conditions."""
     count = len(conditions.classes) or 1
     pipeline.conditions(count, conditions.classes or None, list(conditions.prompts[:1]) * count or None)
     if conditions.guidance.scale > 1:
@@ -171,7 +171,7 @@ def _check_conditions(pipeline: AdaptivePipeline, conditions: Conditions) -> Non
 def sampling_request(
     pipeline: AdaptivePipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
-    """Describe, as plain values, all that images depend on: every part's weights and settings, and the arguments."""
+    """Describe, as plain values, everything that images depend on: each part's weights and settings, the arguments."""
     model, scheduler = pipeline.transformer, pipeline.scheduler
     names, classes = model.config.class_names, conditions.classes
     if model.backbone.num_classes is not None:

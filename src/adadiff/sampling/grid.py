@@ -1,4 +1,4 @@
-"""Pictures of many images."""
+"""Grids of images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, tile: 
     """Arrange images in a grid, row by row, each at least `tile` pixels wide.
 
     Args:
-        images: Images of one size.
-        columns: Images in a row; by default as many as make the grid about square.
-        tile: Smallest side of an image in the grid, in pixels; smaller ones are enlarged by a whole factor.
+        images: Images of equal size.
+        columns: Number of images per row; by default the grid is about square.
+        tile: Least width of an image in the grid, in pixels; smaller images are enlarged by an integer factor.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), each pair going through the model in one batch."""
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); both predictions of a pair share one batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from adadiff.utils.ranges import as_float, shown
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly, and when, the prediction is pushed away from the unconditional one.
+    """The settings of classifier-free guidance: its scale, the guided steps, and whether exits are tied.
 
     Args:
-        scale: As in diffusers: 1 means none. The `scale` s of the U-ViT and AdaDiff papers is 1 + s here.
-        interval: Steps that are guided, as fractions [start, end) of all the steps, in [0, 1]
-            (Kynkäänniemi et al. 2024, arXiv 2404.07724).
-        tied: Whether the two of a pair leave together, once both may.
+        scale: Guidance scale as in diffusers, at least 1; 1 means no guidance. The `scale` s of the U-ViT and AdaDiff
+            papers is 1 + s here.
+        interval: Steps that are guided, as fractions [start, end) of all steps, in [0, 1] (Kynkäänniemi et al. 2024,
+            arXiv 2404.07724).
+        tied: Whether the conditional and the unconditional prediction exit together, once both may.
 
     Raises:
-        InputError: If a number is out of range.
+        InputError: If the scale or the interval is out of range.
 
     Examples:
         >>> guidance = Guidance(scale=6, interval=(0.25, 0.75))
@@ -38,15 +39,15 @@ class Guidance:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", as_float(self.scale, "the guidance scale"))
         if not 1 <= self.scale < math.inf:
-            raise InputError(f"the guidance scale is {self.scale}: it must be at least 1, which means none")
+            raise InputError(f"the guidance scale is {self.scale}: it must be at least 1, which means no guidance")
         interval: Any = self.interval
         given = interval.tolist() if hasattr(interval, "tolist") else interval
         given = given if isinstance(given, (tuple, list)) else ()
         fractions = tuple(as_float(fraction, "a fraction of the guidance interval") for fraction in given)
         if len(fractions) != 2 or not 0 <= fractions[0] < fractions[1] <= 1:
             raise InputError(
-                f"the guidance interval is {shown(interval)}: it is two fractions of the steps, between 0 and 1, the "
-                f"first the smaller"
+                f"the guidance interval is {shown(interval)}: it must be two fractions of the steps, in rising order "
+                f"between 0 and 1"
             )
         object.__setattr__(self, "interval", fractions)
 

@@ -25,7 +25,15 @@ def image_path(folder: Path, k: int) -> Path:
 
 
 def write_image(path: Path, image: Image.Image, trace: Trace, position: int, seconds: float) -> None:
-    """Write an image, atomically, with the exits of one sample of a trace and the time it took."""
+    """Write an image atomically, with one sample's exits and FLOPs and its seconds as PNG text.
+
+    Args:
+        path: The file to write.
+        image: The image.
+        trace: Trace of the image's batch.
+        position: Position of the image in the batch.
+        seconds: Seconds that sampling it took.
+    """
     traced = {name: getattr(trace, name)[:, position].tolist() for name in TRACED}
     text = PngInfo()
     for name, value in {**traced, "seconds": seconds}.items():
@@ -35,7 +43,7 @@ def write_image(path: Path, image: Image.Image, trace: Trace, position: int, sec
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image with its pixels.
+    """Read an image and decode its pixels.
 
     Raises:
         InputError: If the file is missing or damaged.
@@ -44,25 +52,30 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except Exception as error:  # whatever a decoder raises
-        raise InputError(f"{path} is missing or damaged ({error}): delete it, and sample it again") from error
+    except Exception as error:  # decoders raise many types
+        raise InputError(
+            f"{path} is missing or damaged ({error}): delete it, and run the same command again"
+        ) from error
 
 
 def read_traces(
     folder: Path, n: int, depth: int, full_flops: int, timesteps: Sequence[float], chunk: int
 ) -> Iterator[tuple[Trace, float]]:
-    """Read the traces of images 0..n-1 with the seconds they took, some images at a time, without their pixels.
+    """Read the traces and seconds of images 0..n-1 from their PNG text, in chunks, without decoding pixels.
 
     Args:
-        folder: Of the images.
+        folder: Folder of the images.
         n: Number of images.
         depth: Layers of the full model.
-        full_flops: What the full model computes for one sample at one step.
-        timesteps: Time of each step.
-        chunk: Images of a trace.
+        full_flops: FLOPs of the full model for one sample at one step.
+        timesteps: Time of each step, (steps,) floats.
+        chunk: Number of images per trace.
+
+    Yields:
+        The trace of each chunk, without uncertainties, and the seconds of its images in sum.
 
     Raises:
-        InputError: If a file is missing, damaged, or holds no such trace.
+        InputError: If a file is missing, damaged, or holds no trace of these steps and layers.
     """
     for first in range(0, n, chunk):
         paths = [image_path(folder, k) for k in range(first, min(first + chunk, n))]
@@ -81,7 +94,7 @@ def read_traces(
 
 
 def with_lines(traces: Iterable[tuple[Trace, float]], path: Path) -> Iterator[tuple[Trace, float]]:
-    """Pass traces on, and on the way write a JSON line for each image, atomically."""
+    """Yield the traces unchanged, and write a file, atomically, with one JSON line for each image."""
     with atomic_write(path) as part, part.open("w") as lines:
         k = 0
         for trace, seconds in traces:
@@ -92,21 +105,20 @@ def with_lines(traces: Iterable[tuple[Trace, float]], path: Path) -> Iterator[tu
 
 
 def _read_notes(path: Path, steps: int, depth: int) -> dict[str, Any]:
-    """Read what an image's PNG text records of its sampling, without decoding the pixels."""
+    """Read the exits, FLOPs and seconds in an image's PNG text, without decoding the pixels."""
     try:
         with path.open("rb") as file:
             file.seek(-len(PNG_END), 2)
             if file.read() != PNG_END:
-                raise ValueError("it is cut off")
+                raise ValueError("it is truncated")
             file.seek(0)
             with Image.open(file, formats=["PNG"]) as image:
                 notes = {name: json.loads(image.info[name]) for name in (*TRACED, "seconds")}
-        layers = torch.tensor([notes["exit_layers"], notes["unconditional_exit_layers"]])
-        others = (len(notes["guided"]), len(notes["flops"]))
-        if layers.shape != (2, steps) or layers.max() > depth or others != (steps, steps):
-            raise ValueError("its trace is of other steps or layers")
-    except Exception as error:  # whatever a decoder raises
+        layers = torch.tensor([notes[name] for name in TRACED[:2]])
+        if layers.shape != (2, steps) or layers.max() > depth or len(notes["flops"]) != steps:
+            raise ValueError("its trace has other steps or layers")
+    except Exception as error:  # decoders raise many types
         raise InputError(
-            f"{path} is not an image of this sampling, or damaged ({error}): move it away, and it is sampled again"
+            f"{path} is damaged, or not an image of this run ({error}): move it away, and run the same command again"
         ) from error
     return notes

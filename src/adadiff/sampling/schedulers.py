@@ -1,4 +1,4 @@
-"""Diffusers' schedulers: by short names, checked for a model, and brought to the start of a sampling."""
+"""Diffusers' schedulers: short names, a check that they fit our models, and preparation for a sampling run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 
 
 def scheduler_like(name: str, trained_with: SchedulerMixin) -> SchedulerMixin:
-    """Make the named scheduler over the same forward process.
+    """Build the named scheduler for the same forward process.
 
     Args:
-        name: A short name, or the name of a scheduler class of diffusers, as `scheduler_name` gives them.
-        trained_with: A scheduler over that process.
+        name: A short name, or the class name of a diffusers scheduler, as `scheduler_name` returns them.
+        trained_with: A scheduler of that process.
 
     Raises:
-        InputError: If there is no such scheduler, or it is not made for that process.
+        InputError: If there is no such scheduler, or it does not support that process.
     """
     kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
@@ -57,7 +57,7 @@ def scheduler_name(scheduler: SchedulerMixin) -> str:
 
 
 def require_suitable(scheduler: SchedulerMixin) -> None:
-    """Raise InputError where a scheduler is not made for what our models predict, from noise to images."""
+    """Raise InputError unless a scheduler samples from noise to images by what our models predict."""
     name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     has_all = all(hasattr(scheduler, part) for part in ("alphas_cumprod", "set_timesteps", "step", "scale_model_input"))
     for_flows = config.get("use_flow_sigmas") or str(config.get("prediction_type")).startswith("flow")
@@ -65,16 +65,16 @@ def require_suitable(scheduler: SchedulerMixin) -> None:
         fitting = ", ".join(kind.__name__ for kind in SCHEDULERS.values())
         raise InputError(
             f"{name}{' with flow sigmas' if has_all and for_flows else ''} does not fit the model, which predicts "
-            f"noise, v or the image along the variance-preserving forward process of DDPM: take a scheduler for that "
-            f"process, such as {fitting}"
+            f"noise, velocity or the image along the variance-preserving forward process of DDPM: choose a scheduler "
+            f"for that process, such as {fitting}"
         )
 
 
 def started(scheduler: SchedulerMixin, num_steps: int, device: torch.device | None = None) -> SchedulerMixin:
     """Prepare a scheduler for a sampling run of `num_steps` steps; return it, or a copy with corrected spacing.
 
-    At as many steps as there are times, diffusers' multistep solvers take some times twice ("linspace") or the last
-    one always ("leading"), and divide by zero; by "trailing" spacing they take every time once, as any spacing should.
+    With as many sampling steps as training time steps, diffusers' multistep solvers repeat time steps ("linspace" and
+    "leading" spacing) and divide by zero; the copy has "trailing" spacing, which takes every time step once.
     """
     scheduler.set_timesteps(num_steps, device=device)
     times, most_steps = scheduler.timesteps, scheduler.config.num_train_timesteps
@@ -82,7 +82,7 @@ def started(scheduler: SchedulerMixin, num_steps: int, device: torch.device | No
         scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
         scheduler.set_timesteps(num_steps, device=device)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # else the first step is looked up by its time, which need not be unique
+        scheduler.set_begin_index(0)  # otherwise the first step is looked up by its time, which need not be unique
     return scheduler
 
 

@@ -1,4 +1,4 @@
-"""How a model is sampled: what its folder says and what the caller chooses, resolved in one place.
+"""Sampling settings: the caller's choices, completed by those of the model's folder.
 
 The pipeline, the command line and evaluation all call `resolve`, so that the same choices give the same images in each.
 """
@@ -23,12 +23,12 @@ from adadiff.utils.ranges import as_float, as_int, shown
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """What a model's folder says of sampling the model.
+    """The sampling settings stored in a model's folder.
 
     Args:
         folder: The folder; None for a pipeline that was built from its parts, which has no settings.
-        defaults: Its sampling.json, or None.
-        stored: Its exit_policy.json, or None.
+        defaults: Contents of sampling.json, or None if there is no such file.
+        stored: Contents of exit_policy.json, or None if there is no such file.
     """
 
     folder: Path | None = None
@@ -37,21 +37,21 @@ class FolderSettings:
 
     @classmethod
     def load(cls, folder: Path, policy: bool = True) -> Self:
-        """Read them from a model folder.
+        """Read the settings of a model folder.
 
         Args:
-            folder: The folder; one that holds neither file has no settings.
-            policy: Whether to read exit_policy.json, too.
+            folder: The folder; without either file it has no settings.
+            policy: Whether to read exit_policy.json too.
 
         Raises:
-            InputError: If a file is damaged, out of range, or belongs to other weights.
+            InputError: If a file is damaged, has values out of range, or belongs to other weights.
         """
         defaults = SamplingDefaults.load(folder) if (folder / SAMPLING).is_file() else None
         stored = StoredPolicy.load(folder) if policy and (folder / EXIT_POLICY).is_file() else None
         return cls(folder.absolute(), defaults, stored)
 
     def save(self, folder: Path) -> None:
-        """Write the files into another model folder, whose weights may be stored in another precision."""
+        """Write the settings to another model folder, whose weights may be stored in another precision."""
         if self.defaults is not None:
             self.defaults.save(folder)
         if self.stored is not None:
@@ -60,12 +60,12 @@ class FolderSettings:
 
     @property
     def scheduler(self) -> str | None:
-        """The scheduler to sample with, by name; None for the one saved in the folder."""
+        """The name of the scheduler to sample with; None for the scheduler saved in the folder."""
         return None if self.defaults is None and self.stored is None else self.sampling.scheduler
 
     @property
     def sampling(self) -> SamplingDefaults:
-        """What holds where the caller chooses nothing; a calibrated policy's settings come before sampling.json's."""
+        """The defaults for settings that the caller does not choose: a calibrated policy's, then sampling.json's."""
         defaults = self.defaults or SamplingDefaults()
         if self.stored is None:
             return defaults
@@ -83,13 +83,13 @@ class FolderSettings:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How images are sampled, with nothing left to defaults.
+    """The resolved settings of a sampling run, without defaults left open.
 
     Args:
-        steps: Sampling steps.
-        guidance_scale: Strength of classifier-free guidance; 1 means none.
-        policy: When samples leave.
-        differences: In what this sampling differs from the one that the policy was calibrated for, in words.
+        steps: Number of sampling steps.
+        guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
+        policy: The exit policy.
+        differences: Differences from the settings that the policy was calibrated for, as text.
     """
 
     steps: int
@@ -99,12 +99,12 @@ class SamplingSettings:
 
     @property
     def warning(self) -> str | None:
-        """What to warn of where a calibrated policy is used for something else, in one line."""
+        """The one-line warning that a calibrated policy is used with other settings, or None."""
         if not self.differences:
             return None
         return (
-            f"the calibrated exit policy is used with {', '.join(self.differences)}: its compute and error are not "
-            f"known there; to know them, calibrate again"
+            f"the calibrated exit policy is used with {', '.join(self.differences)}, for which its compute and error "
+            f"are unknown: calibrate again to measure them"
         )
 
 
@@ -117,21 +117,21 @@ def resolve(
     policy: ExitPolicy | None = None,
     min_layer: int | None = None,
 ) -> SamplingSettings:
-    """Resolve how to sample: as the caller chooses, and where that is None, as the model's folder says.
+    """Resolve the settings of a sampling run: the caller's choices, and the model folder's for choices that are None.
 
-    A calibrated policy is stretched where it is used with another number of steps than it was calibrated for.
+    A calibrated policy is stretched if it is used with another number of steps than it was calibrated for.
 
     Args:
-        own: What the model's folder says.
-        scheduler: The scheduler that is sampled with.
-        num_inference_steps: Sampling steps.
-        guidance_scale: Strength of classifier-free guidance.
-        tau: Exit threshold in [0, 1], a number or one per step, in place of a calibrated policy; 0 is the full model.
-        policy: When samples leave, in place of the folder's policy or threshold.
-        min_layer: No sample leaves before this layer, with `tau` or the folder's threshold.
+        own: The settings of the model's folder.
+        scheduler: The scheduler to sample with.
+        num_inference_steps: Number of sampling steps.
+        guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
+        tau: Exit threshold in [0, 1], one number or one per step, in place of a calibrated policy; 0 runs all layers.
+        policy: The exit policy, in place of the folder's policy or threshold.
+        min_layer: First layer after which a sample may exit, with `tau` or the folder's threshold.
 
     Raises:
-        InputError: If both `tau` and `policy` are given, or an argument is of another kind or out of range.
+        InputError: If both `tau` and `policy` are given, or an argument has the wrong type or is out of range.
     """
     sampling = own.sampling
     steps = sampling.steps if num_inference_steps is None else as_int(num_inference_steps, "the number of steps")

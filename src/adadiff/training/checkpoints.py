@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written atomically with checksums; only the last few are kept; damaged ones are skipped."""
+"""Checkpoints of a run: written atomically with checksums, rotated, and skipped if damaged."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def save_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path, step: in
             accelerator.save_state(str(part))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                names = (str(number) for number in range(len(ema.shadow_params)))
+                names = (str(index) for index in range(len(ema.shadow_params)))
                 save_file(dict(zip(names, ema.shadow_params, strict=True)), part / EMA_WEIGHTS)
                 write_checksums(part)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"the checkpoint {path} could not be written ({reason}): free some space and go on with --resume from "
-            f"the one before"
+            f"the checkpoint {path} could not be written ({reason}): free some disk space, then run again with "
+            f"--resume, which continues from the checkpoint before"
         ) from error
     if accelerator.is_main_process:
         for old in list_checkpoints(run)[:-keep]:
@@ -80,7 +80,7 @@ def last_sound_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
         else:
             return checkpoint, damaged
     if checkpoints:
-        raise InputError(f"{damaged[0]}; no sound one is left: start anew with another --out")
+        raise InputError(f"{damaged[0]}, and so are all earlier ones: train again with another --out")
     return None, []
 
 
@@ -104,14 +104,14 @@ def load_checkpoint(accelerator: Accelerator, ema: EMAModel, checkpoint: Path) -
         ema.load_state_dict(
             {
                 **ema.state_dict(),
-                "shadow_params": [shadow[str(number)] for number in range(len(shadow))],
+                "shadow_params": [shadow[str(index)] for index in range(len(shadow))],
                 "optimization_step": step,
             }
         )
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"the checkpoint {checkpoint} cannot be read ({reason}): delete it to go on from the one before"
+            f"the checkpoint {checkpoint} cannot be read ({reason}): delete it to continue from the one before"
         ) from error
     ema.to(accelerator.device)
     return step

@@ -77,27 +77,29 @@ class PeakMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive, self.peak = 0, 0
-        self._known: dict[int, Any] = {}
+        self._storages: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        input_storages = {
+            id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in given:
-                self._note(leaf.untyped_storage())
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in input_storages:
+                self._track(leaf.untyped_storage())
         self.peak = max(self.peak, self.alive)
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
-        if key in self._known:
+        if key in self._storages:
             return
 
-        def forget(_: Any) -> None:
-            del self._known[key]
+        def release(_: Any) -> None:
+            del self._storages[key]
             self.alive -= size
 
-        self._known[key] = weakref.ref(storage, forget)
+        self._storages[key] = weakref.ref(storage, release)
         self.alive += size
 
 

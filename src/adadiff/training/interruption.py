@@ -19,19 +19,21 @@ def stop_signals() -> Iterator[Any]:
 
     A second signal has its ordinary effect and stops the process at once.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    def record(signal_number: int, frame: Any) -> None:
+        received.append(signal_number)
+        restore()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def restore() -> None:
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
+
+    handlers = {each: signal.signal(each, record) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def ignore_stop_signals(worker: int = 0) -> None:
@@ -39,8 +41,8 @@ def ignore_stop_signals(worker: int = 0) -> None:
 
     These signals reach the whole process group. The main process handles them and then stops its workers.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
 
 
 def batches_of(loader: Iterable[dict[str, Tensor]]) -> Generator[dict[str, Tensor], None, None]:

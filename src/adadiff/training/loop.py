@@ -151,7 +151,7 @@ class Run:
         """Run the remaining optimizer steps, or stop early, after a checkpoint, if a stop signal arrives."""
         config, accelerator = self.config, self.accelerator
         progress = tqdm(total=config.steps, initial=self.step, desc="training", disable=not accelerator.is_main_process)
-        with progress, stop_signals() as stop_asked, closing(batches_of(self.loader)) as batches:
+        with progress, stop_signals() as stop_requested, closing(batches_of(self.loader)) as batches:
             for batch in batches:
                 result = self._learn_from(batch)
                 if result is None:
@@ -159,7 +159,7 @@ class Run:
                 progress.update()
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     log(accelerator, result, self.schedule.get_last_lr()[0], self.step, progress)
-                if stop_asked():
+                if stop_requested():
                     accelerator.set_trigger()
                 stopping = accelerator.check_trigger()
                 if config.sample_every and self.step % config.sample_every == 0 and accelerator.is_main_process:
@@ -216,7 +216,7 @@ class Run:
         self.bad_steps += 1
         if self.bad_steps >= self.config.max_bad_steps:
             raise self._diverged("the loss or the gradients are", self.step + 1)
-        tqdm.write(f"step {self.step + 1}: the loss or the gradients are not finite; the step is skipped")
+        tqdm.write(f"step {self.step + 1}: the loss or the gradients are not finite; skipping this step")
         if not scaled:
             self.optimizer.zero_grad()
 
@@ -229,7 +229,7 @@ class Run:
         checkpoints = list_checkpoints(self.config.out)
         last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         return Diverged(
-            f"{what} not finite at step {step} of {self.config.steps}: the training stopped, {last}; start anew with a "
+            f"{what} not finite at step {step} of {self.config.steps}, so training stopped; {last}. Train again with a "
             f"smaller --optimizer.lr, or skip such steps: --resume --max-bad-steps 10"
         )
 
@@ -282,7 +282,7 @@ def draw_samples(pipeline: AdaptivePipeline, examples: Conditions, path: Path) -
     try:
         images = sampler(batch_size=16, generator=generators, **examples.of(range(16))).images
     except NonFiniteImagesError as error:
-        tqdm.write(f"no sample picture {path.name}: {error}")
+        tqdm.write(f"sample picture {path.name} is not drawn: {error}")
         return
     path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as part:

@@ -52,7 +52,7 @@ def check_run(config: TrainConfig, description: Mapping[str, Any]) -> None:
         try:
             require_empty_folder(config.out)
         except InputError as error:
-            raise InputError(f"{error}; --resume continues the run in it") from None
+            raise InputError(f"{error}; to continue the run in it, add --resume") from None
         return
     if not path.is_file():
         raise InputError(f"{config.out} holds no run to resume: start without --resume, or choose another --out")
@@ -60,8 +60,8 @@ def check_run(config: TrainConfig, description: Mapping[str, Any]) -> None:
     for name, value in description.items():
         if name not in MAY_CHANGE_ON_RESUME and earlier.get(name) != value:
             raise InputError(
-                f"{config.out} was trained with {difference(name, earlier.get(name), value)}: resume with the same, "
-                f"or choose another --out"
+                f"{config.out} was trained with {difference(name, earlier.get(name), value)}: resume with the same "
+                f"value, or choose another --out"
             )
 
 
@@ -70,10 +70,10 @@ def report_start(config: TrainConfig, images: LabelledData, checkpoint: Path | N
     for line in images.describe():
         tqdm.write(line)
     for message, path in zip(damaged, reversed(list_checkpoints(config.out)), strict=False):
-        tqdm.write(f"{message}; it is now {set_aside(path)}")
+        tqdm.write(f"{message}; it was renamed to {set_aside(path)}")
     if config.resume:
         start = "from the beginning: there is no checkpoint yet" if checkpoint is None else f"from {checkpoint}"
-        tqdm.write(f"going on {start}")
+        tqdm.write(f"continuing {start}")
 
 
 def save_model(pipeline: AdaptivePipeline, run: Path) -> None:

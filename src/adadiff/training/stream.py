@@ -1,4 +1,4 @@
-"""The endless stream of training samples; sample k does not depend on the number of processes or on restarts."""
+"""The endless stream of training items; item k does not depend on the number of processes or on restarts."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class TrainingStream(Dataset[dict[str, Any]]):
             image = item["image"].flip(2) if self.flip and coin < 0.5 else item["image"]
         else:
             image = item["mean"] + item["std"] * torch.randn(self.images.shape, generator=generator)
-        told = self.condition.nothing() if dropped else self.condition.of(item)
-        return {"image": image, "noise": noise, "time": time, **told}
+        conditioning = self.condition.nothing() if dropped else self.condition.of(item)
+        return {"image": image, "noise": noise, "time": time, **conditioning}
 
 
 @lru_cache(maxsize=2)

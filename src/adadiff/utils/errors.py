@@ -17,8 +17,8 @@ class InputError(ValueError):
     """
 
 
-class Diverged(RuntimeError):  # noqa: N818 - what happened to a training
-    """The loss, the gradients or the weights are no longer finite; the last checkpoint is from before.
+class Diverged(RuntimeError):  # noqa: N818 - names the event
+    """The loss, the gradients or the weights of a training run are no longer finite; its checkpoints are sound.
 
     The command line prints the message alone and exits with code 1.
     """
@@ -33,8 +33,8 @@ def lookup(name: str, table: Mapping[str, Value], kind: str) -> Value:
 
 def suggestion(name: str, names: Iterable[str]) -> str:
     """Suggest the names closest to a misspelt one, or all names if none is close."""
-    near = difflib.get_close_matches(name, known := list(names), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
+    close = difflib.get_close_matches(name, choices := list(names), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(choices)}"
 
 
 def imported(name: str) -> Any:

@@ -103,7 +103,7 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink(missing_ok=True)
     except Timeout as error:
         raise InputError(
-            f"another process is writing into {folder}: wait for it, or choose another folder; to share one task "
+            f"another process is writing into {folder}: wait until it ends, or choose another folder; to share a task "
             f"among processes, start them together with torchrun"
         ) from error
 
@@ -184,9 +184,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged (it is not JSON): copy it again, or make it anew") from error
+        raise InputError(f"{path} is damaged (it is not JSON): copy it again, or create it again") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged (it holds no JSON object): copy it again, or make it anew")
+        raise InputError(f"{path} is damaged (it holds no JSON object): copy it again, or create it again")
     return values
 
 
@@ -194,10 +194,10 @@ def read_text(path: Path) -> str:
     """Read text in UTF-8, or in UTF-16 with a byte order mark; the mark is removed.
 
     Raises:
-        InputError: If the file is missing, or in another encoding.
+        InputError: If the file is missing, or has another encoding.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        raise InputError(f"there is no file {path}: check the path")
     content = path.read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -214,17 +214,17 @@ def read_text(path: Path) -> str:
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file in the folder to SHA256SUMS, in the format of `sha256sum --check`."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != CHECKSUMS)
-    _write_notes(folder, {file.name: sha256(file) for file in files})
+    _write_checksums(folder, {file.name: sha256(file) for file in files})
 
 
 def add_checksum(file: Path) -> None:
     """Add the SHA-256 of one file to SHA256SUMS, for folders that are filled file by file."""
-    _write_notes(file.parent, {**read_checksums(file.parent), file.name: sha256(file)})
+    _write_checksums(file.parent, {**read_checksums(file.parent), file.name: sha256(file)})
 
 
-def _write_notes(folder: Path, noted: dict[str, str]) -> None:
+def _write_checksums(folder: Path, checksums: dict[str, str]) -> None:
     with atomic_write(folder / CHECKSUMS) as part:
-        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(noted.items())))
+        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(checksums.items())))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
@@ -237,27 +237,27 @@ def read_checksums(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     lines = [re.fullmatch(r"([0-9a-f]{64})  ([^/\\]+)", line) for line in read_text(path).splitlines()]
-    noted = {line[2]: line[1] for line in lines if line}
-    if not lines or len(noted) != len(lines):
-        raise InputError(f"{path} is damaged: copy the folder again, or delete the file to go without checksums")
-    return noted
+    checksums = {line[2]: line[1] for line in lines if line}
+    if not lines or len(checksums) != len(lines):
+        raise InputError(f"{path} is damaged: copy the folder again, or delete this file to load the folder unverified")
+    return checksums
 
 
 def weights_checksum(folder: Path) -> str | None:
     """Return the recorded SHA-256 of a folder's first safetensors file, or None if none is recorded."""
-    return next((noted for name, noted in read_checksums(folder).items() if name.endswith(".safetensors")), None)
+    return next((digest for name, digest in read_checksums(folder).items() if name.endswith(".safetensors")), None)
 
 
 def verify_checksums(folder: Path) -> None:
     """Raise InputError if a file listed in SHA256SUMS is missing or differs; a folder without that file passes."""
-    for name, noted in read_checksums(folder).items():
+    for name, digest in read_checksums(folder).items():
         file = folder / name
         if not file.is_file():
             raise InputError(f"{file} is missing: copy the folder again")
-        if sha256(file) != noted:
+        if sha256(file) != digest:
             raise InputError(
                 f"{file} is truncated or altered (its SHA-256 is not the one in {CHECKSUMS}): copy it again, "
-                f"or delete {CHECKSUMS} if the change is yours"
+                f"or delete {CHECKSUMS} if you changed the file"
             )
 
 

@@ -20,8 +20,8 @@ def process_state() -> PartialState:
     state = PartialState(cpu=True) if launched > 1 and not _has_accelerator() else PartialState()
     if state.num_processes < launched:
         raise InputError(
-            f"{launched} processes were launched, and this one sees {state.num_processes}: each would take itself for "
-            f"the first; start them with torchrun, and make no accelerate state of your own before"
+            f"{launched} processes were launched, but this one sees only {state.num_processes}, so that each would act "
+            f"as the main process: start them with torchrun, and create no accelerate state of your own before"
         )
     return state
 

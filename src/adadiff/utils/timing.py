@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 
-def interleaved_seconds(baselines: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
+def interleaved_seconds(functions: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
     """Time functions alternately in this process, after one warm-up each, so that all see the same machine load.
 
     Args:
-        baselines: The functions to time, by name.
+        functions: The functions to time, by name.
         repeats: Number of timed runs of each function.
 
     Returns:
         Seconds of each run in order, by name.
     """
-    for run in baselines.values():
+    for run in functions.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in baselines}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
-        for name, run in baselines.items():
+        for name, run in functions.items():
             _synchronize()
             start = time.perf_counter()
             run()
@@ -33,9 +33,9 @@ def interleaved_seconds(baselines: Mapping[str, Callable[[], Any]], repeats: int
     return seconds
 
 
-def median_seconds(baselines: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, float]:
+def median_seconds(functions: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, float]:
     """Return the median of each function's seconds, timed by `interleaved_seconds`."""
-    return {name: statistics.median(runs) for name, runs in interleaved_seconds(baselines, repeats).items()}
+    return {name: statistics.median(runs) for name, runs in interleaved_seconds(functions, repeats).items()}
 
 
 def _synchronize() -> None:

@@ -62,8 +62,8 @@ def require_fitting(info: Mapping[str, Any], name: str) -> None:
     misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if misfits:
         raise InputError(
-            f"the weights in {name} do not fit its config.json: {len(misfits)} tensors are missing, left over or of "
-            f"another size, {misfits[0]} among them"
+            f"the weights in {name} do not fit its config.json: {len(misfits)} tensors are missing, unexpected or of "
+            f"another size, {misfits[0]} among them; copy the model again"
         )
 
 
@@ -78,7 +78,7 @@ def require_finite(module: nn.Module, name: str) -> None:
         if tensor.is_meta:
             raise InputError(f"{name} lacks the tensor {key}: copy the model again")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{name} holds weights that are NaN or infinite, in {key}: the model is damaged")
+            raise InputError(f"{name} is damaged: weights are NaN or infinite, in {key}; copy the model again")
 
 
 def holds_weights_of(module: nn.Module, folder: Path) -> bool:
@@ -87,7 +87,7 @@ def holds_weights_of(module: nn.Module, folder: Path) -> bool:
     found = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+            for name in stored.keys():  # noqa: SIM118 - not a mapping
                 if name not in weights or not torch.equal(stored.get_tensor(name).to(weights[name]), weights[name]):
                     return False
                 found.add(name)
