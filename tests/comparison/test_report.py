@@ -100,7 +100,8 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
         for k in range(10):
             Image.new("L", (8, 8), 20 * k).save(tmp_path / "cells" / cell.name / f"samples/{k:06d}.png")
     exits = torch.tensor(np.random.default_rng(0).multinomial(8, [0.2] * 5, size=4))
-    totals = TraceTotals(exits, torch.zeros_like(exits), 100, 10, (3.0, 2.0, 1.0, 0.0))
+    unguided = torch.zeros(len(exits), dtype=torch.int64)
+    totals = TraceTotals(exits, torch.zeros_like(exits), unguided, 100, 10, (3.0, 2.0, 1.0, 0.0))
     (tmp_path / "cells/adadiff-0.55/samples/trace.json").write_text(json.dumps(totals.to_dict()))
     write_report(results, tmp_path)
     page = (tmp_path / "index.html").read_text()
