@@ -123,11 +123,11 @@ class CorrectedSchedule(Kind):
         costs = _schedule_costs(problem)
         while True:
             error, layers = self.error(problem, policy), policy.layers
-            left = compute * len(layers) - sum(costs[layer - 1] for layer in layers)
+            remaining = compute * len(layers) - sum(costs[layer - 1] for layer in layers)
             values = {}
             for step, layer in itertools.product(range(len(layers)), range(1, len(costs) + 1)):
                 more = costs[layer - 1] - costs[layers[step] - 1]
-                if 0 < more <= left:
+                if 0 < more <= remaining:
                     deeper = CorrectedScheduleExit((*layers[:step], layer, *layers[step + 1 :]))
                     values[deeper] = (error - self.error(problem, deeper)) / more
             best = max(values, key=values.__getitem__, default=policy)
