@@ -1,4 +1,4 @@
-"""Adaptive-depth diffusion: each sample leaves the diffusion transformer as soon as it may."""
+"""Adaptive-depth diffusion: each sample exits a diffusion transformer as soon as its prediction is certain enough."""
 
 from typing import TYPE_CHECKING
 

@@ -147,9 +147,9 @@ def exit_layers(policy: ExitPolicy, step: int, uncertainties: Tensor) -> Tensor:
         if not len(remaining):
             break
         steps = torch.full_like(remaining, step)
-        leaving = policy.leaves(ExitQuery(steps, layer, remaining, uncertainties[:layer, remaining].T))
-        exits[remaining[leaving]] = layer
-        remaining = remaining[~leaving]
+        exiting = policy.leaves(ExitQuery(steps, layer, remaining, uncertainties[:layer, remaining].T))
+        exits[remaining[exiting]] = layer
+        remaining = remaining[~exiting]
     return exits
 
 

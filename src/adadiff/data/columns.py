@@ -50,7 +50,7 @@ def rows_without_image(table: datasets.Dataset, column: str) -> NDArray[np.int64
         column: Name of the image column, cast to `datasets.Image(decode=False)`.
 
     Returns:
-        Row numbers, (missing,) int64.
+        Row indices, (missing,) int64.
     """
     cells = table.data[column]
     content, path = (pc.struct_field(cells, name) for name in ("bytes", "path"))

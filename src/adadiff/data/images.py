@@ -145,9 +145,9 @@ class LabelledData(Dataset[dict[str, Any]]):
         if column is None:
             if kind == "label" and source.no_labels is not None:
                 raise InputError(source.no_labels)
-            wanted = getattr(self.config, f"{kind}_column")
+            column_name = getattr(self.config, f"{kind}_column")
             raise InputError(
-                f"{source.name} has no {kind} column {wanted!r}: set --data.{kind}-column to one of "
+                f"{source.name} has no {kind} column {column_name!r}: set --data.{kind}-column to one of "
                 f"{', '.join(self._table.column_names)}"
             )
         columns.require_condition_type(self._table.features[column], kind, column, source.name)

@@ -258,21 +258,21 @@ def parquet_splits(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
     return {TRAIN: unnamed} if unnamed else {str(split): paths for split, paths in splits.items()}
 
 
-def choose_split(wanted: str | None, available: Iterable[str], source: str) -> str:
+def choose_split(requested: str | None, available: Iterable[str], source: str) -> str:
     """Return the requested split; by default train, or the only one available.
 
     Raises:
         InputError: If the split does not exist, or none was requested and there are several, none of them train.
     """
     names = sorted(available)
-    split = TRAIN if wanted is None else SPLITS.get(wanted.lower(), wanted)
+    split = TRAIN if requested is None else SPLITS.get(requested.lower(), requested)
     if split in names:
         return split
-    if wanted is None and len(names) == 1:
+    if requested is None and len(names) == 1:
         return names[0]
     there_are = f"there are {', '.join(names)}" if len(names) > 1 else f"the only one is {names[0]}"
-    asked = "no split train" if wanted is None else f"no split {wanted!r}"
-    raise InputError(f"{source} has {asked}: {there_are}; choose it by --data.split")
+    missing = "no split train" if requested is None else f"no split {requested!r}"
+    raise InputError(f"{source} has {missing}: {there_are}; choose it by --data.split")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -220,12 +220,12 @@ def _content_samples(file: Path) -> Iterator[object]:
 # Digits and the hub
 
 
-def _open_digits(wanted: str | None) -> Source:
+def _open_digits(requested: str | None) -> Source:
     """Load scikit-learn's 1,797 digits, 8x8 grey: four fifths of each class are the train split, the rest is test."""
     digits = load_digits()
     train, test = train_test_split(np.arange(len(digits.images)), test_size=0.2, stratify=digits.target, random_state=0)
     splits = {"train": train, "test": test}
-    split = listing.choose_split(wanted, splits, DIGITS)
+    split = listing.choose_split(requested, splits, DIGITS)
     chosen = splits[split]
     pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
     images = [Image.fromarray(image) for image in pixels]

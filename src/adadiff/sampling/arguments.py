@@ -71,8 +71,8 @@ def checked_count(value: Any, name: str) -> int:
 def checked_output_type(output_type: Any) -> str:
     """Return one of `OUTPUT_TYPES`; raise InputError for anything else."""
     if output_type not in OUTPUT_TYPES:
-        known = ", ".join(f'"{known}"' for known in OUTPUT_TYPES[:-1])
-        raise InputError(f'the output type is {shown(output_type)}: it must be {known} or "{OUTPUT_TYPES[-1]}"')
+        others = ", ".join(f'"{each}"' for each in OUTPUT_TYPES[:-1])
+        raise InputError(f'the output type is {shown(output_type)}: it must be {others} or "{OUTPUT_TYPES[-1]}"')
     return str(output_type)
 
 
