@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -16,6 +17,7 @@ from tests.stock.tiny import STEPS, TinyPipeline
 
 def blocks_of(model: nn.Module) -> Blocks:
     """The layers of a stock transformer."""
+    model = unwrap_module(model)
     return Blocks(model, family_of(model))
 
 

@@ -398,7 +398,7 @@ def wan(transformers: int = 1) -> TinyPipeline:
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    second = {"transformer_2": made[1], "boundary_ratio": 0.6} if transformers == 2 else {}
+    second = {"transformer_2": made[1], "boundary_ratio": 0.8} if transformers == 2 else {}
     parts = without("tokenizer", "text_encoder", "vae")
     pipe = diffusers.WanPipeline(transformer=made[0], scheduler=scheduler, **parts, **second)
     return TinyPipeline(pipe, video(**prompts(32)))
