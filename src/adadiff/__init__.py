@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     )
     from adadiff.policies.stored import load_policy
     from adadiff.runtime.trace import Trace
+    from adadiff.sampling.pipeline import AdaDiffPipeline
+    from adadiff.stock.switch import disable, enable, trace
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -40,6 +42,8 @@ else:
                 "ThresholdExit",
             ],
             "adadiff.policies.stored": ["load_policy"],
+            "adadiff.sampling.pipeline": ["AdaDiffPipeline"],
+            "adadiff.stock.switch": ["disable", "enable", "trace"],
         },
     )
 
@@ -59,5 +63,8 @@ __all__ = [
     "TableExit",
     "ThresholdExit",
     "Trace",
+    "disable",
+    "enable",
     "load_policy",
+    "trace",
 ]

@@ -34,6 +34,10 @@ class Corrections:
         """Return for which rows any correction was measured, (rows,) bool."""
         return self.memory.tensor("corrected", (), torch.bool)
 
+    def known(self, layer: int) -> bool:
+        """Return whether a correction of `layer` was measured for any row."""
+        return f"{layer}: last" in self.memory
+
     def measure(self, layer: int, rows: Tensor, steps: Tensor, correction: Tensor) -> None:
         """Record the final prediction minus the prediction after `layer`, for rows that ran all layers.
 
@@ -58,7 +62,7 @@ class Corrections:
             steps: The step of each, counted from 0, (exiting,) int64, on the CPU.
             prediction: Their predictions, (exiting, channels, height, width).
         """
-        if f"{layer}: last" not in self.memory:
+        if not self.known(layer):
             return prediction
         last, before, step, step_before = self._of(layer, prediction)
         gap, gap_before = steps - step[rows], step[rows] - step_before[rows]

@@ -1,0 +1,190 @@
+"""The hooks of one transformer: before a call they cut it, after it they correct what was predicted early."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from adadiff.runtime import Corrections
+from adadiff.stock.clock import Reading
+from adadiff.stock.contexts import CallNames
+from adadiff.stock.families import check_arguments, time_name
+from adadiff.stock.trajectory import TWO_THREADS, Kind, PipelineState, Trajectory
+from adadiff.stock.views import Blocks, Taps, copied, is_compiled
+from adadiff.utils.errors import InputError
+
+ATTRIBUTE = "_adadiff"
+ROW = torch.tensor([0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done in one call.
+
+    Args:
+        trajectory: The trajectory that the call belongs to.
+        kind: Which kind of call it is.
+        step: The step, counted from 0, (1,) int64.
+        layer: Number of layers to run.
+        corrections: What is known of this kind of call.
+        measured: The arguments for a replay of each layer whose correction is measured. They are copied, except for
+            tensors, since models take items out of lists and dictionaries they are given.
+        taps: What these layers return in this call.
+    """
+
+    trajectory: Trajectory
+    kind: Kind
+    step: Tensor
+    layer: int
+    corrections: Corrections
+    measured: dict[int, tuple[Any, Any]]
+    taps: Taps
+
+
+class TransformerHooks:
+    """Runs a transformer's calls under the policy of its pipeline.
+
+    Args:
+        component: The pipeline's transformer, which may be compiled.
+        name: Its name among the pipeline's components.
+        blocks: The blocks of the model.
+        state: What it shares with the pipeline's other transformers.
+    """
+
+    def __init__(self, component: nn.Module, name: str, blocks: Blocks, state: PipelineState) -> None:
+        self.model, self.name, self.blocks, self.state = blocks.model, name, blocks, state
+        self._time_name, self._signature = time_name(self.model), inspect.signature(type(self.model).forward)
+        self._plan: Plan | None = None
+        self._caller: dict[str, int] = {}  # the thread whose call is in progress, and any that interfered
+        self._handles = [
+            component.register_forward_pre_hook(self.before, with_kwargs=True),
+            component.register_forward_hook(self.after, with_kwargs=True, always_call=True),
+        ]
+        self.names = CallNames(self.model, state.forget)
+        self.model.__dict__[ATTRIBUTE] = self
+
+    def remove(self) -> None:
+        """Remove the hooks; the model is as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self.names.remove()
+        self.blocks.restore()
+        del self.model.__dict__[ATTRIBUTE]
+
+    @torch.compiler.disable
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Cut the model for the call that begins."""
+        self._begin_call()
+        if torch.is_grad_enabled():
+            return
+        arguments = self._signature.bind_partial(self.model, *args, **kwargs).arguments
+        arguments.pop("self", None)
+        check_arguments(self.blocks.family, arguments)
+        if self.model.training:
+            raise InputError(f"the transformer is in training mode: call pipe.{self.name}.eval() before sampling")
+        trajectory, reading = self.state.read(arguments.get(self._time_name))
+        self._plan = self._planned(trajectory, reading, next(iter(arguments.values())), (args, kwargs))
+
+    @torch.compiler.disable
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Correct what was predicted early, or measure what the later layers added; `output` is None after an error."""
+        if self._caller.get("thread") != threading.get_ident():
+            return None  # the call was refused, since another thread's is in progress
+        plan, self._plan = self._plan, None
+        try:
+            self.blocks.restore()
+            if "interfered" in self._caller:
+                raise InputError(TWO_THREADS)
+            if plan is None:
+                return None
+            if output is None:
+                self.state.forget()
+                return None
+            return self._finished(module, plan, output)
+        except BaseException:
+            self.state.forget()
+            raise
+        finally:
+            if plan is not None:
+                plan.taps.forget()
+            self._caller.clear()
+
+    def _begin_call(self) -> None:
+        """Claim the model for this thread; forget a call that was cut off, as by Ctrl-C, and left the model cut."""
+        if self._caller.setdefault("thread", threading.get_ident()) != threading.get_ident():
+            self._caller["interfered"] = threading.get_ident()
+            raise InputError(TWO_THREADS)
+        self.blocks.restore()
+        if self._plan is not None:
+            self._plan.taps.forget()
+            self._plan = None
+            self.state.forget()
+
+    def _planned(self, trajectory: Trajectory, reading: Reading, sample: Any, inputs: Any) -> Plan:
+        """Decide what this call runs, and put the views in place."""
+        blocks = self.blocks
+        shapes = tuple(leaf.shape for leaf in tree_leaves(sample) if isinstance(leaf, Tensor))
+        kind = trajectory.kind(self.name, self.names.name, shapes, reading.time)
+        corrections = trajectory.corrections_of(kind)
+        layer, measured = trajectory.decide(corrections, blocks.depth)
+        taps = Taps()
+        if layer < blocks.depth:
+            blocks.cut(layer)
+        elif measured:
+            taps = blocks.tap(measured)
+        own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in measured}
+        return Plan(trajectory, kind, torch.tensor([reading.step]), layer, corrections, own_inputs, taps)
+
+    def _finished(self, module: nn.Module, plan: Plan, output: Any) -> Any:
+        """Return the output of a call, corrected if it exited early, and record the call."""
+        corrected = plan.layer < self.blocks.depth and plan.corrections.known(plan.layer)
+        leaves, structure = tree_flatten(output)
+        if corrected:
+            early = _packed(leaves)
+            leaves = _unpacked(plan.corrections.correct(plan.layer, ROW, plan.step, early), leaves)
+            output = tree_unflatten(leaves, structure)
+        elif plan.measured:
+            if is_compiled(module):
+                output = copied(output)
+                plan.taps.own()
+            self._measure(module, plan, _packed(leaves))
+        values = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
+        plan.trajectory.record(plan.kind, plan.layer, self.blocks.depth, corrected, values)
+        return output
+
+    def _measure(self, module: nn.Module, plan: Plan, full: Tensor) -> None:
+        """Measure the full prediction minus the early one at each exit; `full` is (1, values) float32."""
+        for layer, (args, kwargs) in plan.measured.items():
+            if plan.taps.ran(layer):
+                with self.blocks.replayed(layer, plan.taps):
+                    early = _packed(tree_leaves(module.forward(*args, **kwargs)))
+                plan.corrections.measure(layer, ROW, plan.step, full - early)
+
+
+def hooks_of(component: nn.Module) -> TransformerHooks | None:
+    """Return the hooks of a pipeline's transformer; None if it has none."""
+    hooks: TransformerHooks | None = unwrap_module(component).__dict__.get(ATTRIBUTE)
+    return hooks
+
+
+def _packed(leaves: Sequence[Any]) -> Tensor:
+    """Copy the tensors of an output into one row, (1, values) float32."""
+    return torch.cat([leaf.float().flatten() for leaf in leaves if isinstance(leaf, Tensor)])[None]
+
+
+def _unpacked(row: Tensor, like: Sequence[Any]) -> list[Any]:
+    """Split a row, (1, values), into tensors of the shapes and types of an output's; other leaves stay as they are."""
+    sizes = [leaf.numel() if isinstance(leaf, Tensor) else 0 for leaf in like]
+    parts = row[0].split(sizes)
+    return [
+        part.view(leaf.shape).to(leaf.dtype) if isinstance(leaf, Tensor) else leaf
+        for part, leaf in zip(parts, like, strict=True)
+    ]

@@ -1,0 +1,108 @@
+"""Offloaded and compiled transformers, whichever comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import adadiff
+from tests.stock.calls import schedule
+from tests.stock.tiny import TinyPipeline, build
+
+OFFLOADS: dict[str, Callable[[TinyPipeline], Any]] = {
+    "leaves": lambda tiny: tiny.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="leaf_level"
+    ),
+    "blocks": lambda tiny: tiny.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=2
+    ),
+    "models": lambda tiny: tiny.pipe.enable_model_cpu_offload(device="cpu"),
+}
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("order", ["enabled first", "offloaded first"])
+@pytest.mark.parametrize("kind", OFFLOADS)
+def test_an_offloaded_model_samples_the_same(kind: str, order: str, name: str):
+    tiny = build(name)
+    stock = tiny()
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    wanted, calls = tiny(), adadiff.trace(tiny.pipe).calls
+    adadiff.disable(tiny.pipe)
+    if order == "enabled first":
+        adadiff.enable(tiny.pipe, schedule(tiny))
+    OFFLOADS[kind](tiny)
+    if order == "offloaded first":
+        adadiff.enable(tiny.pipe, schedule(tiny))
+    for _ in range(2):
+        assert torch.equal(tiny(), wanted)
+        assert adadiff.trace(tiny.pipe).calls == calls
+    adadiff.disable(tiny.pipe)
+    assert torch.equal(tiny(), stock)
+
+
+def test_an_offloaded_model_is_still_moved_after_disabling():
+    tiny = build("flux")
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    tiny.pipe.enable_model_cpu_offload(device="cpu")
+    adadiff.disable(tiny.pipe)
+    moved = []
+    hook = tiny.transformer._hf_hook
+    pre_forward = hook.pre_forward
+    hook.pre_forward = lambda *args, **kwargs: moved.append(1) or pre_forward(*args, **kwargs)
+    tiny()
+    assert moved
+
+
+def compile_whole(tiny: TinyPipeline, backend: Any, **options: Any) -> None:
+    """Replace the transformer by a compiled one."""
+    tiny.pipe.transformer = torch.compile(tiny.pipe.transformer, backend=backend, **options)
+
+
+def compile_in_place(tiny: TinyPipeline, backend: Any, **options: Any) -> None:
+    """Compile the transformer as it is."""
+    tiny.transformer.compile(backend=backend, **options)
+
+
+def compile_blocks(tiny: TinyPipeline, backend: Any, **options: Any) -> None:
+    """Compile each block of the transformer."""
+    if not hasattr(tiny.transformer, "compile_repeated_blocks"):
+        pytest.skip("this diffusers does not compile blocks")
+    tiny.transformer.compile_repeated_blocks(backend=backend, **options)
+
+
+@pytest.mark.parametrize(
+    ("how", "order", "fullgraph"),
+    [
+        (compile_whole, "enabled first", False),
+        (compile_whole, "compiled first", True),
+        (compile_in_place, "enabled first", False),
+        (compile_in_place, "compiled first", False),
+        (compile_blocks, "compiled first", True),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_compiled_model_samples_the_same_and_is_compiled_once(how: Any, order: str, fullgraph: bool):
+    torch._dynamo.reset()
+    tiny, graphs = build("flux"), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    wanted = tiny()
+    if order == "compiled first":
+        adadiff.disable(tiny.pipe)
+    how(tiny, backend, fullgraph=fullgraph)
+    if order == "compiled first":
+        adadiff.enable(tiny.pipe, schedule(tiny))
+    torch.testing.assert_close(tiny(), wanted, rtol=1e-5, atol=1e-5)
+    made = len(graphs)
+    torch.testing.assert_close(tiny(), wanted, rtol=1e-5, atol=1e-5)
+    assert 0 < made == len(graphs)
+    adadiff.disable(tiny.pipe)
+    assert not torch.equal(tiny(), wanted)
