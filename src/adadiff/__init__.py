@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     )
     from adadiff.policies.stored import load_policy
     from adadiff.runtime.trace import Trace
-    from adadiff.sampling.pipeline import AdaDiffPipeline
     from adadiff.stock.switch import disable, enable, trace
 else:
     __getattr__, __dir__ = lazy_names(
@@ -42,7 +41,6 @@ else:
                 "ThresholdExit",
             ],
             "adadiff.policies.stored": ["load_policy"],
-            "adadiff.sampling.pipeline": ["AdaDiffPipeline"],
             "adadiff.stock.switch": ["disable", "enable", "trace"],
         },
     )

@@ -161,6 +161,11 @@ def test_policies_that_read_uncertainties_are_refused(policy: adadiff.ExitPolicy
         adadiff.enable(build("pixart").pipe, policy)
 
 
+def test_a_schedule_that_leaves_the_network_out_is_refused():
+    with pytest.raises(InputError, match="stock pipelines run layer 1 at the least"):
+        adadiff.enable(build("pixart").pipe, adadiff.CorrectedScheduleExit((6, 0, 6, 0, 6, 1)))
+
+
 def test_the_trace_belongs_to_the_latest_sampling():
     tiny: TinyPipeline = build("flux")
     with pytest.raises(InputError, match="adadiff is not enabled"):

@@ -53,6 +53,8 @@ def enable(pipe: Any, policy: ExitPolicy, layers: Sequence[str] | None = None) -
             f"{type(policy).__name__} decides by uncertainties, which stock transformers do not estimate: use "
             "NeverExit, FixedExit, ScheduleExit or CorrectedScheduleExit"
         )
+    if isinstance(policy, ScheduleExit) and 0 in policy.layers:
+        raise InputError("the schedule leaves the network out at a step: stock pipelines run layer 1 at the least")
     transformers = _transformers(pipe)
     blocks = {name: Blocks(unwrap_module(each), family_of(unwrap_module(each), layers)) for name, each in transformers}
     for name, component in transformers:
