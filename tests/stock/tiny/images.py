@@ -1,122 +1,25 @@
-"""Tiny random pipelines, one of each family of stock transformers, that sample latents within a second on one core.
-
-Every builder returns a pipeline without text encoders: the embeddings of prompts are random, and so are the weights.
-"""
+"""Tiny random pipelines that sample the latents of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
-import numpy as np
-import pytest
 import torch
-from torch import Tensor, nn
 
-STEPS = 6
-TEXT = 7  # tokens of a prompt
-
-
-@dataclass
-class TinyPipeline:
-    """A pipeline with the arguments of a call.
-
-    Args:
-        pipe: The pipeline; two samples per call.
-        arguments: Arguments of a call, which those of `__call__` override.
-    """
-
-    pipe: Any
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.pipe.set_progress_bar_config(disable=True)
-        for part in self.pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.eval()
-
-    def __call__(self, seed: int = 0, **arguments: Any) -> Tensor:
-        """Sample latents."""
-        generator = torch.Generator().manual_seed(seed)
-        output = self.pipe(generator=generator, **{**self.arguments, **arguments})
-        latents = output[0] if isinstance(output, tuple) else next(iter(output.values()))
-        if isinstance(latents, list):
-            latents = torch.stack([torch.as_tensor(np.asarray(each)) for each in latents])
-        return torch.as_tensor(latents)
-
-    @property
-    def transformer(self) -> Any:
-        """The pipeline's transformer."""
-        return self.pipe.transformer
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    """Draw standard normal values of a shape."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def prompts(width: int, tokens: int = TEXT, suffix: str = "") -> dict[str, Tensor]:
-    """Embeddings of two prompts and two negative prompts, (2, tokens, width)."""
-    return {
-        f"prompt_embeds{suffix}": noise(2, tokens, width),
-        f"negative_prompt_embeds{suffix}": noise(2, tokens, width, seed=2),
-    }
-
-
-def masks(tokens: int = TEXT, name: str = "prompt_attention_mask", dtype: torch.dtype = torch.float32) -> Any:
-    """Masks that keep all tokens of the prompts, (2, tokens)."""
-    ones = torch.ones(2, tokens, dtype=dtype)
-    return {name: ones, f"negative_{name}": ones}
-
-
-def pooled(width: int) -> dict[str, Tensor]:
-    """Pooled embeddings of two prompts and two negative prompts, (2, width)."""
-    return {"pooled_prompt_embeds": noise(2, width), "negative_pooled_prompt_embeds": noise(2, width, seed=2)}
-
-
-def image(size: int = 64, **more: Any) -> dict[str, Any]:
-    """Arguments that all image pipelines share."""
-    return {
-        "num_inference_steps": STEPS,
-        "guidance_scale": 3.0,
-        "height": size,
-        "width": size,
-        "output_type": "latent",
-        **more,
-    }
-
-
-def video(size: int = 64, **more: Any) -> dict[str, Any]:
-    """Arguments that all video pipelines share."""
-    return image(size, **{"num_frames": 9, **more})
-
-
-def flow_matching(**config: Any) -> Any:
-    """The scheduler of most of the pipelines."""
-    return diffusers.FlowMatchEulerDiscreteScheduler(**config)
-
-
-def without(*names: str) -> dict[str, None]:
-    """Parts of a pipeline that are left out."""
-    return dict.fromkeys(names)
-
-
-def autoencoder(levels: int) -> Any:
-    """An autoencoder of 4 latent channels."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=(4,) * levels,
-        latent_channels=4,
-        norm_num_groups=2,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        shift_factor=0.0,
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
+from tests.stock.tiny.parts import (
+    STEPS,
+    TEXT,
+    TinyPipeline,
+    autoencoder,
+    flow_matching,
+    image,
+    masks,
+    noise,
+    pooled,
+    prompts,
+    without,
+)
 
 
 def dit(scheduler: Any = None) -> TinyPipeline:
@@ -370,129 +273,3 @@ def chroma() -> TinyPipeline:
     parts = without("vae", "text_encoder", "tokenizer")
     pipe = diffusers.ChromaPipeline(transformer=transformer, scheduler=scheduler, **parts)
     return TinyPipeline(pipe, image(**prompts(32), **masks()))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Videos
-
-
-def wan(transformers: int = 1) -> TinyPipeline:
-    """Guidance in two named calls; with two transformers, the second takes over at low noise."""
-    made = [
-        diffusers.WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=16,
-            out_channels=16,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=4,
-            cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-            rope_max_seq_len=32,
-        )
-        for _ in range(transformers)
-    ]
-    scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    second = {"transformer_2": made[1], "boundary_ratio": 0.8} if transformers == 2 else {}
-    parts = without("tokenizer", "text_encoder", "vae")
-    pipe = diffusers.WanPipeline(transformer=made[0], scheduler=scheduler, **parts, **second)
-    return TinyPipeline(pipe, video(**prompts(32)))
-
-
-def cogvideox() -> TinyPipeline:
-    """Guidance in one named call."""
-    transformer = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=2,
-        text_embed_dim=32,
-        num_layers=4,
-        sample_width=8,
-        sample_height=8,
-        sample_frames=9,
-        patch_size=2,
-        temporal_compression_ratio=4,
-        max_text_seq_length=16,
-    )
-    parts = without("tokenizer", "text_encoder", "vae")
-    scheduler = diffusers.CogVideoXDPMScheduler()
-    pipe = diffusers.CogVideoXPipeline(transformer=transformer, scheduler=scheduler, **parts)
-    return TinyPipeline(pipe, video(**prompts(32, tokens=16)))
-
-
-def ltx() -> TinyPipeline:
-    """Guidance in one named call."""
-    transformer = diffusers.LTXVideoTransformer3DModel(
-        in_channels=8,
-        out_channels=8,
-        patch_size=1,
-        patch_size_t=1,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        num_layers=4,
-        caption_channels=16,
-    )
-    parts = without("vae", "text_encoder", "tokenizer")
-    scheduler = flow_matching(use_dynamic_shifting=True)
-    pipe = diffusers.LTXPipeline(transformer=transformer, scheduler=scheduler, **parts)
-    return TinyPipeline(pipe, video(**prompts(16), **masks()))
-
-
-def latte() -> TinyPipeline:
-    """Layers of two blocks, of space and of time; guidance in one call."""
-    transformer = diffusers.LatteTransformer3DModel(
-        sample_size=8,
-        num_layers=4,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_channels=32,
-        in_channels=4,
-        cross_attention_dim=16,
-        out_channels=8,
-        attention_bias=True,
-        activation_fn="gelu-approximate",
-        num_embeds_ada_norm=1000,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        norm_eps=1e-6,
-        video_length=2,
-    )
-    parts = without("tokenizer", "text_encoder")
-    scheduler = diffusers.DDIMScheduler()
-    pipe = diffusers.LattePipeline(transformer=transformer, vae=autoencoder(4), scheduler=scheduler, **parts)
-    arguments = image(**prompts(32), negative_prompt=None, video_length=2, output_type="latents")
-    return TinyPipeline(pipe, arguments)
-
-
-FAMILIES: dict[str, Callable[..., TinyPipeline]] = {
-    builder.__name__: builder
-    for builder in (
-        *(auraflow, chroma, cogvideox, dit, flux, hunyuandit, latte, ltx, lumina2, pixart, qwen, sana, sd3, wan),
-        zimage,
-    )
-}
-
-
-def build(builder: str | Callable[..., TinyPipeline], **options: Any) -> TinyPipeline:
-    """Build a pipeline, with the same weights each time; skip the test if this diffusers does not have its classes.
-
-    Args:
-        builder: The builder, or the name of a family.
-        options: Options of the builder.
-    """
-    torch.manual_seed(0)
-    try:
-        return (FAMILIES[builder] if isinstance(builder, str) else builder)(**options)
-    except AttributeError as error:
-        if "module diffusers has no attribute" not in str(error):
-            raise
-        pytest.skip(f"diffusers {diffusers.__version__}: {error}")
