@@ -85,6 +85,7 @@ def test_a_correction_that_grows_along_a_line_is_met():
     assert torch.equal(got[1], zeros[1])
     assert torch.equal(corrections.correct(1, torch.arange(3), steps, zeros), zeros)
     assert corrections.exist().tolist() == [True, False, True]
+    assert [corrections.known(layer) for layer in (1, 2)] == [False, True]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import adadiff
 from adadiff import FixedExit, InputError
 from adadiff.stock import FAMILIES, REFUSED
-from adadiff.stock.families import TIME_NAMES
+from adadiff.stock.families import TIME_NAMES, check_arguments
 from tests.conftest import REPOSITORY
 from tests.stock import tiny as pipelines
 from tests.stock.tiny import build
@@ -164,3 +164,9 @@ def test_refused_models_say_why():
     model.blocks = nn.ModuleList([nn.Linear(2, 2)])
     with pytest.raises(InputError, match=r"Timeless takes no time step \(timestep, timesteps, t\)"):
         adadiff.enable(CustomPipeline(model, diffusers.DDIMScheduler()), FixedExit(1))
+
+
+def test_caches_of_keys_and_values_are_refused():
+    with pytest.raises(InputError, match="kv_cache cannot be given while adadiff is enabled"):
+        check_arguments(FAMILIES["Flux2Transformer2DModel"], {"hidden_states": None, "kv_cache": object()})
+    check_arguments(FAMILIES["Flux2Transformer2DModel"], {"hidden_states": None, "kv_cache": None})

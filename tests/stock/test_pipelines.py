@@ -213,3 +213,14 @@ def test_prompts_of_other_lengths_are_new_samplings():
     words = {**prompts(24, tokens=5), "prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
     assert not torch.equal(tiny(**words), first)
     assert torch.equal(tiny(), first)
+
+
+def test_half_precision_stays_half_precision():
+    tiny = build("sd3")
+    tiny.pipe.to(torch.bfloat16)
+    tiny.arguments = {
+        name: value.bfloat16() if isinstance(value, Tensor) else value for name, value in tiny.arguments.items()
+    }
+    stock, latents = sampled(tiny, schedule(tiny))
+    assert latents.dtype == torch.bfloat16
+    torch.testing.assert_close(latents, stock, rtol=0.2, atol=0.2)

@@ -87,7 +87,7 @@ def compile_blocks(tiny: TinyPipeline, backend: Any, **options: Any) -> None:
 )
 def test_a_compiled_model_samples_the_same_and_is_compiled_once(how: Any, order: str, fullgraph: bool):
     torch._dynamo.reset()
-    tiny, graphs = build("flux"), []
+    tiny, graphs = build("flux", double=1, single=2), []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         graphs.append(graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import threading
 from typing import Any
 
@@ -22,10 +23,19 @@ def sibling(tiny: TinyPipeline, scheduler: Any) -> TinyPipeline:
     return TinyPipeline(pipe, tiny.arguments)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
-def test_a_pipeline_that_drives_the_transformer_with_another_scheduler_is_an_error(name: str):
-    tiny = build(pixart, scheduler=getattr(diffusers, name)())
-    other = sibling(tiny, getattr(diffusers, name)())
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        ("pixart", "DDIMScheduler"),
+        ("pixart", "DPMSolverMultistepScheduler"),
+        ("pixart", "EulerDiscreteScheduler"),
+        ("flux", "FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_a_pipeline_that_drives_the_transformer_with_another_scheduler_is_an_error(family: str, scheduler: str):
+    tiny = build(family)
+    tiny.pipe.scheduler = getattr(diffusers, scheduler)()
+    other = sibling(tiny, getattr(diffusers, scheduler)())
     adadiff.enable(tiny.pipe, schedule(tiny))
     with pytest.raises(InputError, match="the transformer is shared with a pipeline"):
         adadiff.enable(other.pipe, schedule(other))
@@ -62,19 +72,35 @@ def test_a_pipeline_that_is_gone_is_named():
     tiny()
 
 
-def test_a_copy_of_the_pipeline_is_disabled_on_its_own():
-    tiny = build("flux")
+def pickled(pipe: Any) -> Any:
+    """A copy of a pipeline by way of a file of its transformer."""
+    file = io.BytesIO()
+    torch.save(pipe.transformer, file)
+    file.seek(0)
+    transformer = torch.load(file, weights_only=False)
+    return type(pipe)(**{**pipe.components, "transformer": transformer, "scheduler": copy.deepcopy(pipe.scheduler)})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_a_copy_of_an_enabled_pipeline_is_enabled_and_disabled_on_its_own(name: str, copied: Any):
+    tiny = build(name)
     stock = tiny()
     adadiff.enable(tiny.pipe, schedule(tiny))
     first = tiny()
-    other = TinyPipeline(copy.deepcopy(tiny.pipe), tiny.arguments)
-    with pytest.raises(InputError):
+    other = TinyPipeline(copied(tiny.pipe), tiny.arguments)
+    with pytest.raises(InputError, match="the pipeline that adadiff was enabled for no longer exists"):
         other()
     adadiff.enable(other.pipe, schedule(other))
     assert torch.equal(other(), first)
-    adadiff.disable(other.pipe)
-    assert torch.equal(other(), stock)
+    with torch.no_grad():
+        other.transformer.proj_out.weight.mul_(2)
+    assert not torch.equal(other(), first)
     assert torch.equal(tiny(), first)
+    adadiff.disable(other.pipe)
+    assert not torch.equal(other(), stock)
+    adadiff.disable(tiny.pipe)
+    assert torch.equal(tiny(), stock)
 
 
 def in_thread(work: Any) -> list[BaseException]:
@@ -94,33 +120,73 @@ def in_thread(work: Any) -> list[BaseException]:
     return raised
 
 
-@pytest.mark.parametrize("where", ["between the calls", "within a call"])
-def test_two_threads_at_once_are_an_error_in_both(where: str):
+TWO_THREADS = "two threads use one pipeline at once"
+
+
+def test_a_thread_that_interrupts_a_call_is_an_error_in_both():
     tiny = build(pixart)
     adadiff.enable(tiny.pipe, schedule(tiny))
     first = tiny()
     raised: list[BaseException] = []
 
-    def interrupt(*args: Any) -> Any:
-        if len(raised) == 0:
-            raised.append(ValueError())  # once
-            raised.extend(in_thread(tiny))
-        return args[-1] if where == "between the calls" else None
-
-    if where == "between the calls":
-        callback = {"callback": lambda step, *args: interrupt() if step == 2 else None, "callback_steps": 1}
-        handle = None
-    else:
-        handle, callback = tiny.transformer.transformer_blocks[1].register_forward_pre_hook(interrupt), {}
-    with pytest.raises((InputError, IndexError)):
-        tiny(**callback)
-    if handle is not None:
+    def interrupt(*args: Any) -> None:
         handle.remove()
-        assert [str(error) for error in raised[1:]] == [
-            "two threads use one pipeline at once: give each thread a pipeline and transformer of its own"
-        ]
+        raised.extend(in_thread(tiny))
+
+    handle = tiny.transformer.transformer_blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(InputError, match=TWO_THREADS):
+        tiny()
+    assert [type(error) for error in raised] == [InputError]
+    assert TWO_THREADS in str(raised[0])
     assert torch.equal(tiny(), first)
     assert in_thread(lambda: torch.testing.assert_close(tiny(), first, rtol=0, atol=0)) == []
+
+
+def test_threads_that_take_turns_step_by_step_are_an_error_in_both():
+    tiny = build(pixart)
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    first = tiny()
+    other_began, this_stopped, raised = threading.Event(), threading.Event(), []
+
+    def in_other(step: int, *args: Any) -> None:
+        other_began.set()
+        assert this_stopped.wait(60)
+
+    def in_this(step: int, *args: Any) -> None:
+        if step == 1:
+            other.start()
+            assert other_began.wait(60)
+
+    other = threading.Thread(target=lambda: raised.extend(in_thread(lambda: tiny(callback=in_other, callback_steps=1))))
+    with pytest.raises(InputError, match=TWO_THREADS):
+        tiny(callback=in_this, callback_steps=1)
+    this_stopped.set()
+    other.join(60)
+    assert [type(error) for error in raised] == [InputError]
+    assert torch.equal(tiny(), first)
+
+
+def test_a_sampling_within_another_is_right_and_ends_the_other():
+    tiny = build(pixart)
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    first, inner = tiny(), []
+    with pytest.raises(InputError, match="the scheduler's last step is over"):
+        tiny(callback=lambda step, *args: inner.append(tiny()) if step == 1 else None, callback_steps=1)
+    assert torch.equal(inner[0], first)
+
+
+def test_a_call_cut_off_in_a_thread_that_has_ended_is_forgotten():
+    tiny = build(pixart)
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    first = tiny()
+
+    def stop(*args: Any) -> None:
+        raise SystemExit  # which hooks of torch are not told of
+
+    handle = tiny.transformer.transformer_blocks[0].register_forward_pre_hook(stop)
+    assert [type(error) for error in in_thread(tiny)] == [SystemExit]
+    handle.remove()
+    assert torch.equal(tiny(), first)
 
 
 def test_time_steps_of_tokens_or_rows_are_refused():

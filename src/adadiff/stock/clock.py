@@ -71,13 +71,12 @@ def _one_time(timestep: Any) -> Tensor:
 
 
 def _step(scheduler: Any, time: Tensor) -> int:
-    for name in ("step_index", "counter", "begin_index"):
-        count = getattr(scheduler, name, None)
-        if count is not None:
-            return int(count)
-    found = (scheduler.timesteps.cpu().to(time.dtype) == time).nonzero()
-    if len(found):
-        return int(found[0])
     if hasattr(scheduler, "step_index"):
-        return 0  # it begins to count after the first step
-    raise InputError(f"the time {time.item():g} is none of the scheduler's: {ANOTHER_LOOP}")
+        begins = getattr(scheduler, "begin_index", None) or 0
+        return begins if scheduler.step_index is None else int(scheduler.step_index)
+    if hasattr(scheduler, "counter"):
+        return int(scheduler.counter)
+    found = (scheduler.timesteps.cpu().to(time.dtype) == time).nonzero()
+    if not len(found):
+        raise InputError(f"the time {time.item():g} is none of the scheduler's: {ANOTHER_LOOP}")
+    return int(found[0])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.hooks import HookFunctionReference, StateManager
 from torch import nn
 
 HOOK = "adadiff"
@@ -24,7 +24,7 @@ class CallName(StateManager):
         self.name: str | None = None
 
     def set_context(self, context: Any) -> None:
-        """Take the name; diffusers before 0.38 passes it as a string."""
+        """Take the name, which older versions of diffusers pass as a string."""
         self.name = getattr(context, "name", context)
 
     def reset(self, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +55,9 @@ class Listener(ModelHook):
 class CallNames:
     """Listens to the names of a transformer's calls; None for all where diffusers gives them no names.
 
+    `HookRegistry.register_hook` would wrap the model's forward method in one that its copies share. The listener needs
+    no such wrapper, so it is entered directly: first, so that none of the other hooks' wrappers is taken for its own.
+
     Args:
         model: The transformer.
         finished: Called at the end of each call of the pipeline, if diffusers tells.
@@ -63,12 +66,11 @@ class CallNames:
     def __init__(self, model: nn.Module, finished: Callable[[], None]) -> None:
         self.model, self.listener = model, Listener(finished)
         self._own_registry = REGISTRY not in model.__dict__
-        self._own_forward = "forward" not in model.__dict__
-        self._listens = hasattr(model, "cache_context")
-        if self._listens:
+        if hasattr(model, "cache_context"):
             registry = HookRegistry.check_if_exists_or_initialize(model)
-            registry.register_hook(self.listener, HOOK)
-            self._wrapper = model.forward
+            registry.hooks[HOOK] = self.listener
+            registry._hook_order.insert(0, HOOK)
+            registry._fn_refs.insert(0, HookFunctionReference())
 
     @property
     def name(self) -> str | None:
@@ -76,18 +78,11 @@ class CallNames:
         return self.listener.call.name
 
     def remove(self) -> None:
-        """Stop listening, and leave the transformer's attributes as they were; hooks added since stay."""
-        registry = getattr(self.model, REGISTRY, None)
-        if not self._listens or registry is None or HOOK not in registry.hooks:
+        """Stop listening."""
+        registry = self.model.__dict__.get(REGISTRY)
+        if registry is None or HOOK not in registry.hooks:
             return
-        outer, inner = self.model.forward, self.listener.fn_ref.forward
-        is_last = registry._hook_order[-1] == HOOK
-        registry.remove_hook(HOOK, recurse=False)
-        if is_last and outer is not self._wrapper:  # accelerate has wrapped it since, to move weights
-            self.model.forward = outer
-            if getattr(self.model, "_old_forward", None) is self._wrapper:
-                self.model._old_forward = inner
-        elif self._own_forward and not registry.hooks and not hasattr(self.model, "_hf_hook"):
-            self.model.__dict__.pop("forward", None)  # the class's own again
+        place = registry._hook_order.index(HOOK)
+        del registry.hooks[HOOK], registry._hook_order[place], registry._fn_refs[place]
         if self._own_registry and not registry.hooks:
             del self.model.__dict__[REGISTRY]

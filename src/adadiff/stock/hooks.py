@@ -22,7 +22,8 @@ from adadiff.stock.views import Blocks, Taps, copied, is_compiled
 from adadiff.utils.errors import InputError
 
 ATTRIBUTE = "_adadiff"
-ROW = torch.tensor([0])
+ROW = torch.tensor([0], device="cpu")
+"""The only row of a memory: the whole call."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,12 @@ class TransformerHooks:
 
     def _begin_call(self) -> None:
         """Claim the model for this thread; forget a call that was cut off, as by Ctrl-C, and left the model cut."""
-        if self._caller.setdefault("thread", threading.get_ident()) != threading.get_ident():
-            self._caller["interfered"] = threading.get_ident()
-            raise InputError(TWO_THREADS)
+        this = threading.get_ident()
+        if (claimed := self._caller.setdefault("thread", this)) != this:
+            if any(thread.ident == claimed for thread in threading.enumerate()):
+                self._caller["interfered"] = this
+                raise InputError(TWO_THREADS)
+            self._caller["thread"] = this  # the thread of the call that was cut off has ended
         self.blocks.restore()
         if self._plan is not None:
             self._plan.taps.forget()
@@ -141,7 +145,7 @@ class TransformerHooks:
         elif measured:
             taps = blocks.tap(measured)
         own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in measured}
-        return Plan(trajectory, kind, torch.tensor([reading.step]), layer, corrections, own_inputs, taps)
+        return Plan(trajectory, kind, torch.tensor([reading.step], device="cpu"), layer, corrections, own_inputs, taps)
 
     def _finished(self, module: nn.Module, plan: Plan, output: Any) -> Any:
         """Return the output of a call, corrected if it exited early, and record the call."""

@@ -117,10 +117,8 @@ def _check_free(pipe: Any, component: nn.Module) -> None:
     if getattr(model, "is_cache_enabled", False):
         raise InputError(f"a cache of diffusers is enabled: call {type(model).__name__}.disable_cache() first")
     hooks = hooks_of(component)
-    other = hooks.state.pipe() if hooks is not None else None
-    if other is None or all(unwrap_module(part) is not model for _, part in _transformers(other)):
-        return  # the transformer is a copy of the other pipeline's
-    if other.scheduler is not pipe.scheduler:
+    other = hooks.state.pipe if hooks is not None else None
+    if other is not None and other.scheduler is not pipe.scheduler:
         raise InputError(
             "the transformer is shared with a pipeline that adadiff is enabled for: disable that one first, or give "
             "both pipelines one scheduler"

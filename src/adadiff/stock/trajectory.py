@@ -137,9 +137,18 @@ class PipelineState:
     """
 
     def __init__(self, pipe: Any, policy: ExitPolicy) -> None:
-        self.pipe, self.policy = weakref.ref(pipe), policy
+        self._pipe, self.policy = weakref.ref(pipe), policy
         self.trajectory: Trajectory | None = None
         self._warned: set[int] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy or pickle the policy alone: a copy of a transformer belongs to no pipeline yet."""
+        return PipelineState, (set(), self.policy)
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline; None if it no longer exists."""
+        return self._pipe()
 
     def read(self, timestep: Any) -> tuple[Trajectory, Reading]:
         """Return the trajectory that a call belongs to, at the call's step, and when the call takes place.
@@ -147,7 +156,7 @@ class PipelineState:
         Raises:
             InputError: If the call belongs to another pipeline or thread, or the policy does not fit.
         """
-        reading = read_clock(self.pipe(), timestep)
+        reading = read_clock(self.pipe, timestep)
         current = self.trajectory
         if current is None or current.timesteps is not reading.timesteps or reading.step < current.step:
             current = self.trajectory = Trajectory(reading.timesteps, self._stretched(len(reading.timesteps)))

@@ -1,4 +1,7 @@
-"""Tiny random pipelines, one of each family of stock transformers, that sample latents within a second on one core."""
+"""Tiny random pipelines, one of each family of stock transformers, that sample latents within a second on one core.
+
+Every builder returns a pipeline without text encoders: the embeddings of prompts are random, and so are the weights.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ from tests.stock.tiny.images import (
 from tests.stock.tiny.parts import STEPS, TinyPipeline, noise, prompts
 from tests.stock.tiny.videos import cogvideox, latte, ltx, wan
 
+__all__ = ["FAMILIES", "STEPS", "TinyPipeline", "build", "noise", "pixart", "prompts", "sd3_img2img", "wan"]
+
 FAMILIES: dict[str, Callable[..., TinyPipeline]] = {
     builder.__name__: builder
     for builder in (
@@ -49,6 +54,3 @@ def build(builder: str | Callable[..., TinyPipeline], **options: Any) -> TinyPip
         if "module diffusers has no attribute" not in str(error):
             raise
         pytest.skip(f"diffusers {diffusers.__version__}: {error}")
-
-
-__all__ = ["FAMILIES", "STEPS", "TinyPipeline", "build", "noise", "pixart", "prompts", "sd3_img2img", "wan"]

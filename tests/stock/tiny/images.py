@@ -1,4 +1,4 @@
-"""Tiny random pipelines of images."""
+"""Tiny random pipelines that sample the latents of images."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def sd3_img2img() -> TinyPipeline:
     return TinyPipeline(pipe, image(**prompts(32), **pooled(16), image=pictures, strength=0.6, num_inference_steps=10))
 
 
-def flux() -> TinyPipeline:
+def flux(double: int = 2, single: int = 3) -> TinyPipeline:
     """Blocks of two streams, then of one; guidance in two named calls."""
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
-        num_layers=2,
-        num_single_layers=3,
+        num_layers=double,
+        num_single_layers=single,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,

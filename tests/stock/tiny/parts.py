@@ -1,7 +1,4 @@
-"""Tiny random pipelines, one of each family of stock transformers, that sample latents within a second on one core.
-
-Every builder returns a pipeline without text encoders: the embeddings of prompts are random, and so are the weights.
-"""
+"""A tiny pipeline with the arguments of a call, and what the builders of tiny pipelines share."""
 
 from __future__ import annotations
 

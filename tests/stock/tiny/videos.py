@@ -1,19 +1,10 @@
-"""Tiny random pipelines of videos."""
+"""Tiny random pipelines that sample the latents of videos."""
 
 from __future__ import annotations
 
 import diffusers
 
-from tests.stock.tiny.parts import (
-    TinyPipeline,
-    autoencoder,
-    flow_matching,
-    image,
-    masks,
-    prompts,
-    video,
-    without,
-)
+from tests.stock.tiny.parts import TinyPipeline, autoencoder, flow_matching, image, masks, prompts, video, without
 
 
 def wan(transformers: int = 1) -> TinyPipeline:
