@@ -126,10 +126,10 @@ class CorrectedSchedule(Kind):
         costs = _costs_from_layer_0(problem)
         while True:
             error, layers = self.error(problem, policy), policy.layers
-            remaining = compute * len(layers) - sum(costs[layer - 1] for layer in layers)
+            remaining = compute * len(layers) - sum(costs[layer] for layer in layers)
             values = {}
-            for step, layer in itertools.product(range(len(layers)), range(1, len(costs) + 1)):
-                more = costs[layer - 1] - costs[layers[step] - 1]
+            for step, layer in itertools.product(range(len(layers)), range(len(costs))):
+                more = costs[layer] - costs[layers[step]]
                 if 0 < more <= remaining:
                     deeper = CorrectedScheduleExit((*layers[:step], layer, *layers[step + 1 :]))
                     values[deeper] = (error - self.error(problem, deeper)) / more
