@@ -68,7 +68,9 @@ class Problem:
         table = np.full((steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers), np.inf)
         table[:, 0, :, 1:] = products[:, 0, None, 1:]
         for step, gap in itertools.product(range(steps), range(1, LONGEST_GAP + 1)):
-            for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1 if gap <= step else 0):
+            if gap > step:
+                continue
+            for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1):
                 last, before = step - gap, step - gap - gap_before
                 # The extrapolated correction is (1 + c) * last - c * before; this expands its squared error.
                 c = gap / gap_before if gap_before else 0.0

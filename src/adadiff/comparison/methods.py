@@ -263,8 +263,10 @@ def duodiff_switches(bench: Bench) -> list[Setup]:
 
 def skip_caches(shallow: int, bench: Bench) -> list[Setup]:
     pipeline, steps = bench.networks.pipeline(FULL), bench.config.steps
-    setups = []
-    for interval in range(2, 11) if shallow <= pipeline.transformer.depth // 2 else ():
+    setups: list[Setup] = []
+    if shallow > pipeline.transformer.depth // 2:
+        return setups
+    for interval in range(2, 11):
         baseline = SkipCaching(pipeline.transformer, interval, shallow)
         full_steps = -(-steps // interval)
         flops = (full_steps * baseline.flops(whole=True) + (steps - full_steps) * baseline.flops(whole=False)) / steps

@@ -190,8 +190,8 @@ class Blocks:
                     taps.exits[number] = {(name, place): Tap(run[name][place]) for name, place in places}
                     for (name, place), tap in taps.exits[number].items():
                         run[name][place] = tap
-            for name in self.family.refiners if exits else ():
-                if refiner := self._lists.get(name):
+            for name in self.family.refiners:
+                if exits and (refiner := self._lists.get(name)):
                     run[name] = dict(enumerate(refiner))
                     last = len(refiner) - 1
                     run[name][last] = taps.refiners[name, last] = Tap(refiner[last])
