@@ -8,6 +8,7 @@ kind is chosen (`search.py`). The reported measurements of the chosen policy com
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from adadiff.calibration.goal import SEED, Goal
 from adadiff.calibration.kinds import KINDS, Kind
 from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_name, normalised_squared_error
 from adadiff.calibration.problem import least_compute
-from adadiff.calibration.record import record_exits
+from adadiff.calibration.record import ExitRecord, record_exits
 from adadiff.calibration.result import Calibration
 from adadiff.calibration.search import Search
 from adadiff.calibration.trials import Trials
@@ -73,6 +74,7 @@ def calibrate(
         "samples": samples,
         "batch_size": batch_size,
         "metric": judged_by,
+        "recorded": [part.name for part in fields(ExitRecord)],  # a cache of an earlier version lacks some
     }
     cache = TensorCache(keep, settings)
     record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, cache)
