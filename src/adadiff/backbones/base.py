@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from adadiff.utils.errors import InputError, lookup, suggestion
-from adadiff.utils.modules import is_own, module_of
+from adadiff.utils.errors import InputError, suggestion
+from adadiff.utils.modules import registered, stored_name
 from adadiff.utils.ranges import Count, check_ranges
 
 BACKBONES: dict[str, type[Backbone[Any]]] = {}
@@ -198,7 +198,7 @@ class Backbone(nn.Module, ABC, Generic[State]):
     @classmethod
     def name(cls) -> str:
         """Return the name that the backbone is stored under: ours in lower case, any other after its module."""
-        return cls.__name__.lower() if is_own(cls) else f"{module_of(cls)}:{cls.__qualname__}"
+        return stored_name(cls, own=cls.__name__.lower())
 
     @classmethod
     def from_settings(cls, sample_size: tuple[int, int], in_channels: int, **settings: Any) -> Self:
@@ -302,13 +302,7 @@ def backbone_named(name: str) -> type[Backbone[Any]]:
     Raises:
         InputError: If there is none, or its module was not imported.
     """
-    module, colon, _ = name.partition(":")
-    if colon and name not in BACKBONES:
-        raise InputError(
-            f"its backbone {name} is not one of adadiff's: import {module} before it is loaded, on the command line by "
-            f"--import {module}"
-        )
-    return lookup(name, BACKBONES, "backbone")
+    return registered(name, BACKBONES, "backbone")
 
 
 def backbone_of(config: BackboneConfig) -> type[Backbone[Any]]:

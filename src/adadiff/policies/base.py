@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from adadiff.utils.errors import InputError
-from adadiff.utils.modules import is_own, module_of
+from adadiff.utils.modules import stored_name
 from adadiff.utils.ranges import as_float
 
 POLICIES: dict[str, type[ExitPolicy]] = {}
@@ -72,7 +72,7 @@ class ExitPolicy(ABC):
     @classmethod
     def name(cls) -> str:
         """Return the name that the policy is stored under: the class name, after its module if that is not ours."""
-        return cls.__qualname__ if is_own(cls) else f"{module_of(cls)}:{cls.__qualname__}"
+        return stored_name(cls, own=cls.__qualname__)
 
     @abstractmethod
     def leaves(self, query: ExitQuery) -> Tensor:

@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Self
 
 from adadiff.policies.base import POLICIES, ExitPolicy
-from adadiff.utils.errors import InputError, lookup
+from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write, model_folder, read_json, weights_checksum
+from adadiff.utils.modules import registered
 
 EXIT_POLICY = "exit_policy.json"
 VERSION = 1
@@ -151,10 +152,7 @@ def policy_from(description: Mapping[str, Any]) -> ExitPolicy:
     """
     settings = dict(description)
     name = str(settings.pop("policy"))
-    module, colon, _ = name.partition(":")
-    if colon and name not in POLICIES:
-        raise InputError(f"its policy {name} is not one of adadiff's: import {module} before it is loaded")
-    kind = lookup(name, POLICIES, "policy")
+    kind = registered(name, POLICIES, "policy")
     policy: ExitPolicy = TypeAdapter(kind).validate_python(settings)
     return policy
 

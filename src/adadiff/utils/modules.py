@@ -1,9 +1,15 @@
-"""Names of classes that users define in modules of their own."""
+"""Registries of classes that users extend in modules of their own, and the names that classes are stored under."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
+
+from adadiff.utils.errors import InputError, lookup
+
+Value = TypeVar("Value")
 
 
 def module_of(kind: type) -> str:
@@ -28,3 +34,28 @@ def module_of(kind: type) -> str:
 def is_own(kind: type) -> bool:
     """Return whether a class is one of adadiff's."""
     return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def stored_name(kind: type, own: str) -> str:
+    """Return the name that a class is stored under: `own` for one of adadiff's, else its module and qualified name."""
+    return own if is_own(kind) else f"{module_of(kind)}:{kind.__qualname__}"
+
+
+def registered(name: str, registry: Mapping[str, Value], what: str) -> Value:
+    """Return the entry that a registry holds under a stored name.
+
+    Args:
+        name: The stored name.
+        registry: Entries by stored name; a class of the user joins it when its module is imported.
+        what: What is registered, for the message.
+
+    Raises:
+        InputError: If there is none, or its module was not imported.
+    """
+    module, colon, _ = name.partition(":")
+    if colon and name not in registry:
+        raise InputError(
+            f"its {what} {name} is not one of adadiff's: import {module} before it is loaded, on the command line by "
+            f"--import {module}"
+        )
+    return lookup(name, registry, what)
