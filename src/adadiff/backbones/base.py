@@ -275,6 +275,15 @@ class Backbone(nn.Module, ABC, Generic[State]):
             if takes != (value is not None):
                 raise InputError(f"the model {'needs' if takes else 'takes no'} {name}")
 
+    def example_inputs(self, batch: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Make inputs of `embed` for a batch, of the right shapes and any values, on torch's default device."""
+        return (
+            torch.empty(batch, self.in_channels, *self.sample_size),
+            torch.zeros(batch),
+            None if self.num_classes is None else torch.zeros(batch, dtype=torch.int64),
+            None if self.context_shape is None else torch.empty(batch, *self.context_shape),
+        )
+
     def run(self, part: nn.Module, *inputs: Tensor) -> Any:
         """Call a part of the network, recomputing it in the backward pass where gradient checkpointing is enabled."""
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -28,17 +28,14 @@ def count_part_flops(network: ExitNetwork) -> PartFlops:
     """
     backbone = network.backbone
     with torch.device("meta"):
-        sample = torch.empty(1, backbone.in_channels, *backbone.sample_size)
-        timestep = torch.zeros(1)
-        class_labels = None if backbone.num_classes is None else torch.zeros(1, dtype=torch.int64)
-        context = None if backbone.context_shape is None else torch.empty(1, *backbone.context_shape)
+        inputs = backbone.example_inputs(1)
 
     def counted(part: Any, *args: Any) -> tuple[int, Any]:
         with torch.no_grad(), flop_counter() as counter:
             result = part(*args)
         return counter.get_total_flops(), result
 
-    embed, state = counted(backbone.embed, sample, timestep, class_labels, context)
+    embed, state = counted(backbone.embed, *inputs)
     layers, heads, estimators = [], [], []
     for i in range(1, backbone.depth + 1):
         before = state

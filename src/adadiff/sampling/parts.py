@@ -55,12 +55,12 @@ class ModelParts(DiffusionPipeline):
         self.own_settings = FolderSettings()
         self._saved_scheduler, self._own_scheduler = scheduler, scheduler
         self._warned: set[str] = set()
-        self._baseline: Denoiser | None = None
+        self._denoiser: Denoiser | None = None
 
     @property
     def denoiser(self) -> Denoiser:
         """What predicts the steps: the transformer, or the baseline that runs it in another way."""
-        return self.transformer if self._baseline is None else self._baseline
+        return self.transformer if self._denoiser is None else self._denoiser
 
     @classmethod
     def from_pretrained(
@@ -172,7 +172,7 @@ class ModelParts(DiffusionPipeline):
         other.own_settings = self.own_settings.without_exits() if changed else self.own_settings
         other._saved_scheduler, other._own_scheduler = self._saved_scheduler, self._own_scheduler
         other._warned = self._warned
-        other._baseline = None if changed else self._baseline
+        other._denoiser = None if changed else self._denoiser
         other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return other
 
@@ -183,7 +183,7 @@ class ModelParts(DiffusionPipeline):
         """
         other = self.with_parts()
         other.own_settings = self.own_settings.without_exits()
-        other._baseline = denoiser
+        other._denoiser = denoiser
         return other
 
 

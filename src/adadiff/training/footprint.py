@@ -59,7 +59,7 @@ def footprint(preset: Preset) -> Footprint:
         model.to_empty(device="cpu")
         training = _per_image(lambda batch: _train_step(model, config, batch))
         with torch.no_grad():
-            sampling = _per_image(lambda batch: model.backbone(*_inputs(model, batch)))
+            sampling = _per_image(lambda batch: model.backbone(*model.backbone.example_inputs(batch)))
     return Footprint(
         parameters=backbone,
         exit_parameters=everything - backbone,
@@ -119,23 +119,13 @@ def _per_image(run: Callable[[int], Any]) -> int:
 def _train_step(model: AdaptiveModel, config: TrainConfig, batch: int) -> None:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    inputs = _inputs(model, batch)
+    inputs = model.backbone.example_inputs(batch)
     half = config.mixed_precision != "no"
     with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
         predictions, uncertainties = model.all_exits(*inputs)
         target = torch.empty_like(inputs[0])
         joint_loss(predictions.float(), uncertainties.float(), target).total.backward()
     model.zero_grad()
-
-
-def _inputs(model: AdaptiveModel, batch: int) -> tuple[Any, ...]:
-    backbone = model.backbone
-    return (
-        torch.empty(batch, backbone.in_channels, *backbone.sample_size),
-        torch.zeros(batch),
-        None if backbone.num_classes is None else torch.zeros(batch, dtype=torch.int64),
-        None if backbone.context_shape is None else torch.empty(batch, *backbone.context_shape),
-    )
 
 
 def _class_names(config: TrainConfig) -> list[str] | None:
