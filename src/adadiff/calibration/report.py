@@ -44,11 +44,13 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
         xlabel="compute, as a fraction of the full model's",
         ylabel="mean error against the full model's images",
         yscale="log",
-        title=f"{calibration.predicted.kind}, {calibration.calibrated_for.steps} steps: {checked.compute:.0%} of the "
-        f"compute, {calibration.speedup:.2f}x as fast",
+    )
+    figure.suptitle(
+        f"{calibration.predicted.kind}, {calibration.calibrated_for.steps} steps: {checked.compute:.0%} of the "
+        f"compute, {calibration.speedup:.2f}x as fast"
     )
     axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside right center")
     with atomic_write(path) as part:
         figure.savefig(part, dpi=120)
 

@@ -79,6 +79,8 @@ def _import_modules(words: Sequence[str]) -> list[str]:
             others.append(word)
             continue
         module = module or next(rest, "")
+        if not module:
+            raise InputError("--import names no module: write --import MODULE")
         try:
             importlib.import_module(module)
         except (ImportError, ValueError) as error:

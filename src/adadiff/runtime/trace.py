@@ -250,7 +250,8 @@ class Trace:
         )
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
-        axes.figure.colorbar(image, ax=axes, label=f"exit layer (of {self.depth})")
+        bar = axes.figure.colorbar(image, ax=axes, label=f"exit layer (of {self.depth})")
+        bar.ax.yaxis.get_major_locator().set_params(integer=True)
 
 
 class TraceRecorder:
