@@ -1,0 +1,75 @@
+"""Sampling numbered samples with a stock pipeline: sample k depends on the seed and k alone, not on its batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adadiff.utils.errors import InputError
+
+OWN_ARGUMENTS = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
+
+
+@dataclass(frozen=True)
+class StockSampler:
+    """Calls a stock pipeline for numbered samples.
+
+    Args:
+        pipe: A diffusers pipeline.
+        prompts: What each sample is conditioned on, given in turn: values of the pipeline's argument `prompt` (of its
+            first argument, such as `class_labels`, if it has no `prompt`), or dictionaries of several arguments.
+        seed: Seed of the noise: sample k is drawn with a generator seeded with `seed + k`.
+        arguments: The other arguments of every call, such as `num_inference_steps`.
+
+    Raises:
+        InputError: If there are no prompts, or an argument is one that the sampler sets itself, or the pipeline lacks
+            it.
+    """
+
+    pipe: Any
+    prompts: Sequence[Any]
+    seed: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, (str, Mapping)) or not len(self.prompts):
+            raise InputError("give a list of prompts, at least one")
+        parameters = inspect.signature(type(self.pipe).__call__).parameters
+        for name in self.arguments:
+            if name in OWN_ARGUMENTS:
+                raise InputError(f"{name} cannot be given: each sample has its own noise, and one image")
+            if name not in parameters:
+                raise InputError(f"{type(self.pipe).__name__} takes no argument {name}")
+
+    def __call__(self, numbers: Sequence[int], output_type: str = "latent") -> Tensor:
+        """Sample one batch.
+
+        Args:
+            numbers: The numbers of the samples.
+            output_type: `latent` for what the scheduler's last step returns, undecoded; `pt` for images in [0, 1].
+                `DiTPipeline` decodes in either case.
+
+        Returns:
+            The samples, (len(numbers), ...) float32 on the CPU.
+        """
+        device = torch.device("cpu")  # so that the noise is the same on all devices
+        generators = [torch.Generator(device).manual_seed(self.seed + k) for k in numbers]
+        output = self.pipe(**self._conditions(numbers), **self.arguments, generator=generators, output_type=output_type)
+        samples = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+        if isinstance(samples, list):
+            samples = torch.stack([torch.as_tensor(np.asarray(each)) for each in samples])
+        return torch.as_tensor(samples).float().cpu()
+
+    def _conditions(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
+        """Return the arguments of the samples, as lists with one value for each."""
+        parameters = list(inspect.signature(type(self.pipe).__call__).parameters)
+        name = "prompt" if "prompt" in parameters else parameters[1]
+        chosen = [self.prompts[k % len(self.prompts)] for k in numbers]
+        rows = [dict(each) if isinstance(each, Mapping) else {name: each} for each in chosen]
+        return {name: [row[name] for row in rows] for name in rows[0]}
