@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from adadiff import AdaDiffPipeline
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.influence import measured_influence
 from adadiff.calibration.kinds import CorrectedSchedule
 from adadiff.calibration.metric import normalised_squared_error
@@ -42,9 +43,11 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     own, model = pipe.sampling_settings(), pipe.transformer
     conditions = Conditions(model.class_indices, guidance=Guidance(own.guidance_scale))
-    record = record_exits(pipe, options.samples, own.steps, conditions, SEED)
-    influence = measured_influence(pipe, record, own.steps, conditions, SEED)
-    trials = Trials(pipe, own.steps, conditions, FRESH_SEED, 32, normalised_squared_error(record.images))
+    sampling = AdaptiveSampling(pipe, own.steps, conditions, SEED)
+    record = record_exits(sampling, options.samples)
+    influence = measured_influence(sampling, record)
+    fresh = AdaptiveSampling(pipe, own.steps, conditions, FRESH_SEED)
+    trials = Trials(fresh, 32, normalised_squared_error(record.images))
     for compute in options.compute:
         for name, recorded in (("with layer 0", record), ("without", without_layer_0(record))):
             policy = CorrectedSchedule().meeting(Problem(recorded, influence, model.part_flops), compute)

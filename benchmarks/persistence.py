@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adadiff import AdaDiffPipeline
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.record import record_exits
 from adadiff.sampling import Conditions, Guidance
 
@@ -33,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = AdaDiffPipeline.from_pretrained(options.model, own_settings=False, scheduler=options.scheduler)
     conditions = Conditions(pipeline.transformer.class_indices, guidance=Guidance(options.guidance_scale))
-    record = record_exits(pipeline, options.samples, options.steps, conditions, SEED)
+    record = record_exits(AdaptiveSampling(pipeline, options.steps, conditions, SEED), options.samples)
     products = record.products.double().mean(3)
     norms = products[:, 0].sqrt()
 

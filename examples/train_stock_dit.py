@@ -17,6 +17,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class Task(ABC, nn.Module):
     """
 
     images: Tensor
-    transformer: nn.Module
+    transformer: Any
     steps: int
     batch_size = 64
     learning_rate = 1e-3
@@ -130,7 +131,7 @@ class Cifar10(ClassTask):
 
 
 class Emoji(Task):
-    """Trains a PixArt transformer and a T5 encoder of its own on emoji and their names, 32x32: 10 layers of width 128."""
+    """Trains a PixArt transformer, 10 layers of width 128, and a T5 encoder on 32x32 emoji and their names."""
 
     steps = 8000
     batch_size = 32

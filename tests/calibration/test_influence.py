@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adadiff import FixedExit
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.influence import measured_influence, step_influence
 from adadiff.calibration.record import record_exits
 from adadiff.sampling import UNCONDITIONAL
@@ -73,8 +74,9 @@ def test_measured_it_is_how_far_the_image_moves_when_one_step_leaves_early(pipel
     """Sampled by hand; steps that were not probed lie between those that were."""
     monkeypatch.setattr("adadiff.calibration.influence.PROBED_STEPS", 3)
     pipeline.scheduler = scheduler_like("ddim", DiffusionConfig(beta_schedule="squaredcos_cap_v2").build())
-    record = record_exits(pipeline, 4, 5, UNCONDITIONAL, seed=1)
-    influence = measured_influence(pipeline, record, 5, UNCONDITIONAL, seed=1)
+    sampling = AdaptiveSampling(pipeline, 5, UNCONDITIONAL, seed=1)
+    record = record_exits(sampling, 4)
+    influence = measured_influence(sampling, record)
     model, scheduler = pipeline.transformer, pipeline.scheduler
     start = torch.cat([torch.randn(1, 1, 8, 8, generator=generator_for(1, k)) for k in range(4)])
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adadiff import FixedExit
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.record import WINDOW, record_exits
 from adadiff.sampling import UNCONDITIONAL, Conditions, Guidance
 from adadiff.utils.seeding import generator_for
@@ -14,7 +15,7 @@ from tests.conftest import predict
 
 @torch.no_grad()
 def test_errors_and_uncertainties_are_those_of_every_exit_along_the_full_sampling(pipeline):
-    record = record_exits(pipeline, 3, 4, UNCONDITIONAL, seed=5, batch_size=2)
+    record = record_exits(AdaptiveSampling(pipeline, 4, UNCONDITIONAL, seed=5), 3, batch_size=2)
     assert record.errors.shape == record.uncertainties.shape == (4, 5, 3)
     assert record.products.shape == (4, WINDOW, 5, 3)
     model, scheduler = pipeline.transformer, pipeline.scheduler
@@ -39,7 +40,7 @@ def test_errors_and_uncertainties_are_those_of_every_exit_along_the_full_samplin
 @torch.no_grad()
 def test_with_guidance_the_error_is_the_guided_predictions(class_pipeline):
     conditions = Conditions(("cat", "owl"), guidance=Guidance(2.5))
-    record = record_exits(class_pipeline, 2, 1, conditions, seed=0)
+    record = record_exits(AdaptiveSampling(class_pipeline, 1, conditions, seed=0), 2)
     model = class_pipeline.transformer
     sample = torch.cat([torch.randn(1, 1, 8, 8, generator=generator_for(0, k)) for k in range(2)])
     class_pipeline.scheduler.set_timesteps(1)

@@ -10,6 +10,7 @@ from scipy.stats import sem
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit, load_policy
 from adadiff.calibration import Goal, calibrate, calibration_table, draw_calibration
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.bound import upper_bound
 from adadiff.calibration.kinds import CorrectedSchedule, Schedule, SingleThreshold
 from adadiff.calibration.metric import normalised_squared_error
@@ -217,8 +218,8 @@ def test_an_interrupted_calibration_goes_on_and_finds_the_same(digits, for_compu
     before = list(sampled)
     sampled.clear()
 
-    monkeypatch.setattr("adadiff.calibration.record.sample_seeded", None)  # the record is there already
-    monkeypatch.setattr("adadiff.calibration.influence.sample_seeded", None)
+    monkeypatch.setattr(AdaptiveSampling, "record", None)  # the record is there already
+    monkeypatch.setattr("adadiff.calibration.search.measured_influence", None)
     found = calibrate(digits, Goal(compute=0.55), STEPS, samples=16, keep=keep)
     assert not set(before) & set(sampled)
     assert found.policy == for_compute.policy

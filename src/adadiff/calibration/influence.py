@@ -9,17 +9,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adadiff.calibration.record import ExitRecord
+from adadiff.calibration.sampling import Sampling
 from adadiff.policies import ScheduleExit
-from adadiff.sampling import AdaptivePipeline, Conditions, sample_seeded
 from adadiff.sampling.schedulers import noise_arguments, started, times_of
 
 PROBED_STEPS = 20
 PROBED_SAMPLES = 16
 
 
-def measured_influence(
-    pipeline: AdaptivePipeline, record: ExitRecord, sampling_steps: int, conditions: Conditions, seed: int
-) -> Tensor:
+def measured_influence(sampling: Sampling, record: ExitRecord) -> Tensor:
     """Measure the influence of each step: squared change of the final image over squared error of its prediction.
 
     A step here is one evaluation of the model; some schedulers make more than one per sampling step.
@@ -27,29 +25,30 @@ def measured_influence(
     One probed step exits after the middle layer while all other steps run in full, so the measurement includes the
     network's response to the changed sample. This response matters: on CIFAR-10 with a guidance scale of 6, an error
     of the first step counts fourteen times what the scheduler's coefficients say. With more than `PROBED_STEPS` steps
-    only some are probed, and the ratio of measured influence to the scheduler's coefficients is interpolated.
+    only some are probed, and the ratio of measured influence to the scheduler's coefficients is interpolated; where
+    these are not known, the logarithm of the influence itself.
 
     Args:
-        pipeline: The model and the scheduler.
-        record: The record of full sampling runs with this pipeline.
-        sampling_steps: Number of sampling steps of the record, as the scheduler counts them.
-        conditions: Conditions of the record's samples.
-        seed: Seed of the record's noise.
+        sampling: What was recorded.
+        record: The record of full sampling runs.
 
     Returns:
-        (steps,) float64.
+        (steps,) float64, up to a factor that is the same for all steps.
     """
-    steps, depth = len(record.errors), pipeline.transformer.depth
-    coefficients, layer = step_influence(pipeline.scheduler, sampling_steps), (depth + 1) // 2
-    samples = min(PROBED_SAMPLES, len(record.images))
+    steps, depth = len(record.errors), len(sampling.parts.layers)
+    coefficients, layer = sampling.coefficients(steps), (depth + 1) // 2
+    expected = record.errors[:, layer - 1].double() * (1 if coefficients is None else coefficients[:, None])
+    samples = range(min(PROBED_SAMPLES, len(record.images)))
     probed = np.unique(np.linspace(0, steps - 1, min(steps, PROBED_STEPS)).round().astype(int))
     amplification = []
     for probe in tqdm(probed, desc="influence of every step", unit="step"):
         policy = ScheduleExit(tuple(layer if step == probe else depth for step in range(steps)))
-        images = sample_seeded(pipeline, range(samples), sampling_steps, policy, seed, conditions).images.float().cpu()
-        moved = 4 * (images - record.images[:samples]).square().mean()  # images have half the scale of samples
-        expected = coefficients[probe] * record.errors[probe, layer - 1, :samples].mean()
-        amplification.append((moved / expected).item() if expected > 0 else 1.0)
+        images = sampling.batch(sampling.on_model(policy), samples).images
+        moved = 4 * (images - record.images[: len(samples)]).square().mean()  # images have half the scale of samples
+        below = expected[probe, : len(samples)].mean()
+        amplification.append((moved / below).item() if below > 0 else 1.0)
+    if coefficients is None:
+        return torch.from_numpy(np.exp(np.interp(np.arange(steps), probed, np.log(np.maximum(amplification, 1e-30)))))
     return coefficients * torch.from_numpy(np.interp(np.arange(steps), probed, amplification))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.bound import least_samples, upper_bound
 from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.goal import SEED, Goal
@@ -21,15 +22,13 @@ from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_
 from adadiff.calibration.problem import least_compute
 from adadiff.calibration.record import ExitRecord, record_exits
 from adadiff.calibration.result import Calibration
+from adadiff.calibration.sampling import Sampling
 from adadiff.calibration.search import Search
 from adadiff.calibration.trials import Trials
 from adadiff.policies import NeverExit
-from adadiff.policies.stored import CalibrationContext
+from adadiff.runtime import PartFlops
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions
-from adadiff.sampling.folder import sampling_request
-from adadiff.sampling.schedulers import scheduler_name
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import weights_checksum
 
 
 def calibrate(
@@ -66,20 +65,38 @@ def calibrate(
         InputError: If the goal cannot be met, or cannot be shown to be met with so few samples, or the metric is
             invalid.
     """
-    check_request(pipeline, goal, steps, samples, metric)
-    delta = 1 - goal.confidence
+    pipeline.check_inputs(1, steps, NeverExit())
+    sampling = AdaptiveSampling(pipeline, steps, conditions, seed)
+    check_request(goal, samples)
+    check_compute(goal, sampling.parts)
+    if metric is not None:
+        images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))
+        losses_by(metric, images, images)
+    return calibrated(sampling, goal, samples, metric, kinds, batch_size, keep)
+
+
+def calibrated(
+    sampling: Sampling,
+    goal: Goal,
+    samples: int,
+    metric: Metric | None,
+    kinds: Sequence[Kind],
+    batch_size: int,
+    keep: Path | None,
+) -> Calibration:
+    """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate`."""
     judged_by = SQUARED_ERROR if metric is None else metric_name(metric)
     settings = {
-        **sampling_request(pipeline, steps, NeverExit(), seed, conditions),
+        **sampling.settings(),
         "samples": samples,
         "batch_size": batch_size,
         "metric": judged_by,
         "recorded": [part.name for part in fields(ExitRecord)],  # a cache of an earlier version lacks some
     }
     cache = TensorCache(keep, settings)
-    record = record_exits(pipeline, samples, steps, conditions, seed, batch_size, cache)
-    metric = metric or normalised_squared_error(record.images)
-    trials = Trials(pipeline, steps, conditions, seed, batch_size, metric, cache)
+    record = record_exits(sampling, samples, batch_size, cache)
+    check_compute(goal, sampling.parts)
+    trials = Trials(sampling, batch_size, metric or normalised_squared_error(record.images), cache)
     search = Search(trials, record, kinds)
     fresh = range(samples, 2 * samples)
     predicted = search.for_goal(goal, fresh)
@@ -89,20 +106,17 @@ def calibrate(
         tuple(search.trade_off),
         predicted,
         checked,
-        goal.error or upper_bound(checked.losses, delta),
+        goal.error or upper_bound(checked.losses, 1 - goal.confidence),
         trials.speedup(predicted.policy),
-        calibration_context(pipeline, steps, conditions, evaluations=len(record.errors)),
+        sampling.context(evaluations=len(record.errors)),
         judged_by,
     )
     cache.discard()
     return calibration
 
 
-def check_request(
-    pipeline: AdaptivePipeline, goal: Goal, steps: int, samples: int, metric: Metric | None = None
-) -> None:
-    """Raise InputError, before anything is sampled, if the goal cannot be met or shown, or the metric is invalid."""
-    pipeline.check_inputs(1, steps, NeverExit())
+def check_request(goal: Goal, samples: int) -> None:
+    """Raise InputError, before anything is sampled, if the goal cannot be shown to be met with so few samples."""
     if samples < 8:
         raise InputError(f"there are {samples} samples: calibrate on at least 8")
     if goal.error is not None and samples < (least := least_samples(goal.error, 1 - goal.confidence)):
@@ -110,26 +124,12 @@ def check_request(
             f"{samples} samples are too few to show an error below {goal.error} with a confidence of "
             f"{goal.confidence}: calibrate on at least {least}"
         )
-    if goal.compute is not None and goal.compute < (least_spent := least_compute(pipeline.transformer.part_flops)):
+
+
+def check_compute(goal: Goal, parts: PartFlops) -> None:
+    """Raise InputError if not even one layer at every step keeps the compute that is asked for."""
+    if goal.compute is not None and goal.compute < (least := least_compute(parts)):
         raise InputError(
-            f"compute is {goal.compute}, but one layer at every step takes {least_spent:.3f} of the full model's "
+            f"compute is {goal.compute}, but one layer at every step takes {least:.3f} of the full model's "
             f"compute: request more, or set fewer steps"
         )
-    if metric is not None:
-        images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))
-        losses_by(metric, images, images)
-
-
-def calibration_context(
-    pipeline: AdaptivePipeline, steps: int, conditions: Conditions, evaluations: int
-) -> CalibrationContext:
-    """Return the model and sampling settings that a policy calibrated here fits."""
-    model = pipeline.transformer
-    return CalibrationContext(
-        weights_checksum(Path(model.config.get("_name_or_path", ""))),
-        model.depth,
-        scheduler_name(pipeline.scheduler),
-        steps,
-        conditions.guidance.scale,
-        evaluations,
-    )

@@ -43,12 +43,9 @@ class Search:
         samples = len(record.images)
         half = samples // 2
         influence = trials.cache.compute_once(
-            "influence",
-            lambda: {
-                "steps": measured_influence(trials.pipeline, record, trials.steps, trials.conditions, trials.seed)
-            },
+            "influence", lambda: {"steps": measured_influence(trials.sampling, record)}
         )["steps"]
-        parts = trials.pipeline.transformer.part_flops
+        parts = trials.sampling.parts
         self.problem = Problem(record.select(torch.arange(half)), influence, parts)
         self.least_compute = least_compute(parts)
         self.choosing = range(half, samples)
@@ -106,7 +103,7 @@ class Search:
         reached: dict[float, ExitPolicy] = {}
         for _ in range(SPEED_TRIALS):
             compute = (low + high) / 2
-            policy = kind.meeting(self.problem, compute)
+            policy = self._meeting(kind, compute)
             measured = self.trials.speedup(policy)
             reached[measured] = policy
             low, high = (low, compute) if measured < speedup else (compute, high)
@@ -135,7 +132,7 @@ class Search:
 
         def candidates() -> Iterator[NDArray[np.floating]]:
             for level in LEVELS:
-                policy = kind.meeting(self.problem, self._curve(kind).compute_at(level * error))
+                policy = self._meeting(kind, self._curve(kind).compute_at(level * error))
                 tried.append(self.trials.sample(kind.name, policy, fresh))
                 yield tried[-1].losses
 
@@ -149,7 +146,10 @@ class Search:
         return self.trials.sample(kind.name, tried[position].policy, self.choosing)
 
     def _at(self, kind: Kind, compute: float) -> Point:
-        return self.trials.sample(kind.name, kind.meeting(self.problem, compute), self.choosing)
+        return self.trials.sample(kind.name, self._meeting(kind, compute), self.choosing)
+
+    def _meeting(self, kind: Kind, compute: float) -> ExitPolicy:
+        return self.trials.sampling.on_model(kind.meeting(self.problem, compute))
 
     def _curve(self, kind: Kind) -> Curve:
         return Curve([point for point in self.trade_off if point.kind == kind.name])

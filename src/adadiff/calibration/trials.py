@@ -11,9 +11,8 @@ from tqdm import tqdm
 from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.calibration.metric import Metric, losses_by
 from adadiff.calibration.result import Point
+from adadiff.calibration.sampling import Sampling
 from adadiff.policies import ExitPolicy, NeverExit
-from adadiff.runtime.trace import Trace
-from adadiff.sampling import AdaptivePipeline, Conditions, sample_seeded
 from adadiff.utils.timing import median_seconds
 
 TIMED_IMAGES = 16
@@ -23,27 +22,14 @@ class Trials:
     """Samples with policies and compares the images with the full model's.
 
     Args:
-        pipeline: The model and the scheduler.
-        steps: Number of sampling steps.
-        conditions: Conditions of the samples, and the guidance.
-        seed: Seed of the noise.
+        sampling: What is sampled with.
         batch_size: Samples per batch.
         metric: The loss of a pair of images.
         cache: Cache for the losses.
     """
 
-    def __init__(
-        self,
-        pipeline: AdaptivePipeline,
-        steps: int,
-        conditions: Conditions,
-        seed: int,
-        batch_size: int,
-        metric: Metric,
-        cache: TensorCache | None = None,
-    ) -> None:
-        self.pipeline, self.steps, self.conditions = pipeline, steps, conditions
-        self.seed, self.batch_size, self.metric = seed, batch_size, metric
+    def __init__(self, sampling: Sampling, batch_size: int, metric: Metric, cache: TensorCache | None = None) -> None:
+        self.sampling, self.batch_size, self.metric = sampling, batch_size, metric
         self.cache = cache or TensorCache()
         self._full: dict[int, Tensor] = {}
 
@@ -66,14 +52,18 @@ class Trials:
     def repeat_error(self, indices: Sequence[int]) -> float:
         """Return the mean loss of the full model against itself at batch size 1, which is due to rounding."""
         full = self._full_images(indices)
-        again = [self._batch(NeverExit(), [k])[0] for k in indices]
+        again = [self.sampling.batch(NeverExit(), [k]).images for k in indices]
         return losses_by(self.metric, full, torch.cat(again)).mean().item()
 
     def speedup(self, policy: ExitPolicy) -> float:
         """Measure the speedup: time of the full model over time with the policy, timed alternately."""
-        indices = range(TIMED_IMAGES)
+        indices = range(min(TIMED_IMAGES, self.batch_size))
         seconds = median_seconds(
-            {"full": lambda: self._batch(NeverExit(), indices), "adaptive": lambda: self._batch(policy, indices)}, 3
+            {
+                "full": lambda: self.sampling.batch(NeverExit(), indices),
+                "adaptive": lambda: self.sampling.batch(policy, indices),
+            },
+            3,
         )
         return seconds["full"] / seconds["adaptive"]
 
@@ -85,16 +75,10 @@ class Trials:
         return torch.stack([self._full[k] for k in indices])
 
     def _images(self, policy: ExitPolicy, indices: Sequence[int], description: str) -> tuple[Tensor, float]:
-        parts, flops, predictions = [], 0, 0
+        batches = []
         with tqdm(total=len(indices), desc=description, unit="image", leave=False) as progress:
             for first in range(0, len(indices), self.batch_size):
-                batch = indices[first : first + self.batch_size]
-                images, trace = self._batch(policy, batch)
-                parts.append(images)
-                flops, predictions = flops + int(trace.flops.sum()), predictions + trace.predictions
-                progress.update(len(batch))
-        return torch.cat(parts), flops / (predictions * self.pipeline.transformer.part_flops.full)
-
-    def _batch(self, policy: ExitPolicy, indices: Sequence[int]) -> tuple[Tensor, Trace]:
-        output = sample_seeded(self.pipeline, indices, self.steps, policy, self.seed, self.conditions)
-        return output.images.float().cpu(), output.trace
+                batches.append(self.sampling.batch(policy, indices[first : first + self.batch_size]))
+                progress.update(len(batches[-1].images))
+        compute = sum(batch.flops for batch in batches) / sum(batch.full_flops for batch in batches)
+        return torch.cat([batch.images for batch in batches]), compute

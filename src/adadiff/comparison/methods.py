@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adadiff.baselines import DuoDiff, FirstBlockCaching, SkipCaching
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.kinds import KINDS, Kind, SingleThreshold
 from adadiff.calibration.metric import normalised_squared_error
 from adadiff.calibration.record import record_exits
@@ -106,11 +107,10 @@ class Bench:
     def search(self) -> Search:
         """The calibration's search for our policies, on a record of every exit along full sampling runs."""
         pipeline = self.networks.pipeline(ADADIFF)
-        conditions, steps = self.conditions(pipeline), self.config.steps
-        record = record_exits(pipeline, CALIBRATION_IMAGES, steps, conditions, PILOT_SEED, PILOT_IMAGES)
+        sampling = AdaptiveSampling(pipeline, self.config.steps, self.conditions(pipeline), PILOT_SEED)
+        record = record_exits(sampling, CALIBRATION_IMAGES, PILOT_IMAGES)
         metric = normalised_squared_error(record.images)
-        trials = Trials(pipeline, steps, conditions, PILOT_SEED, PILOT_IMAGES, metric)
-        return Search(trials, record, KINDS)
+        return Search(Trials(sampling, PILOT_IMAGES, metric), record, KINDS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
