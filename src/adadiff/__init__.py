@@ -6,6 +6,7 @@ from adadiff.utils.errors import InputError
 from adadiff.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from adadiff.calibration.stock import calibrate
     from adadiff.exits.adaptive import AdaptiveModel
     from adadiff.pipeline import AdaDiffPipeline
     from adadiff.policies import (
@@ -26,6 +27,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "adadiff.calibration.stock": ["calibrate"],
             "adadiff.exits.adaptive": ["AdaptiveModel"],
             "adadiff.runtime.trace": ["Trace"],
             "adadiff.pipeline": ["AdaDiffPipeline"],
@@ -61,6 +63,7 @@ __all__ = [
     "TableExit",
     "ThresholdExit",
     "Trace",
+    "calibrate",
     "disable",
     "enable",
     "load_policy",

@@ -152,7 +152,8 @@ class CorrectedSchedule(Kind):
 
 def _costs_from_layer_0(problem: Problem) -> NDArray[np.floating]:
     """Return the cost of exiting after each of the layers 0..N, (layers + 1,)."""
-    return np.concatenate([[0.0], _schedule_costs(problem)])
+    parts = problem.parts
+    return np.concatenate([[parts.unread / parts.full], _schedule_costs(problem)])
 
 
 def _schedule_costs(problem: Problem) -> NDArray[np.floating]:

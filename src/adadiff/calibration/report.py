@@ -25,6 +25,8 @@ def calibration_table(calibration: Calibration) -> Table:
     table.add_section()
     table.add_row(*_row(calibration.predicted), "chosen")
     table.add_row(*_row(calibration.checked), "fresh samples", style="bold")
+    if calibration.fewer_steps is not None:
+        table.add_row(*_row(calibration.fewer_steps), "fresh samples, all layers")
     return table
 
 

@@ -55,6 +55,7 @@ class Calibration:
         speedup: Speedup on a batch of `TIMED_IMAGES` images, timed alternately with the full model.
         calibrated_for: The model and sampling settings that the policy fits.
         metric: Description of the loss, or the name of the metric function.
+        fewer_steps: What as much compute gives with all layers and fewer steps, on the fresh samples, if measured.
 
     Examples:
         >>> import numpy as np
@@ -74,6 +75,7 @@ class Calibration:
     speedup: float
     calibrated_for: CalibrationContext
     metric: str
+    fewer_steps: Point | None = None
 
     @property
     def policy(self) -> ExitPolicy:
@@ -93,7 +95,7 @@ class Calibration:
             "samples": len(self.checked.losses),
             "metric": self.metric,
         }
-        return StoredPolicy(self.policy, self.calibrated_for, self.goal.asked, found)
+        return self.calibrated_for.stored(self.policy, self.goal.asked, found)
 
     def save(self, folder: Path) -> Path:
         """Write the policy and its measurements into a model folder; return the path of the file."""

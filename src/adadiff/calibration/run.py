@@ -101,6 +101,7 @@ def calibrated(
     fresh = range(samples, 2 * samples)
     predicted = search.for_goal(goal, fresh)
     checked = trials.sample(predicted.kind, predicted.policy, fresh)
+    fewer = sampling.fewer_steps(checked.compute)
     calibration = Calibration(
         goal,
         tuple(search.trade_off),
@@ -110,6 +111,7 @@ def calibrated(
         trials.speedup(predicted.policy),
         sampling.context(evaluations=len(record.errors)),
         judged_by,
+        None if fewer is None else trials.sample_fewer_steps(fewer, checked.compute, fresh),
     )
     cache.discard()
     return calibration

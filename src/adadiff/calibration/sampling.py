@@ -61,6 +61,10 @@ class Sampling(ABC):
         """Return what the scheduler makes of an error at each evaluation, (evaluations,); None if it is not known."""
         return None
 
+    def fewer_steps(self, compute: float) -> Sampling | None:
+        """Return the same sampling with fewer steps, for that fraction of the compute, to compare with, if it can."""
+        return None
+
     def on_model(self, policy: ExitPolicy) -> ExitPolicy:
         """Return the policy of the model for a policy that counts recorded exits."""
         return policy

@@ -49,6 +49,17 @@ class Trials:
         measured = self.cache.compute_once(f"{policy} on {indices}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
+    def sample_fewer_steps(self, fewer: Sampling, compute: float, indices: Sequence[int]) -> Point:
+        """Sample these images with fewer steps and all layers, for a fraction of the compute, and compare them."""
+
+        def measure() -> Tensors:
+            batches = range(0, len(indices), self.batch_size)
+            images = [fewer.batch(NeverExit(), indices[k : k + self.batch_size]).images for k in batches]
+            return {"losses": losses_by(self.metric, self._full_images(indices), torch.cat(images))}
+
+        losses = self.cache.compute_once(f"fewer steps on {indices} for {compute}", measure)["losses"].numpy()
+        return Point("fewer steps", NeverExit(), compute, losses)
+
     def repeat_error(self, indices: Sequence[int]) -> float:
         """Return the mean loss of the full model against itself at batch size 1, which is due to rounding."""
         full = self._full_images(indices)

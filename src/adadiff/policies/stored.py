@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Self
@@ -49,6 +49,10 @@ class CalibrationContext:
         """The number of steps as a policy counts them: evaluations of the model."""
         return self.steps if self.evaluations is None else self.evaluations
 
+    def stored(self, policy: ExitPolicy, goal: Mapping[str, float], found: Mapping[str, Any]) -> StoredPolicy:
+        """Return a policy calibrated here in the form that is stored."""
+        return StoredPolicy(policy, self, goal, found)
+
 
 @dataclass(frozen=True)
 class StoredPolicy:
@@ -60,6 +64,8 @@ class StoredPolicy:
         goal: The goal of the calibration, `compute`, `error` or `speedup`, with its value.
         found: Measurements on samples that were not used to choose the policy; shown to users, never computed with.
     """
+
+    context: ClassVar[type[CalibrationContext]] = CalibrationContext
 
     policy: ExitPolicy
     calibrated_for: CalibrationContext
@@ -100,7 +106,7 @@ class StoredPolicy:
                 raise InputError(f"it is of version {values['version']}, and this adadiff reads {VERSION}")
             stored = cls(
                 policy_from(values["policy"]),
-                TypeAdapter(CalibrationContext).validate_python(values["calibrated_for"]),
+                TypeAdapter(cls.context).validate_python(values["calibrated_for"]),
                 TypeAdapter(dict[str, float]).validate_python(values["goal"]),
                 TypeAdapter(dict[str, Any]).validate_python(values["found"]),
             )

@@ -17,12 +17,14 @@ class PartFlops:
         layers: Of layers 1..N, (N,) int64.
         heads: Of the output heads after layers 1..N, (N,) int64.
         estimators: Of the uncertainty estimators after layers 1..N, (N,) int64.
+        unread: Of a step at layer 0; 0 where nothing at all is run.
     """
 
     embed: int
     layers: Tensor
     heads: Tensor
     estimators: Tensor
+    unread: int = 0
 
     @property
     def full(self) -> int:
@@ -48,4 +50,4 @@ class PartFlops:
         if measured is not None:
             went_on = torch.arange(1, len(self.layers) + 1) < exit_layers[:, None]  # (rows, N)
             flops = flops + (self.heads * (measured & went_on)).sum(1)
-        return torch.where(exit_layers > 0, flops, 0)
+        return torch.where(exit_layers > 0, flops, self.unread)

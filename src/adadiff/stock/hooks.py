@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from adadiff.runtime import Corrections
 from adadiff.stock.clock import Reading
 from adadiff.stock.contexts import CallNames
+from adadiff.stock.costs import count_costs
 from adadiff.stock.families import check_arguments, time_name
-from adadiff.stock.trajectory import TWO_THREADS, Kind, PipelineState, Trajectory
+from adadiff.stock.record import Call, Kind
+from adadiff.stock.trajectory import TWO_THREADS, PipelineState, Trajectory
 from adadiff.stock.views import Blocks, Taps, copied, is_compiled
 from adadiff.utils.errors import InputError
 
@@ -139,11 +141,13 @@ class TransformerHooks:
         kind = trajectory.kind(self.name, self.names.name, shapes, reading.time)
         corrections = trajectory.corrections_of(kind)
         layer, measured = trajectory.decide(corrections, blocks.depth)
+        if self.state.recorder is not None:
+            layer, measured = blocks.depth, self.state.recorder.exits
         taps = Taps()
         if layer < blocks.depth:
             blocks.cut(layer)
-        elif measured:
-            taps = blocks.tap(measured)
+        elif exits := [each for each in measured if each]:
+            taps = blocks.tap(exits)
         own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in measured}
         return Plan(trajectory, kind, torch.tensor([reading.step], device="cpu"), layer, corrections, own_inputs, taps)
 
@@ -152,31 +156,64 @@ class TransformerHooks:
         corrected = plan.layer < self.blocks.depth and plan.corrections.known(plan.layer)
         leaves, structure = tree_flatten(output)
         if corrected:
-            early = _packed(leaves)
+            early = _packed(leaves) if plan.layer else torch.zeros_like(_packed(leaves))
             leaves = _unpacked(plan.corrections.correct(plan.layer, ROW, plan.step, early), leaves)
             output = tree_unflatten(leaves, structure)
         elif plan.measured:
             if is_compiled(module):
                 output = copied(output)
                 plan.taps.own()
-            self._measure(module, plan, _packed(leaves))
-        values = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
-        plan.trajectory.record(plan.kind, plan.layer, self.blocks.depth, corrected, values)
+            self._measure(module, plan, _packed(leaves), output)
+        self.state.check_call(plan.trajectory, _rows(output)[1])
+        plan.trajectory.record(plan.kind, self._call(plan, corrected, leaves), self.blocks.depth)
         return output
 
-    def _measure(self, module: nn.Module, plan: Plan, full: Tensor) -> None:
+    def _call(self, plan: Plan, corrected: bool, leaves: Sequence[Any]) -> Call:
+        costs, depth = self.state.costs.get(self.name), self.blocks.depth
+        values = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
+        read_off = sum(plan.taps.ran(layer) for layer in plan.measured if layer)
+        compute = None if costs is None else costs.of(plan.layer, read_off)
+        kind = plan.kind
+        return Call(kind.transformer, plan.trajectory.step, kind.name, plan.layer, depth, corrected, values, compute)
+
+    def _measure(self, module: nn.Module, plan: Plan, full: Tensor, output: Any) -> None:
         """Measure the full prediction minus the early one at each exit; `full` is (1, values) float32."""
-        for layer, (args, kwargs) in plan.measured.items():
-            if plan.taps.ran(layer):
-                with self.blocks.replayed(layer, plan.taps):
-                    early = _packed(tree_leaves(module.forward(*args, **kwargs)))
-                plan.corrections.measure(layer, ROW, plan.step, full - early)
+        recorder = self.state.recorder
+        if recorder is None:
+            for layer in plan.measured:
+                if layer == 0 or plan.taps.ran(layer):
+                    plan.corrections.measure(layer, ROW, plan.step, full - self._early(module, plan, layer, full))
+            return
+        if plan.kind not in recorder.costs:
+            args, kwargs = tree_map(lambda leaf: leaf, plan.measured[recorder.exits[0]])
+            recorder.costs[plan.kind] = count_costs(module, self.blocks, args, kwargs)
+        predictions = [*(self._early(module, plan, layer, full) for layer in plan.measured), full]
+        recorder.add(plan.kind, *_rows(output), predictions)
+
+    def _early(self, module: nn.Module, plan: Plan, layer: int, full: Tensor) -> Tensor:
+        """Return the prediction after a layer whose output was tapped; the full one if the layer was left out.
+
+        After layer 0 nothing is predicted: zeros.
+        """
+        if layer == 0:
+            return torch.zeros_like(full)
+        if not plan.taps.ran(layer):
+            return full
+        args, kwargs = plan.measured[layer]
+        with self.blocks.replayed(layer, plan.taps):
+            return _packed(tree_leaves(module.forward(*args, **kwargs)))
 
 
 def hooks_of(component: nn.Module) -> TransformerHooks | None:
     """Return the hooks of a pipeline's transformer; None if it has none."""
     hooks: TransformerHooks | None = unwrap_module(component).__dict__.get(ATTRIBUTE)
     return hooks
+
+
+def _rows(output: Any) -> tuple[int, tuple[int, ...]]:
+    """Return how many rows an output has, and the shape of one; its first part is a tensor of all or a list of each."""
+    rows = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+    return len(rows), tuple(rows[0].shape)
 
 
 def _packed(leaves: Sequence[Any]) -> Tensor:

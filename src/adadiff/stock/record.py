@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Size
+
 from adadiff.utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of call that is made once per step, such as the unconditional one.
+
+    Args:
+        transformer: Name of the transformer among the pipeline's components.
+        name: Name of the call.
+        shapes: Shapes of the sample.
+    """
+
+    transformer: str
+    name: str
+    shapes: tuple[Size, ...]
 
 
 @dataclass(frozen=True)
@@ -19,6 +36,7 @@ class Call:
         depth: Number of layers of the full model, N.
         corrected: Whether an early prediction was corrected by what the later layers added at full steps.
         values: Number of values predicted, which is proportional to the number of samples.
+        compute: FLOPs over those of a full call, corrections included; None if the costs of the layers are not known.
     """
 
     transformer: str
@@ -28,6 +46,7 @@ class Call:
     depth: int
     corrected: bool
     values: int
+    compute: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +66,27 @@ class StockTrace:
         Raises:
             InputError: If nothing was sampled since adadiff was enabled.
         """
-        if not self.calls:
-            raise InputError("nothing was sampled since adadiff was enabled: call the pipeline first")
+        self._require_calls()
         layers = sum(call.values * call.layers for call in self.calls)
         return layers / sum(call.values * call.depth for call in self.calls)
+
+    @property
+    def compute_fraction(self) -> float:
+        """FLOPs over those of the full model, averaged over predictions; above 0.
+
+        Raises:
+            InputError: If nothing was sampled since adadiff was enabled, or the costs of the layers are not known,
+                which `adadiff.calibrate` counts and stores with its policy.
+        """
+        self._require_calls()
+        if any(call.compute is None for call in self.calls):
+            raise InputError("the FLOPs of the layers are not known: calibrate, or enable a calibrated policy")
+        spent = sum(call.values * (call.compute or 0) for call in self.calls)
+        return spent / sum(call.values for call in self.calls)
+
+    def _require_calls(self) -> None:
+        if not self.calls:
+            raise InputError("nothing was sampled since adadiff was enabled: call the pipeline first")
 
     @property
     def exit_layers(self) -> dict[tuple[str, str], dict[int, int]]:

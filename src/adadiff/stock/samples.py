@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,3 +74,14 @@ class StockSampler:
         chosen = [self.prompts[k % len(self.prompts)] for k in numbers]
         rows = [dict(each) if isinstance(each, Mapping) else {name: each} for each in chosen]
         return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@contextmanager
+def _no_progress_bar(pipe: Any) -> Iterator[None]:
+    """Hide the progress bar of the pipeline's steps."""
+    shown = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**shown, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**shown)

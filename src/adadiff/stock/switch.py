@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ScheduleExit
+from adadiff.stock.costs import LayerCosts
 from adadiff.stock.families import family_of, time_name
 from adadiff.stock.hooks import TransformerHooks, hooks_of
 from adadiff.stock.record import StockTrace
+from adadiff.stock.recorder import ExitRecorder, steps_observed
+from adadiff.stock.stored import StockPolicy
 from adadiff.stock.trajectory import PipelineState
 from adadiff.stock.views import Blocks
 from adadiff.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
 
-def enable(pipe: Any, policy: ExitPolicy, layers: Sequence[str] | None = None) -> None:
+
+def enable(pipe: Any, policy: ExitPolicy | StockPolicy | str | Path, layers: Sequence[str] | None = None) -> None:
     """Let a stock diffusers pipeline run only as many layers of its transformer as a policy asks for at each step.
 
     The pipeline is called as before. Its transformers' weights and methods stay as they are, nothing is trained, and
@@ -29,7 +37,9 @@ def enable(pipe: Any, policy: ExitPolicy, layers: Sequence[str] | None = None) -
 
     Args:
         pipe: A diffusers pipeline with one or several transformers.
-        policy: `NeverExit`, `FixedExit`, `ScheduleExit` or `CorrectedScheduleExit`.
+        policy: `NeverExit`, `FixedExit`, `ScheduleExit` or `CorrectedScheduleExit`; or a policy stored by `calibrate`:
+            the policy, its folder, or the name of its repository on the Hugging Face Hub. Where the pipeline or a call
+            is not what a stored policy was calibrated for, a warning says what differs.
         layers: Names of the transformers' lists of blocks, in the order they run, for models that adadiff does not
             know; two lists that run in turns are joined by `+`.
 
@@ -48,23 +58,87 @@ def enable(pipe: Any, policy: ExitPolicy, layers: Sequence[str] | None = None) -
         ()
         >>> adadiff.disable(pipe)
     """
+    stored = StockPolicy.from_pretrained(policy) if isinstance(policy, (str, Path)) else policy
+    if not isinstance(stored, StockPolicy):
+        switch_on(pipe, stored, layers)
+        return
+    for difference in stored.differences_from(pipe, transformers_of(pipe)):
+        logger.warning("the policy was calibrated for another pipeline: %s", difference)
+    switch_on(pipe, stored.policy, layers, stored.costs, stored)
+
+
+def switch_on(
+    pipe: Any,
+    policy: ExitPolicy,
+    layers: Sequence[str] | None = None,
+    costs: Mapping[str, LayerCosts] | None = None,
+    stored: StockPolicy | None = None,
+    recorder: ExitRecorder | None = None,
+) -> None:
+    """Let a pipeline follow a policy; see `enable` for the arguments and errors.
+
+    Args:
+        pipe: The pipeline.
+        policy: The exit policy.
+        layers: Names of the transformers' lists of blocks.
+        costs: What calls cost by the layers they run, by the transformer's name, if known.
+        stored: What the policy was calibrated for, if it was.
+        recorder: What records all exits, if they are to be recorded.
+    """
     if not isinstance(policy, (NeverExit, FixedExit, ScheduleExit)):
         raise InputError(
             f"{type(policy).__name__} decides by uncertainties, which stock transformers do not estimate: use "
             "NeverExit, FixedExit, ScheduleExit or CorrectedScheduleExit"
         )
-    if isinstance(policy, ScheduleExit) and 0 in policy.layers:
-        raise InputError("the schedule leaves the network out at a step: stock pipelines run layer 1 at the least")
-    transformers = _transformers(pipe)
+    transformers = transformers_of(pipe)
     blocks = {name: Blocks(unwrap_module(each), family_of(unwrap_module(each), layers)) for name, each in transformers}
     for name, component in transformers:
         policy.check(blocks[name].depth, len(policy.layers) if isinstance(policy, ScheduleExit) else 1)
         time_name(unwrap_module(component))
         _check_free(pipe, component)
     disable(pipe)
-    state = PipelineState(pipe, policy)
+    state = PipelineState(pipe, policy, costs or {}, stored, recorder)
     for name, component in transformers:
         TransformerHooks(component, name, blocks[name], state)
+
+
+@contextmanager
+def recording(pipe: Any, recorder: ExitRecorder, layers: Sequence[str] | None = None) -> Iterator[None]:
+    """Let a pipeline run all layers and record what every exit would have predicted."""
+    switch_on(pipe, NeverExit(), layers, recorder=recorder)
+    with steps_observed(pipe.scheduler, recorder):
+        yield
+
+
+@contextmanager
+def kept_after_errors(pipe: Any) -> Iterator[None]:
+    """Leave a pipeline enabled or disabled as it was before, if an error or an interruption ends the block."""
+    before = [(component, hooks_of(component)) for _, component in transformers_of(pipe)]
+    try:
+        yield
+    except BaseException:
+        disable(pipe)
+        for component, hooks in before:
+            if hooks is not None:
+                TransformerHooks(component, hooks.name, hooks.blocks, hooks.state)
+        raise
+
+
+def depth_of(pipe: Any, layers: Sequence[str] | None = None) -> int:
+    """Return the number of layers N of a pipeline's transformers.
+
+    Args:
+        pipe: The pipeline.
+        layers: Names of the transformers' lists of blocks; see `enable`.
+
+    Raises:
+        InputError: If there are several transformers of different depths, or `enable` would refuse one.
+    """
+    models = [unwrap_module(component) for _, component in transformers_of(pipe)]
+    depths = {Blocks(model, family_of(model, layers)).depth for model in models}
+    if len(depths) > 1:
+        raise InputError(f"the pipeline's transformers have {sorted(depths)} layers: one schedule cannot fit all")
+    return depths.pop()
 
 
 def disable(pipe: Any) -> None:
@@ -75,7 +149,7 @@ def disable(pipe: Any) -> None:
     Args:
         pipe: The pipeline.
     """
-    for _, component in _transformers(pipe):
+    for _, component in transformers_of(pipe):
         if (hooks := hooks_of(component)) is not None:
             hooks.remove()
 
@@ -89,14 +163,14 @@ def trace(pipe: Any) -> StockTrace:
     Raises:
         InputError: If adadiff is not enabled.
     """
-    for _, component in _transformers(pipe):
+    for _, component in transformers_of(pipe):
         if (hooks := hooks_of(component)) is not None:
             trajectory = hooks.state.trajectory
             return StockTrace(tuple(trajectory.calls) if trajectory else ())
     raise InputError("adadiff is not enabled for this pipeline: call adadiff.enable(pipe, policy)")
 
 
-def _transformers(pipe: Any) -> list[tuple[str, nn.Module]]:
+def transformers_of(pipe: Any) -> list[tuple[str, nn.Module]]:
     """Return the pipeline's transformers with their names, each once."""
     components = getattr(pipe, "components", {})
     found = {

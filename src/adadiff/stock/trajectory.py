@@ -6,7 +6,7 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,27 +15,15 @@ from torch import Size, Tensor
 from adadiff.policies import ExitPolicy, ScheduleExit
 from adadiff.runtime import Corrections, RowMemory
 from adadiff.stock.clock import ANOTHER_LOOP, Reading, read_clock
-from adadiff.stock.record import Call
+from adadiff.stock.costs import LayerCosts
+from adadiff.stock.record import Call, Kind
+from adadiff.stock.recorder import ExitRecorder
+from adadiff.stock.stored import StockPolicy
 from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 TWO_THREADS = "two threads use one pipeline at once: give each thread a pipeline and transformer of its own"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of call that is made once per step, such as the unconditional one.
-
-    Args:
-        transformer: Name of the transformer among the pipeline's components.
-        name: Name of the call.
-        shapes: Shapes of the sample.
-    """
-
-    transformer: str
-    name: str
-    shapes: tuple[Size, ...]
 
 
 class Trajectory:
@@ -112,9 +100,9 @@ class Trajectory:
             layer = exit_layers(policy, self.steps, depth)[self.step]
         return layer, policy.corrected_layers(self.step, depth) if layer == depth else ()
 
-    def record(self, kind: Kind, layer: int, depth: int, corrected: bool, values: int) -> None:
+    def record(self, kind: Kind, call: Call, depth: int) -> None:
         """Record a call that is over, and forget its kind if no later step exits early."""
-        self.calls.append(Call(kind.transformer, self.step, kind.name, layer, depth, corrected, values))
+        self.calls.append(call)
         if min(self._exit_layers(depth)[self.step + 1 :], default=depth) == depth:
             self.corrections.pop(kind, None)
 
@@ -134,16 +122,27 @@ class PipelineState:
     Args:
         pipe: The pipeline; it is not kept alive.
         policy: The exit policy.
+        costs: What calls cost by the layers they run, for each transformer by its name, as far as known.
+        stored: The stored policy that the exit policy comes from, if it does.
+        recorder: What records all exits, if calls are recorded.
     """
 
-    def __init__(self, pipe: Any, policy: ExitPolicy) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        policy: ExitPolicy,
+        costs: Mapping[str, LayerCosts],
+        stored: StockPolicy | None = None,
+        recorder: ExitRecorder | None = None,
+    ) -> None:
         self._pipe, self.policy = weakref.ref(pipe), policy
+        self.costs, self.stored, self.recorder = costs, stored, recorder
         self.trajectory: Trajectory | None = None
-        self._warned: set[int] = set()
+        self._warned: set[object] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy or pickle the policy alone: a copy of a transformer belongs to no pipeline yet."""
-        return PipelineState, (set(), self.policy)
+        return PipelineState, (set(), self.policy, self.costs)
 
     @property
     def pipe(self) -> Any:
@@ -163,6 +162,16 @@ class PipelineState:
         current.advance(reading.step)
         return current, reading
 
+    def check_call(self, trajectory: Trajectory, shape: tuple[int, ...]) -> None:
+        """Warn, once, if a call is not what the policy was calibrated for; `shape` is that of a row's prediction."""
+        if self.stored is None or trajectory.calls:
+            return
+        guidance_scale = getattr(self.pipe, "_guidance_scale", None)
+        for difference in self.stored.differences_in_call(guidance_scale, shape):
+            if difference not in self._warned:
+                self._warned.add(difference)
+                logger.warning("the policy was calibrated for other calls: %s", difference)
+
     def forget(self) -> None:
         """Forget what was measured in the trajectory in progress."""
         if self.trajectory is not None:
@@ -179,13 +188,15 @@ class PipelineState:
 
 
 def exit_layers(policy: ExitPolicy, steps: int, depth: int) -> tuple[int, ...]:
-    """Return the exit layer at each step of a policy that knows them in advance.
+    """Return the exit layer at each step, 0..N, of a policy that knows them in advance.
 
     Args:
-        policy: The policy, whose table of thresholds has only 0 (never) and 1 (always) in it.
+        policy: `ScheduleExit`, or a policy whose table of thresholds has only 0 (never) and 1 (always) in it.
         steps: Number of steps.
         depth: Number of layers N.
     """
+    if isinstance(policy, ScheduleExit):
+        return policy.layers
     table = policy.table(steps, depth)
     assert table is not None  # `enable` takes no other policies
     always = torch.cat([table, torch.ones(steps, 1)], dim=1)  # (steps, depth): the last layer is always an exit

@@ -122,6 +122,18 @@ class Blocks:
         """Number of layers N."""
         return len(self.layers)
 
+    def of_layer(self, layer: int) -> list[nn.Module]:
+        """Return the blocks of a layer, 1..N."""
+        return [self._lists[name][place] for name, place in self.layers[layer - 1]]
+
+    def refiners(self) -> list[nn.Module]:
+        """Return the blocks that run before the layers at every step."""
+        return [block for name in self.family.refiners for block in self._lists.get(name, ())]
+
+    def all(self) -> list[nn.Module]:
+        """Return the blocks of all layers and refiners."""
+        return list(self._blocks)
+
     def restore(self) -> None:
         """Put the whole lists back in their places, and note blocks that were replaced or removed in the meantime."""
         names = [name for group in self.family.layers for name in group.split("+")]
@@ -138,7 +150,7 @@ class Blocks:
             self._views: dict[tuple[int, tuple[int, ...]], tuple[dict[str, View], Taps]] = {}
 
     def cut(self, layer: int) -> None:
-        """Let the next forward pass run the first `layer` layers, 1..N-1, and then the head."""
+        """Let the next forward pass run the first `layer` layers, 0..N-1, and then the head."""
         self._place(self._made(layer, ())[0])
 
     def tap(self, exits: Sequence[int]) -> Taps:

@@ -27,6 +27,25 @@ def weights_of(module: nn.Module) -> Iterable[bytes]:
         yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
+def sampled_fingerprint(module: nn.Module, values: int = 256) -> str:
+    """Hash a few values of each weight, its name and its shape: fast for models of any size.
+
+    Weights that LoRA adapters add are left out, so that it is the fingerprint of the model without them.
+
+    Args:
+        module: The model.
+        values: Values that are read of each tensor, evenly spaced.
+    """
+    parts: list[object] = []
+    for name, tensor in module.state_dict().items():
+        if "lora_" in name:
+            continue
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // values)][:values].float().cpu()
+        parts += [name.replace(".base_layer", ""), tuple(tensor.shape), some.numpy().tobytes()]
+    return fingerprint(parts)
+
+
 def settings_of(configured: ConfigMixin) -> dict[str, Any]:
     """Return the configuration of a diffusers model or scheduler as plain values, without metadata on its origin."""
     return {name: value for name, value in json.loads(configured.to_json_string()).items() if name[0] != "_"}

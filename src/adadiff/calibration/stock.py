@@ -1,0 +1,238 @@
+"""Calibrating stock diffusers pipelines: sampling with them by number, recording the exits of their transformers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adadiff.calibration.cache import Tensors
+from adadiff.calibration.goal import SEED, Goal
+from adadiff.calibration.kinds import CorrectedSchedule
+from adadiff.calibration.metric import Metric
+from adadiff.calibration.record import WINDOW
+from adadiff.calibration.result import Calibration
+from adadiff.calibration.run import calibrated, check_request
+from adadiff.calibration.sampling import Batch, Sampling
+from adadiff.policies import ExitPolicy, ScheduleExit
+from adadiff.runtime import PartFlops
+from adadiff.sampling import AdaptivePipeline
+from adadiff.stock.costs import LayerCosts
+from adadiff.stock.recorder import ExitRecorder
+from adadiff.stock.samples import StockSampler
+from adadiff.stock.stored import StockContext, StockPolicy, stock_context
+from adadiff.stock.switch import depth_of, enable, kept_after_errors, recording, switch_on, trace, transformers_of
+from adadiff.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MOST_EXITS = 8
+UNIT = 1e9  # FLOPs of a full call, since parts are whole numbers
+
+
+class StockSampling(Sampling):
+    """Samples with a stock pipeline, by policies of its transformers.
+
+    Args:
+        sampler: Calls the pipeline.
+        exits: The early exit layers that are recorded, in 1..N-1, in order.
+        layers: Names of the transformers' lists of blocks; see `adadiff.enable`.
+        output_type: `latent`, or `pt` for decoded images.
+    """
+
+    def __init__(
+        self, sampler: StockSampler, exits: tuple[int, ...], layers: Sequence[str] | None, output_type: str
+    ) -> None:
+        self.sampler, self.pipe = sampler, sampler.pipe
+        self.exits, self.layers, self.output_type = exits, layers, output_type
+        self.depth = depth_of(self.pipe, layers)
+
+    @property
+    def parts(self) -> PartFlops:
+        each = list(self.costs.values())
+        refiners, head = (float(np.mean([getattr(cost, name) for cost in each])) for name in ("refiners", "head"))
+        layers = np.mean([cost.layers for cost in each], axis=0)  # (N,)
+        segments = np.add.reduceat(layers, (0, *self.exits))  # from one recorded exit to the next
+        heads = torch.full((len(segments),), round(UNIT * head))
+        return PartFlops(
+            round(UNIT * refiners),
+            torch.from_numpy(segments * UNIT).round().long(),
+            heads,
+            torch.zeros_like(heads),
+            unread=round(UNIT * (refiners + head)),
+        )
+
+    @cached_property
+    def costs(self) -> dict[str, LayerCosts]:
+        """FLOPs of the parts of each transformer, by its name."""
+        return self._pilot.costs_by_transformer()
+
+    def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
+        switch_on(self.pipe, policy, self.layers, self.costs)
+        images = self.sampler(numbers, self.output_type)
+        found = trace(self.pipe)
+        full = sum(call.values for call in found.calls)
+        return Batch(images, found.compute_fraction * full, full)
+
+    def record(self, numbers: Sequence[int]) -> Tensors:
+        recorder, images = self._recorded(numbers)
+        products = recorder.products  # (steps, WINDOW, exits + 2, samples)
+        unknown = torch.full((len(products), *products.shape[2:]), torch.nan)
+        return {
+            "products": products[:, :, 1:],
+            "full_products": products[:, :, 0],
+            "uncertainties": unknown[:, 1:],
+            "images": images,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        sampler = self.sampler
+        return {
+            **asdict(self.context(self._pilot.steps)),
+            "prompts": [repr(each) for each in sampler.prompts],
+            "arguments": {name: repr(each) for name, each in sampler.arguments.items()},
+            "seed": sampler.seed,
+            "exits": self.exits,
+            "output_type": self.output_type,
+        }
+
+    def context(self, evaluations: int) -> StockContext:
+        transformers, arguments = transformers_of(self.pipe), self.sampler.arguments
+        shapes = sorted(self._pilot.shapes)
+        return stock_context(self.pipe, transformers, self.depth, evaluations, arguments, shapes, self.costs)
+
+    def on_model(self, policy: ExitPolicy) -> ExitPolicy:
+        if not isinstance(policy, ScheduleExit):
+            return policy
+        layers = (0, *self.exits, self.depth)
+        return replace(policy, layers=tuple(layers[position] for position in policy.layers))
+
+    def fewer_steps(self, compute: float) -> StockSampling | None:
+        """Return the same sampling with fewer steps, for that fraction of the compute; None if none are fewer."""
+        steps = self.context(self._pilot.steps).steps
+        fewer = max(1, round(compute * steps))
+        if fewer >= steps:
+            return None
+        fewer_steps = copy.copy(self)  # what is known of the costs included
+        arguments = {**self.sampler.arguments, "num_inference_steps": fewer}
+        fewer_steps.sampler = replace(self.sampler, arguments=arguments)
+        return fewer_steps
+
+    @cached_property
+    def _pilot(self) -> ExitRecorder:
+        """A recording of one sample, which shows before all others what the calls are."""
+        return self._recorded([0])[0]
+
+    def _recorded(self, numbers: Sequence[int]) -> tuple[ExitRecorder, torch.Tensor]:
+        recorder = ExitRecorder(self.exits, WINDOW, len(numbers))
+        with recording(self.pipe, recorder, self.layers):
+            return recorder, self.sampler(numbers, self.output_type)
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[Any],
+    *,
+    compute: float | None = None,
+    error: float | None = None,
+    speedup: float | None = None,
+    confidence: float = 0.95,
+    samples: int = 16,
+    batch_size: int = 8,
+    seed: int = SEED,
+    exits: Sequence[int] | None = None,
+    layers: Sequence[str] | None = None,
+    metric: Metric | None = None,
+    keep: Path | None = None,
+    **arguments: Any,
+) -> Calibration:
+    """Find how deep to run a stock pipeline's transformer at each step, for a compute budget, an error or a speedup.
+
+    Nothing is trained and no data are needed: the pipeline samples the prompts with all layers, what early exits would
+    have predicted is recorded, and the best `CorrectedScheduleExit` is found by dynamic programming, sampled with, and
+    measured on fresh samples. Give exactly one goal. Afterwards the pipeline is enabled with the policy found; after an
+    error it is as before.
+
+    Args:
+        pipe: A diffusers pipeline with one or several transformers.
+        prompts: What to sample, in turn: values of the pipeline's argument `prompt` (or of its first argument, such as
+            `class_labels`), or dictionaries of several arguments.
+        compute: Fraction of the full model's FLOPs to spend, in (0, 1).
+        error: Bound on the mean error, in (0, 1): the squared difference from the full model's latents over their
+            variance.
+        speedup: Times as fast as the full model on this machine, above 1.
+        confidence: Confidence of the bound on the error, in (0, 1).
+        samples: Number of samples to calibrate on, at least 8; as many fresh ones check the result.
+        batch_size: Samples per call of the pipeline.
+        seed: Seed of the noise.
+        exits: Early exit layers to choose among, in 1..N-1; by default at most 8, closer together at the beginning.
+        layers: Names of the transformers' lists of blocks, for models that adadiff does not know; see `adadiff.enable`.
+        metric: Another error: a function of decoded images, as `calibration.metric.Metric`.
+        keep: Folder that caches the samples, so that an interrupted calibration can be continued.
+        arguments: The other arguments of the pipeline's call, such as `num_inference_steps` and `guidance_scale`.
+
+    Returns:
+        What was found: its `policy`, measurements, and in `stored` the policy with what it belongs to, to be saved.
+
+    Raises:
+        InputError: If an argument is invalid, the pipeline cannot be cut, or the goal cannot be met.
+
+    Examples:
+        >>> found = adadiff.calibrate(pipe, ["a red apple", "a boat"], compute=0.55, num_inference_steps=28)
+        ... # doctest: +SKIP
+        >>> found.save(Path("policy"))  # doctest: +SKIP
+        >>> adadiff.enable(pipe, "policy")  # in another session  # doctest: +SKIP
+    """
+    if isinstance(pipe, AdaptivePipeline):
+        raise InputError("this is a pipeline of adadiff's own: call pipe.calibrate(compute=...)")
+    goal = Goal(compute, error, speedup, confidence)
+    check_request(goal, samples)
+    sampler = StockSampler(pipe, prompts, seed, arguments)
+    chosen = _checked_exits(exits, depth_of(pipe, layers))
+    with kept_after_errors(pipe):
+        sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
+        found = calibrated(sampling, goal, samples, metric, (CorrectedSchedule(),), batch_size, keep)
+        assert isinstance(found.stored, StockPolicy)
+        enable(pipe, found.stored, layers)
+    if found.fewer_steps is not None and found.fewer_steps.error <= found.checked.error:
+        logger.warning(
+            "early exits save nothing here: %s with all layers err %.2g at %.0f%% of the compute, and the policy %.2g "
+            "at %.0f%%",
+            found.fewer_steps.kind,
+            found.fewer_steps.error,
+            100 * found.fewer_steps.compute,
+            found.checked.error,
+            100 * found.checked.compute,
+        )
+    return found
+
+
+def default_exits(depth: int) -> tuple[int, ...]:
+    """Return at most `MOST_EXITS` early exit layers of a model of `depth` layers, closer together at the beginning.
+
+    Examples:
+        >>> default_exits(6), default_exits(28)
+        ((1, 2, 3, 4, 5), (1, 2, 3, 4, 7, 10, 17, 27))
+    """
+    if depth <= MOST_EXITS + 1:
+        return tuple(range(1, depth))
+    spaced = np.geomspace(1, depth - 1, MOST_EXITS).round().astype(int)
+    return tuple(int(layer) for layer in np.unique(spaced))
+
+
+def _checked_exits(exits: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    if depth < 2:
+        raise InputError("the transformer has a single layer: there is nothing to leave out")
+    if exits is None:
+        return default_exits(depth)
+    chosen = tuple(sorted(set(exits)))
+    if not chosen or not all(1 <= layer < depth for layer in chosen):
+        raise InputError(f"exits is {tuple(exits)}: name layers in 1 to {depth - 1}")
+    return chosen

@@ -1,0 +1,144 @@
+"""Records what every exit of a stock transformer would have predicted, along full samplings of its pipeline.
+
+A pipeline combines a step's predictions, such as the conditional and the unconditional one, in code of its own before
+its scheduler gets them. With classifier-free guidance the combination is linear, so its weights are found by comparing
+what the scheduler gets with the full predictions; early predictions are then combined by the same weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadiff.stock.costs import LayerCosts, mean_costs
+from adadiff.stock.record import Kind
+from adadiff.utils.errors import InputError
+
+UNEXPLAINED = 0.05  # most of the scheduler's input, by its squares, that a combination may leave unexplained
+
+
+class ExitRecorder:
+    """Records the products of each exit's differences from the full prediction at a step and at earlier ones.
+
+    Args:
+        exits: The early exit layers, in 1..N-1, in order.
+        window: Number of steps whose differences are multiplied, the present one included.
+        samples: Number of samples of the call that is recorded.
+    """
+
+    def __init__(self, exits: tuple[int, ...], window: int, samples: int) -> None:
+        self.exits, self.samples = exits, samples
+        self.costs: dict[Kind, LayerCosts] = {}
+        self.called: Counter[Kind] = Counter()
+        self.shapes: set[tuple[int, ...]] = set()
+        self._predictions: list[Tensor] = []
+        self._differences: deque[Tensor] = deque(maxlen=window)
+        self._products: list[Tensor] = []
+
+    @property
+    def steps(self) -> int:
+        """Number of steps recorded: evaluations of the scheduler."""
+        return len(self._products)
+
+    def costs_by_transformer(self) -> dict[str, LayerCosts]:
+        """Return the costs of each transformer's calls, by its name, averaged over its calls."""
+        names = dict.fromkeys(kind.transformer for kind in self.called)
+        called = {name: [kind for kind in self.called.elements() if kind.transformer == name] for name in names}
+        return {name: mean_costs(self.costs[kind] for kind in kinds) for name, kinds in called.items()}
+
+    def add(self, kind: Kind, rows: int, shape: tuple[int, ...], predictions: list[Tensor]) -> None:
+        """Record a call of the transformer.
+
+        Args:
+            kind: Which kind of call it is.
+            rows: Number of samples that were predicted, the halves of a guided batch each counted.
+            shape: Shape of what is predicted for one row.
+            predictions: The predictions after each early exit, and the full one last, each (1, values) float32.
+        """
+        self.called[kind] += 1
+        self.shapes.add(shape)
+        stacked = torch.cat(predictions)  # (exits + 1, values)
+        groups = rows // self.samples
+        if groups * self.samples != rows:
+            raise InputError(
+                f"the transformer was called for {rows} rows, with {self.samples} samples: cannot tell whose"
+            )
+        self._predictions += stacked.view(len(stacked), groups, self.samples, -1).unbind(1)
+
+    def end_step(self, combined: Tensor) -> None:
+        """Take what the scheduler gets, (rows, ...): the combination of the step's predictions."""
+        predictions, self._predictions = self._predictions, []
+        if not predictions:
+            raise InputError("the scheduler took a step without a call of the transformer: adadiff cannot record it")
+        exits = _combined_exits(predictions, combined, self.samples)  # (exits + 1, samples, values)
+        difference = torch.cat([torch.zeros_like(exits[:1]), exits]) - exits[-1]  # layer 0 predicts nothing
+        self._differences.appendleft(difference)
+        products = difference.new_zeros(self._differences.maxlen or 1, *difference.shape[:2])
+        for k, earlier in enumerate(self._differences):
+            products[k] = (difference * earlier).mean(2)
+        self._products.append(products.cpu())
+
+    @property
+    def products(self) -> Tensor:
+        """Products of the differences at a step and k steps earlier, averaged over the values of a sample.
+
+        (steps, window, exits + 2, samples), with k along the second axis; the third begins with layer 0 and ends with
+        the full model, whose difference is 0.
+        """
+        return torch.stack(self._products)
+
+
+@contextmanager
+def steps_observed(scheduler: Any, recorder: ExitRecorder) -> Iterator[None]:
+    """Give the recorder what the scheduler gets at each step."""
+    step = scheduler.step
+
+    @functools.wraps(step)
+    def observed(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        recorder.end_step(model_output)
+        return step(model_output, *args, **kwargs)
+
+    scheduler.step = observed
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+def _combined_exits(predictions: list[Tensor], combined: Tensor, samples: int) -> Tensor:
+    """Combine the predictions of each exit as the pipeline combined the full ones: (exits + 1, samples, values).
+
+    Where no weights explain what the pipeline did, the predictions stay side by side, and all count.
+
+    Args:
+        predictions: What was predicted in each group of rows, (exits + 1, samples, values of a row) each.
+        combined: What the scheduler gets, (samples, ...) or (2 * samples, ...) with both halves alike.
+        samples: Number of samples.
+    """
+    target = combined.float().flatten().view(-1, combined.numel() // len(combined))[:samples]
+    values = target.shape[1]
+    if all(each.shape[2] >= values for each in predictions):
+        parts = torch.stack([each[:, :, :values] for each in predictions])  # a learned variance comes after the noise
+        weights = _weights(parts[:, -1], target)
+        if weights is not None:
+            return torch.einsum("p,pesv->esv", weights.to(parts), parts)
+    return torch.cat(predictions, dim=2)
+
+
+def _weights(full: Tensor, target: Tensor) -> Tensor | None:
+    """Return the weights by which full predictions add up to the target, (parts,); None if none do.
+
+    Args:
+        full: Full predictions, (parts, samples, values).
+        target: Their combination, (samples, values).
+    """
+    columns, wanted = full.flatten(1).double(), target.flatten().double()
+    weights = torch.linalg.pinv(columns @ columns.T, hermitian=True) @ (columns @ wanted)
+    left = (weights @ columns - wanted).square().sum()
+    return weights if left <= UNEXPLAINED * wanted.square().sum() else None
