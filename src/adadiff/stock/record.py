@@ -94,7 +94,8 @@ class StockTrace:
         """Draw the layers run at each step into matplotlib axes, one line per transformer and kind of call."""
         depth = max(call.depth for call in self.calls)
         for (transformer, kind), layers in self.exit_layers.items():
-            axes.step([step + 1 for step in layers], list(layers.values()), where="mid", label=f"{transformer}, {kind}")
+            steps = [step + 1 for step in layers]
+            axes.plot(steps, list(layers.values()), "o-", drawstyle="steps-mid", label=f"{transformer}, {kind}")
         axes.set(
             xlabel="sampling step",
             ylabel=f"layers run (of {depth})",
