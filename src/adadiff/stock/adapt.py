@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ from adadiff.stock.estimators import EstimatorFit
 from adadiff.stock.fitting import FittingHooks, Survey
 from adadiff.stock.heads import HeadFit
 from adadiff.stock.hooks import TransformerHooks
+from adadiff.stock.recorder import guidance_weights, steps_observed
 from adadiff.stock.samples import StockSampler
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import depth_of, kept, switch_on, transformers_of
@@ -85,6 +88,9 @@ class Fit(Protocol):
     def see(self, exit_: int, bin_: int, tokens: Tensor, early: Tensor, full: Tensor) -> None:
         """Take what an exit reads and predicts in one call."""
 
+    def end_step(self, weights: Tensor | None, samples: int) -> None:
+        """Take by which weights the predictions of a step were combined, and of how many samples they are."""
+
 
 @dataclass(frozen=True)
 class Samplings:
@@ -113,9 +119,21 @@ class Samplings:
 
         switch_on(self.sampler.pipe, NeverExit(), self.layers, make_hooks=hooks)
         first, last = round_ * self.samples, (round_ + 1) * self.samples
-        self.sampler([first])
-        for start in range(first + 1, last, self.batch_size):
-            self.sampler(range(start, min(start + self.batch_size, last)))
+        starts = (first, *range(first + 1, last, self.batch_size), last)
+        for start, end in itertools.pairwise(starts):
+            with steps_observed(self.sampler.pipe.scheduler, partial(_end_step, surveys, fits, end - start)):
+                self.sampler(range(start, end))
+
+
+def _end_step(surveys: Mapping[str, Survey], fits: Mapping[str, Fit], samples: int, combined: Tensor) -> None:
+    """Find out how the predictions of a step were combined; `combined` is what the scheduler gets."""
+    for name, survey in surveys.items():
+        full, survey.predictions = survey.predictions, []
+        weights = None
+        if sum(map(len, full)) > samples and not any(len(each) % samples for each in full):
+            parts = [part for each in full for part in each.view(-1, samples, each.shape[1])]
+            weights, _ = guidance_weights(parts, combined, samples)
+        fits[name].end_step(weights, samples)
 
 
 def fitted(samplings: Samplings, exits: tuple[int, ...], bins: int) -> Adaptation:

@@ -72,9 +72,9 @@ class FittedExits:
     errors: Tensor
 
     def head(self, layer: int, time: float) -> Tensor | None:
-        """Return the head of an exit, (out, width + 1); None after layers for which none was fitted."""
+        """Return the head of an exit at a time, (out, width + 1); None after layers for which none was fitted."""
         exits = self.settings.exits
-        return self.heads[exits.index(layer), self._bin(time)] if layer in exits else None
+        return self._at(time, self.heads[exits.index(layer)]) if layer in exits else None
 
     def uncertainty(self, layer: int, time: float, tokens: Tensor) -> Tensor:
         """Return the uncertainty of each row after an exit layer, (rows,) float32 in [0, 1), on the CPU.
@@ -87,7 +87,7 @@ class FittedExits:
             time: The time that the transformer is given.
             tokens: What the projection reads, (rows, tokens, width).
         """
-        estimator = self.estimators[self.settings.exits.index(layer), self._bin(time)]
+        estimator = self._at(time, self.estimators[self.settings.exits.index(layer)])
         return applied(estimator[None], tokens.float().mean(1))[:, 0].exp().tanh().cpu()
 
     def check(self, model: nn.Module, policy: ExitPolicy) -> None:
@@ -115,8 +115,14 @@ class FittedExits:
                     f"{', '.join(map(str, settings.exits))}"
                 )
 
-    def _bin(self, time: float) -> int:
-        return min(range(len(self.settings.times)), key=lambda bin_: abs(self.settings.times[bin_] - time))
+    def _at(self, time: float, values: Tensor) -> Tensor:
+        """Interpolate between the bins, so that nothing jumps from one step to the next; `values` are (bins, ...)."""
+        times = self.settings.times
+        below = max((bin_ for bin_, each in enumerate(times) if each <= time), key=times.__getitem__, default=None)
+        above = min((bin_ for bin_, each in enumerate(times) if each >= time), key=times.__getitem__, default=None)
+        if below is None or above is None or times[below] == times[above]:
+            return values[below if above is None else above]
+        return values[below].lerp(values[above], (time - times[below]) / (times[above] - times[below]))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ class EstimatorFit:
         relative = (squares[:, 1] / squares[:, 2]).sqrt().clamp(min=SMALLEST)
         self.sums.add(exit_, bin_, tokens.float().mean(1), relative.log()[:, None])
 
+    def end_step(self, weights: Tensor | None, samples: int) -> None:
+        """Take how the predictions of a step were combined, which is of no use here: each row has an estimate."""
+
     def solve(self) -> Tensor:
         """Return the estimators, (exits, bins, width + 1) float32."""
         return self.sums.solve(RIDGE)[:, :, 0]

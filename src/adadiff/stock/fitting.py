@@ -34,6 +34,7 @@ class Survey:
         projection: Name of the model's last linear map; empty until the first call.
         row_inputs: Which arguments have an entry for each row.
         row_inputs_known: Whether batches of all sizes were seen.
+        predictions: The full predictions of the present step, (rows, values) float32 each.
         separable: Whether a row that goes on alone from an exit is predicted as in its batch; None if not tried yet.
     """
 
@@ -41,6 +42,7 @@ class Survey:
         self.exits, self.bins = exits, bins
         self.projection = ""
         self.row_inputs, self.row_inputs_known = RowInputs(), False
+        self.predictions: list[Tensor] = []
         self.separable: bool | None = None
         self._times: list[set[float]] = [set() for _ in range(bins)]
         self._costs: dict[Kind, LayerCosts] = {}
@@ -105,6 +107,7 @@ class FittingHooks(ProjectionHooks):
         assert self.projection is not None
         inputs, rows = plan.measured[self.survey.exits[0]], output_rows(output)[0]
         final, errors = by_rows(self.projection.output, rows), {}
+        self.survey.predictions.append(full.view(rows, -1))
         self.survey.row_inputs.observe(self.bound(inputs).arguments, rows)
         for position, layer in enumerate(self.survey.exits):
             if plan.taps.ran(layer):

@@ -7,6 +7,8 @@ and bin of the sampling time, on the model's own samplings, from sums alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ TINY = 1e-12  # spread that tokens have at least, so that equal ones can be solv
 class HeadFit:
     """Fits the heads of one transformer's exits.
 
+    Guidance multiplies the differences between conditional and unconditional predictions, and so those of their errors.
+    The heads are fitted to the single predictions and to their combinations alike.
+
     Args:
         exits: Number of exits.
         bins: Number of bins of the time.
@@ -23,6 +28,7 @@ class HeadFit:
 
     def __init__(self, exits: int, bins: int) -> None:
         self.sums = RidgeSums(exits, bins)
+        self._step: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}  # of this step, by exit and bin
 
     def see(self, exit_: int, bin_: int, tokens: Tensor, early: Tensor, full: Tensor) -> None:
         """Take what an exit reads and predicts in one call.
@@ -34,11 +40,32 @@ class HeadFit:
             early: What it returns, (rows, tokens, out).
             full: What it returns after all layers, (rows, tokens, out).
         """
-        self.sums.add(exit_, bin_, tokens, full.double() - early.double())
+        wanted = full.float() - early.float()
+        self.sums.add(exit_, bin_, tokens, wanted)
+        self._step.setdefault((exit_, bin_), []).append((tokens, wanted))
+
+    def end_step(self, weights: Tensor | None, samples: int) -> None:
+        """Take how the predictions of the step were combined.
+
+        Args:
+            weights: The weight of each prediction of a sample, (parts,); None if they were not combined.
+            samples: Number of samples; each has a row in every part.
+        """
+        for (exit_, bin_), calls in self._step.items():
+            if weights is not None:
+                tokens, wanted = (_combined(parts, weights, samples) for parts in zip(*calls, strict=True))
+                self.sums.add(exit_, bin_, tokens, wanted)
+        self._step.clear()
 
     def solve(self) -> Tensor:
         """Return the heads, (exits, bins, out, width + 1) float32."""
         return self.sums.solve(RIDGE)
+
+
+def _combined(calls: Sequence[Tensor], weights: Tensor, samples: int) -> Tensor:
+    """Combine the rows of all calls that belong to one sample: (samples, tokens, width) float32."""
+    parts = torch.cat([each.float().unflatten(0, (-1, samples)) for each in calls])  # (parts, samples, tokens, width)
+    return torch.einsum("p,pstw->stw", weights.to(parts), parts)
 
 
 class RidgeSums:

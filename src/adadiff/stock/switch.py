@@ -132,7 +132,7 @@ def switch_on(
 def recording(pipe: Any, recorder: ExitRecorder, layers: Sequence[str] | None = None) -> Iterator[None]:
     """Let a pipeline run all layers and record what every exit would have predicted."""
     switch_on(pipe, NeverExit(), layers, recorder=recorder)
-    with steps_observed(pipe.scheduler, recorder):
+    with steps_observed(pipe.scheduler, recorder.end_step):
         yield
 
 
