@@ -65,7 +65,7 @@ class ThresholdExit(ExitPolicy):
         return len(self.tau) if isinstance(self.tau, tuple) and self.per == "step" else None
 
     def stretched(self, num_steps: int) -> ExitPolicy:
-        if self.num_steps is not None:
+        if isinstance(self.tau, tuple) and self.per == "step":
             return replace(self, tau=stretched_rows(self.tau, num_steps))
         return self
 

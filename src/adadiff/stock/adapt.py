@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from adadiff.policies import NeverExit
 from adadiff.stock.adaptation import Adaptation, FittedExits, Settings
 from adadiff.stock.estimators import EstimatorFit
+from adadiff.stock.exits import checked_exits
 from adadiff.stock.fitting import FittingHooks, Survey
 from adadiff.stock.heads import HeadFit
 from adadiff.stock.hooks import TransformerHooks
@@ -26,7 +26,6 @@ from adadiff.stock.trajectory import PipelineState
 from adadiff.stock.views import Blocks
 from adadiff.utils.errors import InputError
 
-EXITS = 6
 SEED = 0
 
 
@@ -53,7 +52,7 @@ def adapt(
         pipe: A diffusers pipeline with one or several transformers.
         prompts: What to sample, in turn: values of the pipeline's argument `prompt` (or of its first argument, such as
             `class_labels`), or dictionaries of several arguments.
-        exits: Exit layers to fit for, in 1..N-1; by default at most 6, evenly spaced.
+        exits: Exit layers to fit for, in 1..N-1; by default at most 8, closer together at the beginning.
         samples: Number of samples to fit the heads on, at least 2; as many fresh ones for the estimators.
         batch_size: Samples per call of the pipeline.
         bins: Number of bins that the steps of a sampling are divided into; each has heads and estimators of its own.
@@ -166,20 +165,3 @@ def _exits(survey: Survey, fit: EstimatorFit) -> FittedExits:
         survey.projection, survey.exits, times, survey.costs, survey.row_inputs.known, bool(survey.separable)
     )
     return FittedExits(settings, fit.heads[:, called], fit.solve()[:, called], fit.errors()[:, called])
-
-
-def checked_exits(exits: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """Return exit layers in order; by default at most `EXITS`, evenly spaced.
-
-    Raises:
-        InputError: If they are not in 1..N-1.
-    """
-    if depth < 2:
-        raise InputError("the transformer has a single layer: there is nothing to leave out")
-    if exits is None:
-        count = min(EXITS, depth - 1)
-        return tuple(int(layer) for layer in np.linspace(0, depth, count + 2)[1:-1].round())
-    chosen = tuple(sorted(set(exits)))
-    if not chosen or not all(1 <= layer < depth for layer in chosen):
-        raise InputError(f"exits is {tuple(exits)}: name layers in 1 to {depth - 1}")
-    return chosen

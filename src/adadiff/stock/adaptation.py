@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import unwrap_module
@@ -93,11 +92,8 @@ class FittedExits:
     def check(self, model: nn.Module, policy: ExitPolicy) -> None:
         """Raise InputError if the exits do not fit a transformer, or the policy needs what they do not have."""
         settings, (out, width) = self.settings, self.heads.shape[2:]
-        try:
-            projection = model.get_submodule(settings.projection)
-        except AttributeError:
-            projection = None
-        if projection is None or (projection.in_features, projection.out_features) != (width - 1, out):
+        projection = dict(model.named_modules()).get(settings.projection)
+        if [getattr(projection, name, 0) for name in ("in_features", "out_features")] != [width - 1, out]:
             raise InputError(
                 f"the adaptation was fitted for another transformer: {type(model).__name__} has no linear map "
                 f"{settings.projection} from {width - 1} to {out} values"

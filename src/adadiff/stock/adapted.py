@@ -160,4 +160,3 @@ class AdaptedHooks(ProjectionHooks):
         kind, depth = plan.kind, self.blocks.depth
         values = sum(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
         return Call(kind.transformer, int(plan.step), kind.name, max(ran), depth, False, values, compute, ran)
-

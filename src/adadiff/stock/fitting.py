@@ -99,9 +99,7 @@ class FittingHooks(ProjectionHooks):
         measured = {layer: tree_map(lambda leaf: leaf, inputs) for layer in self.survey.exits}
         taps = self.blocks.tap(self.survey.exits)
         self.projection.place()
-        return Plan(
-            trajectory, kind, step, self.blocks.depth, trajectory.corrections_of(kind), measured, taps
-        )
+        return Plan(trajectory, kind, step, self.blocks.depth, trajectory.corrections_of(kind), measured, taps)
 
     def _measure(self, module: nn.Module, plan: Plan, full: Tensor, output: Any) -> None:
         assert self.projection is not None
@@ -119,9 +117,7 @@ class FittingHooks(ProjectionHooks):
         if self.survey.row_inputs_known and self.survey.separable is None:
             self.survey.separable = self._separable(module, plan, rows, final, errors)
 
-    def _separable(
-        self, module: nn.Module, plan: Plan, rows: int, final: Tensor, errors: dict[int, float]
-    ) -> bool:
+    def _separable(self, module: nn.Module, plan: Plan, rows: int, final: Tensor, errors: dict[int, float]) -> bool:
         """Return whether the last row, going on alone from each exit, is predicted as in its batch.
 
         Args:

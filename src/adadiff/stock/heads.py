@@ -15,6 +15,7 @@ from torch import Tensor
 RIDGE = 0.03
 TINY = 1e-12  # spread that tokens have at least, so that equal ones can be solved for
 
+
 class HeadFit:
     """Fits the heads of one transformer's exits.
 
@@ -116,7 +117,9 @@ class RidgeSums:
         means = moments[..., -1, :-1] / counts.clamp(min=1)[..., None]  # (exits, bins, width)
         squares = moments.diagonal(dim1=-2, dim2=-1)[..., :-1]
         spread = (squares - counts[..., None] * means.square()).sum(-1) / counts.clamp(min=1)  # (exits, bins)
-        pull = torch.ones_like(moments[..., 0]) * (ridge * spread.clamp(min=TINY))[..., None]  # (exits, bins, width + 1)
+        pull = (
+            torch.ones_like(moments[..., 0]) * (ridge * spread.clamp(min=TINY))[..., None]
+        )  # (exits, bins, width + 1)
         pull[..., -1] = (counts == 0).to(pull)
         return torch.linalg.solve(moments + torch.diag_embed(pull), self.targets).mT.float().cpu()
 

@@ -142,7 +142,9 @@ def guidance_weights(full: Sequence[Tensor], combined: Tensor, samples: int) -> 
     values = target.shape[1]
     if any(each.shape[1] < values for each in full):
         return None, values
-    return _weights(torch.stack([each[:, :values] for each in full]), target), values  # a variance comes after the noise
+    return _weights(
+        torch.stack([each[:, :values] for each in full]), target
+    ), values  # a variance comes after the noise
 
 
 def _weights(full: Tensor, target: Tensor) -> Tensor | None:

@@ -24,8 +24,8 @@ class StockSampler:
     Args:
         pipe: A diffusers pipeline.
         prompts: What each sample is conditioned on, given in turn: values of the pipeline's argument `prompt` (of its
-            first argument, such as `class_labels`, if it has no `prompt`), or dictionaries of several arguments. Tensors, such as the embedding
-            of a prompt, are stacked.
+            first argument, such as `class_labels`, if it has no `prompt`), or dictionaries of several arguments.
+            Tensors, such as the embedding of a prompt, are stacked.
         seed: Seed of the noise: sample k is drawn with a generator seeded with `seed + k`.
         arguments: The other arguments of every call, such as `num_inference_steps`.
 

@@ -57,9 +57,9 @@ def enable(
             as `ThresholdExit`.
 
     Raises:
-        InputError: If the policy reads uncertainties and there is no adaptation, or it names layers that a transformer does not have, the pipeline has
-            a U-Net, its transformer is unknown or has a cache of diffusers enabled, or another pipeline's scheduler
-            drives its transformer.
+        InputError: If the policy reads uncertainties and there is no adaptation, or it names layers that a transformer
+            does not have, the adaptation is another transformer's, the pipeline has a U-Net, its transformer is unknown
+            or has a cache of diffusers enabled, or another pipeline's scheduler drives its transformer.
 
     Examples:
         >>> import adadiff

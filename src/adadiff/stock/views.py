@@ -164,7 +164,15 @@ class Blocks:
     def replayed(self, layer: int, taps: Taps, until: int | None = None) -> Iterator[Taps]:
         """Let forward passes start from what the tapped `layer` returned, and run no layer, or those up to `until`.
 
-        Yields the taps of what `until` returns, if it is not the last layer, and of the refiners. The tap stands at all places up to its own, since ControlNets add to the tokens by the number of the block.
+        The tap stands at all places up to its own, since ControlNets add to the tokens by the number of the block.
+
+        Args:
+            layer: The tapped layer.
+            taps: What it returned, and the refiners.
+            until: The last layer to run; None to run none.
+
+        Yields:
+            The taps of what `until` returns, unless it is the last layer, and of the refiners.
         """
         run: dict[str, dict[int, nn.Module]] = {name: {} for name in self._layer_lists()}
         for (name, place), tap in taps.exits[layer].items():
