@@ -7,7 +7,9 @@ and runs to the next exit layer or the last one. Only the embeddings and the hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -121,7 +123,7 @@ class AdaptedHooks(ProjectionHooks):
         layers = torch.full((rows,), depth)
         uncertainty = torch.full((rows, depth), torch.nan)
         remaining, taps = torch.arange(rows), plan.taps
-        for stop, following in zip(plan.stops, (*plan.stops[1:], depth), strict=True):
+        for stop, following in itertools.pairwise((*plan.stops, depth)):
             if policy.reads_uncertainty(int(plan.step), stop):
                 tokens = by_rows(self._projection.tokens, len(remaining))
                 uncertainty[remaining, stop - 1] = self.fitted.uncertainty(stop, self._time, tokens)
@@ -150,12 +152,26 @@ class AdaptedHooks(ProjectionHooks):
         with head, self.blocks.replayed(stop, taps, following) as next_taps:
             return module.forward(*bound.args, **bound.kwargs), next_taps
 
+    def _call(self, plan: Plan, corrected: bool, leaves: Sequence[Any]) -> Call:
+        call, costs = super()._call(plan, corrected, leaves), self.state.costs.get(self.name)
+        if call.compute is None or costs is None:
+            return call
+        fitted = sum(layer in self.fitted.settings.exits for layer in (plan.layer, *plan.measured))
+        return replace(call, compute=call.compute + fitted * costs.projection)
+
     def _call_by_rows(self, plan: RowPlan, output: Any, layers: Tensor) -> Call:
         ran = tuple(layers.tolist())
         costs = self.state.costs.get(self.name)
         compute = None
         if costs is not None:
-            each = [costs.of(layer, read_off=sum(stop < layer for stop in plan.stops)) for layer in ran]
+            each = [
+                costs.of(
+                    layer,
+                    read_off=sum(stop < layer for stop in plan.stops),
+                    fitted=sum(stop <= layer for stop in plan.stops),
+                )
+                for layer in ran
+            ]
             compute = sum(each) / len(each)
         kind, depth = plan.kind, self.blocks.depth
         values = sum(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

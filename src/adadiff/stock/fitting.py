@@ -57,7 +57,8 @@ class Survey:
         """Count the FLOPs of a kind of call, the first time it is seen."""
         if kind not in self._costs:
             args, kwargs = tree_map(lambda leaf: leaf, inputs)
-            self._costs[kind] = count_costs(module, blocks, args, kwargs)
+            projection = blocks.model.get_submodule(self.projection)
+            self._costs[kind] = count_costs(module, blocks, args, kwargs, projection)
 
     @property
     def costs(self) -> LayerCosts:
