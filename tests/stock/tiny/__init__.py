@@ -26,6 +26,7 @@ from tests.stock.tiny.images import (
     sd3_img2img,
     zimage,
 )
+from tests.stock.tiny.more import allegro, cogview3plus, cogview4, hunyuanvideo, mochi
 from tests.stock.tiny.parts import STEPS, TinyPipeline, noise, prompts
 from tests.stock.tiny.videos import cogvideox, latte, ltx, wan
 
@@ -35,7 +36,7 @@ FAMILIES: dict[str, Callable[..., TinyPipeline]] = {
     builder.__name__: builder
     for builder in (
         *(auraflow, chroma, cogvideox, dit, flux, hunyuandit, latte, ltx, lumina2, pixart, qwen, sana, sd3, wan),
-        zimage,
+        *(zimage, allegro, cogview3plus, cogview4, hunyuanvideo, mochi),
     )
 }
 
