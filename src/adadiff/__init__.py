@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from adadiff.policies.stored import load_policy
     from adadiff.runtime.trace import Trace
+    from adadiff.stock.adapt import adapt
     from adadiff.stock.switch import disable, enable, trace
 else:
     __getattr__, __dir__ = lazy_names(
@@ -43,6 +44,7 @@ else:
                 "ThresholdExit",
             ],
             "adadiff.policies.stored": ["load_policy"],
+            "adadiff.stock.adapt": ["adapt"],
             "adadiff.stock.switch": ["disable", "enable", "trace"],
         },
     )
@@ -63,6 +65,7 @@ __all__ = [
     "TableExit",
     "ThresholdExit",
     "Trace",
+    "adapt",
     "calibrate",
     "disable",
     "enable",

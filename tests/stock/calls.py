@@ -32,6 +32,14 @@ def schedule(tiny: TinyPipeline, steps: int = STEPS, layer: int = 2) -> Correcte
     return CorrectedScheduleExit(tuple(depth if step < 2 or step % 3 == 0 else layer for step in range(steps)))
 
 
+def numbered(tiny: TinyPipeline) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The prompts of a pipeline's two samples, and the other arguments of its call, for sampling by number."""
+    arguments = {name: value for name, value in tiny.arguments.items() if name != "output_type"}
+    names = [name for name, value in arguments.items() if isinstance(value, (Tensor, list))]
+    each = {name: arguments.pop(name) for name in names}
+    return [{name: value[k] for name, value in each.items()} for k in range(2)], arguments
+
+
 def first_call(tiny: TinyPipeline) -> tuple[Any, Any]:
     """Arguments of the first call that the pipeline makes of its transformer."""
     seen: list[Any] = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import adadiff
-from tests.stock.calls import schedule
+from tests.stock.calls import numbered, schedule
 from tests.stock.tiny import TinyPipeline, build
 
 OFFLOADS: dict[str, Callable[[TinyPipeline], Any]] = {
@@ -106,3 +106,23 @@ def test_a_compiled_model_samples_the_same_and_is_compiled_once(how: Any, order:
     assert 0 < made == len(graphs)
     adadiff.disable(tiny.pipe)
     assert not torch.equal(tiny(), wanted)
+
+
+@pytest.mark.parametrize("how", [compile_whole, compile_in_place, compile_blocks])
+@pytest.mark.parametrize("policy", [adadiff.ThresholdExit(0.05), adadiff.CorrectedScheduleExit((3, 3, 1, 3, 1, 1))])
+def test_fitted_exits_work_in_compiled_and_offloaded_models(policy: adadiff.ExitPolicy, how: Any):
+    torch._dynamo.reset()
+    tiny = build("flux", double=1, single=2)
+    prompts, arguments = numbered(tiny)
+    adaptation = adadiff.adapt(tiny.pipe, prompts, samples=2, bins=3, **arguments)
+    adadiff.enable(tiny.pipe, policy, adaptation=adaptation)
+    wanted = tiny()
+    assert adadiff.trace(tiny.pipe).layer_fraction < 1
+    OFFLOADS["leaves"](tiny)
+    torch.testing.assert_close(tiny(), wanted, rtol=1e-5, atol=1e-5)
+    adadiff.disable(tiny.pipe)
+    tiny = build("flux", double=1, single=2)
+    how(tiny, "eager")
+    adadiff.enable(tiny.pipe, policy, adaptation=adaptation)
+    for _ in range(2):
+        torch.testing.assert_close(tiny(), wanted, rtol=1e-5, atol=1e-5)

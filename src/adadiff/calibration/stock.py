@@ -25,6 +25,7 @@ from adadiff.policies import ExitPolicy, ScheduleExit
 from adadiff.runtime import PartFlops
 from adadiff.sampling import AdaptivePipeline
 from adadiff.stock.costs import LayerCosts
+from adadiff.stock.exits import checked_exits
 from adadiff.stock.recorder import ExitRecorder
 from adadiff.stock.samples import StockSampler
 from adadiff.stock.stored import StockContext, StockPolicy, stock_context
@@ -33,7 +34,6 @@ from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-MOST_EXITS = 8
 UNIT = 1e9  # FLOPs of a full call, since parts are whole numbers
 
 
@@ -195,7 +195,7 @@ def calibrate(
     goal = Goal(compute, error, speedup, confidence)
     check_request(goal, samples)
     sampler = StockSampler(pipe, prompts, seed, arguments)
-    chosen = _checked_exits(exits, depth_of(pipe, layers))
+    chosen = checked_exits(exits, depth_of(pipe, layers))
     with kept_after_errors(pipe):
         sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
         found = calibrated(sampling, goal, samples, metric, (CorrectedSchedule(),), batch_size, keep)
@@ -212,27 +212,3 @@ def calibrate(
             100 * found.checked.compute,
         )
     return found
-
-
-def default_exits(depth: int) -> tuple[int, ...]:
-    """Return at most `MOST_EXITS` early exit layers of a model of `depth` layers, closer together at the beginning.
-
-    Examples:
-        >>> default_exits(6), default_exits(28)
-        ((1, 2, 3, 4, 5), (1, 2, 3, 4, 7, 10, 17, 27))
-    """
-    if depth <= MOST_EXITS + 1:
-        return tuple(range(1, depth))
-    spaced = np.geomspace(1, depth - 1, MOST_EXITS).round().astype(int)
-    return tuple(int(layer) for layer in np.unique(spaced))
-
-
-def _checked_exits(exits: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    if depth < 2:
-        raise InputError("the transformer has a single layer: there is nothing to leave out")
-    if exits is None:
-        return default_exits(depth)
-    chosen = tuple(sorted(set(exits)))
-    if not chosen or not all(1 <= layer < depth for layer in chosen):
-        raise InputError(f"exits is {tuple(exits)}: name layers in 1 to {depth - 1}")
-    return chosen

@@ -113,6 +113,11 @@ class ExitPolicy(ABC):
     def check(self, depth: int, num_steps: int) -> None:  # noqa: B027 - most policies fit any model
         """Raise InputError if the policy does not fit a model of `depth` layers or sampling with `num_steps` steps."""
 
+    @property
+    def num_steps(self) -> int | None:
+        """Number of sampling steps that the policy has rules for; None if it fits any number."""
+        return None
+
     def stretched(self, num_steps: int) -> ExitPolicy:
         """Return the policy for another number of sampling steps.
 

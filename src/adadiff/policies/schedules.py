@@ -89,6 +89,10 @@ class ScheduleExit(ExitPolicy):
         for layer in self.layers:
             check_layer("an exit layer", layer, depth)
 
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.layers)
+
     def stretched(self, num_steps: int) -> ExitPolicy:
         return replace(self, layers=stretched_rows(self.layers, num_steps))
 

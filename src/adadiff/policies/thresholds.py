@@ -60,6 +60,10 @@ class ThresholdExit(ExitPolicy):
             if len(self.tau) != wanted:
                 raise InputError(f"tau has {len(self.tau)} values: give one number, or one per {self.per}, {wanted}")
 
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.tau) if isinstance(self.tau, tuple) and self.per == "step" else None
+
     def stretched(self, num_steps: int) -> ExitPolicy:
         if isinstance(self.tau, tuple) and self.per == "step":
             return replace(self, tau=stretched_rows(self.tau, num_steps))
@@ -118,6 +122,10 @@ class TableExit(ExitPolicy):
         for row in self.thresholds:
             if len(row) != depth - 1:
                 raise InputError(f"the table has rows of {len(row)}: give one threshold for layers 1 to {depth - 1}")
+
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.thresholds)
 
     def stretched(self, num_steps: int) -> ExitPolicy:
         return replace(self, thresholds=stretched_rows(self.thresholds, num_steps))

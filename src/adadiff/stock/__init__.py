@@ -1,5 +1,7 @@
-"""Adaptive depth in any stock diffusers pipeline: enable it, disable it, see which layers ran."""
+"""Adaptive depth in any stock diffusers pipeline: enable it, disable it, adapt it, see which layers ran."""
 
+from adadiff.stock.adapt import adapt
+from adadiff.stock.adaptation import Adaptation, FittedExits
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.families import FAMILIES, REFUSED, Family
 from adadiff.stock.record import Call, StockTrace
@@ -10,13 +12,16 @@ from adadiff.stock.switch import disable, enable, trace
 __all__ = [
     "FAMILIES",
     "REFUSED",
+    "Adaptation",
     "Call",
     "Family",
+    "FittedExits",
     "LayerCosts",
     "StockContext",
     "StockPolicy",
     "StockSampler",
     "StockTrace",
+    "adapt",
     "disable",
     "enable",
     "trace",

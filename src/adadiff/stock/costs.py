@@ -23,6 +23,7 @@ class LayerCosts:
         head: Of all else outside the layers: embeddings, the last norm and projection. Reading a prediction off from
             the tokens that a layer returned costs it again.
         layers: Of layers 1..N.
+        projection: Of the last linear map, which is a part of the head, and so of a fitted exit head; 0 if unknown.
 
     Examples:
         >>> costs = LayerCosts(refiners=0.0, head=0.04, layers=(0.24, 0.24, 0.24, 0.24))
@@ -33,18 +34,23 @@ class LayerCosts:
     refiners: float
     head: float
     layers: tuple[float, ...]
+    projection: float = 0.0
 
-    def of(self, layer: int, read_off: int = 0) -> float:
+    def of(self, layer: int, read_off: int = 0, fitted: int = 0) -> float:
         """Return the FLOPs of a call over those of a full one.
 
         Args:
             layer: Number of layers run, 0..N.
-            read_off: Number of early exits that are read off besides, to measure their corrections.
+            read_off: Number of early exits that are read off besides, to measure their corrections or uncertainties.
+            fitted: Number of exits, among all that are read off, with a fitted head.
         """
-        return round(self.refiners + sum(self.layers[:layer]) + self.head * (1 + read_off), 12)
+        heads = self.head * (1 + read_off) + self.projection * fitted
+        return round(self.refiners + sum(self.layers[:layer]) + heads, 12)
 
 
-def count_costs(module: nn.Module, blocks: Blocks, args: Any, kwargs: Any) -> LayerCosts:
+def count_costs(
+    module: nn.Module, blocks: Blocks, args: Any, kwargs: Any, projection: nn.Module | None = None
+) -> LayerCosts:
     """Count the FLOPs of a full call, of each layer and of what is outside of the layers.
 
     Args:
@@ -52,8 +58,9 @@ def count_costs(module: nn.Module, blocks: Blocks, args: Any, kwargs: Any) -> La
         blocks: Its layers.
         args: Arguments of the call.
         kwargs: Arguments by name.
+        projection: The last linear map, if its share is to be counted.
     """
-    counter = FlopCounterMode(display=False)
+    counter, last = FlopCounterMode(display=False), [] if projection is None else [projection]
     spent: dict[nn.Module, int] = {}
 
     def begin(block: nn.Module, *_: Any) -> None:
@@ -63,14 +70,14 @@ def count_costs(module: nn.Module, blocks: Blocks, args: Any, kwargs: Any) -> La
         spent[block] += counter.get_total_flops()
 
     with ExitStack() as hooks, torch.no_grad(), counter:
-        for block in blocks.all():
+        for block in (*blocks.all(), *last):
             hooks.callback(block.register_forward_pre_hook(begin).remove)
             hooks.callback(block.register_forward_hook(end).remove)
         module.forward(*args, **kwargs)
     total = counter.get_total_flops()
     layers = tuple(_share(blocks.of_layer(layer), spent, total) for layer in range(1, blocks.depth + 1))
     refiners = _share(blocks.refiners(), spent, total)
-    return LayerCosts(refiners, 1 - refiners - sum(layers), layers)
+    return LayerCosts(refiners, 1 - refiners - sum(layers), layers, _share(last, spent, total))
 
 
 def mean_costs(costs: Iterable[LayerCosts]) -> LayerCosts:
@@ -81,6 +88,7 @@ def mean_costs(costs: Iterable[LayerCosts]) -> LayerCosts:
         sum(cost.refiners for cost in each) / len(each),
         sum(cost.head for cost in each) / len(each),
         tuple(sum(shares) / len(each) for shares in layers),
+        sum(cost.projection for cost in each) / len(each),
     )
 
 

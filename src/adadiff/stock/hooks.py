@@ -64,14 +64,18 @@ class TransformerHooks:
 
     def __init__(self, component: nn.Module, name: str, blocks: Blocks, state: PipelineState) -> None:
         self.model, self.name, self.blocks, self.state = blocks.model, name, blocks, state
-        self._time_name, self._signature = time_name(self.model), inspect.signature(type(self.model).forward)
+        self._time_name, self._signature = time_name(self.model), _signature_of(self.model)
         self._plan: Plan | None = None
         self._caller: dict[str, int] = {}  # the thread whose call is in progress, and any that interfered
+        self.attach(component)
+
+    def attach(self, component: nn.Module) -> None:
+        """Register the hooks, again if they were removed."""
         self._handles = [
             component.register_forward_pre_hook(self.before, with_kwargs=True),
             component.register_forward_hook(self.after, with_kwargs=True, always_call=True),
         ]
-        self.names = CallNames(self.model, state.forget)
+        self.names = CallNames(self.model, self.state.forget)
         self.model.__dict__[ATTRIBUTE] = self
 
     def remove(self) -> None:
@@ -82,14 +86,18 @@ class TransformerHooks:
         self.blocks.restore()
         del self.model.__dict__[ATTRIBUTE]
 
+    def bound(self, inputs: tuple[Any, Any]) -> inspect.BoundArguments:
+        """Return the arguments of a call, and those by name, by the names of all."""
+        args, kwargs = inputs
+        return self._signature.bind_partial(*args, **kwargs)
+
     @torch.compiler.disable
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Cut the model for the call that begins."""
         self._begin_call()
         if torch.is_grad_enabled():
             return
-        arguments = self._signature.bind_partial(self.model, *args, **kwargs).arguments
-        arguments.pop("self", None)
+        arguments = self.bound((args, kwargs)).arguments
         check_arguments(self.blocks.family, arguments)
         if self.model.training:
             raise InputError(f"the transformer is in training mode: call pipe.{self.name}.eval() before sampling")
@@ -134,11 +142,15 @@ class TransformerHooks:
             self._plan = None
             self.state.forget()
 
+    def _kind(self, trajectory: Trajectory, reading: Reading, sample: Any) -> Kind:
+        """Return which kind of call this is."""
+        shapes = tuple(leaf.shape for leaf in tree_leaves(sample) if isinstance(leaf, Tensor))
+        return trajectory.kind(self.name, self.names.name, shapes, reading.time)
+
     def _planned(self, trajectory: Trajectory, reading: Reading, sample: Any, inputs: Any) -> Plan:
         """Decide what this call runs, and put the views in place."""
         blocks = self.blocks
-        shapes = tuple(leaf.shape for leaf in tree_leaves(sample) if isinstance(leaf, Tensor))
-        kind = trajectory.kind(self.name, self.names.name, shapes, reading.time)
+        kind = self._kind(trajectory, reading, sample)
         corrections = trajectory.corrections_of(kind)
         layer, measured = trajectory.decide(corrections, blocks.depth)
         if self.state.recorder is not None:
@@ -164,7 +176,7 @@ class TransformerHooks:
                 output = copied(output)
                 plan.taps.own()
             self._measure(module, plan, _packed(leaves), output)
-        self.state.check_call(plan.trajectory, _rows(output)[1])
+        self.state.check_call(plan.trajectory, output_rows(output)[1])
         plan.trajectory.record(plan.kind, self._call(plan, corrected, leaves), self.blocks.depth)
         return output
 
@@ -188,7 +200,7 @@ class TransformerHooks:
             args, kwargs = tree_map(lambda leaf: leaf, plan.measured[recorder.exits[0]])
             recorder.costs[plan.kind] = count_costs(module, self.blocks, args, kwargs)
         predictions = [*(self._early(module, plan, layer, full) for layer in plan.measured), full]
-        recorder.add(plan.kind, *_rows(output), predictions)
+        recorder.add(plan.kind, *output_rows(output), predictions)
 
     def _early(self, module: nn.Module, plan: Plan, layer: int, full: Tensor) -> Tensor:
         """Return the prediction after a layer whose output was tapped; the full one if the layer was left out.
@@ -204,13 +216,19 @@ class TransformerHooks:
             return _packed(tree_leaves(module.forward(*args, **kwargs)))
 
 
+def _signature_of(model: nn.Module) -> inspect.Signature:
+    """Return the signature of a model's forward method, without `self`."""
+    signature = inspect.signature(type(model).forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 def hooks_of(component: nn.Module) -> TransformerHooks | None:
     """Return the hooks of a pipeline's transformer; None if it has none."""
     hooks: TransformerHooks | None = unwrap_module(component).__dict__.get(ATTRIBUTE)
     return hooks
 
 
-def _rows(output: Any) -> tuple[int, tuple[int, ...]]:
+def output_rows(output: Any) -> tuple[int, tuple[int, ...]]:
     """Return how many rows an output has, and the shape of one; its first part is a tensor of all or a list of each."""
     rows = output
     if isinstance(output, (tuple, Mapping)):

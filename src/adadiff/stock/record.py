@@ -38,6 +38,8 @@ class Call:
         corrected: Whether an early prediction was corrected by what the later layers added at full steps.
         values: Number of values predicted, which is proportional to the number of samples.
         compute: FLOPs over those of a full call, corrections included; None if the costs of the layers are not known.
+        row_layers: Number of layers run for each row of the batch, where rows exit by themselves; `layers` is then the
+            largest of them.
     """
 
     transformer: str
@@ -48,6 +50,12 @@ class Call:
     corrected: bool
     values: int
     compute: float | None = None
+    row_layers: tuple[int, ...] = ()
+
+    @property
+    def mean_layers(self) -> float:
+        """Number of layers run, averaged over rows."""
+        return sum(self.row_layers) / len(self.row_layers) if self.row_layers else self.layers
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class StockTrace:
             InputError: If nothing was sampled since adadiff was enabled.
         """
         self._require_calls()
-        layers = sum(call.values * call.layers for call in self.calls)
+        layers = sum(call.values * call.mean_layers for call in self.calls)
         return layers / sum(call.values * call.depth for call in self.calls)
 
     @property
@@ -113,7 +121,7 @@ class StockTrace:
 
     @property
     def exit_layers(self) -> dict[tuple[str, str], dict[int, int]]:
-        """The number of layers run by step, for each transformer and kind of call."""
+        """The number of layers run by step, for each transformer and kind of call; of several rows the largest."""
         layers: dict[tuple[str, str], dict[int, int]] = {}
         for call in self.calls:
             layers.setdefault((call.transformer, call.kind), {})[call.step] = call.layers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,13 +95,13 @@ class ExitRecorder:
 
 
 @contextmanager
-def steps_observed(scheduler: Any, recorder: ExitRecorder) -> Iterator[None]:
-    """Give the recorder what the scheduler gets at each step."""
+def steps_observed(scheduler: Any, end_step: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call a function with what the scheduler gets at each step."""
     step = scheduler.step
 
     @functools.wraps(step)
     def observed(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        recorder.end_step(model_output)
+        end_step(model_output)
         return step(model_output, *args, **kwargs)
 
     scheduler.step = observed
@@ -121,14 +121,30 @@ def _combined_exits(predictions: list[Tensor], combined: Tensor, samples: int) -
         combined: What the scheduler gets, (samples, ...) or (2 * samples, ...) with both halves alike.
         samples: Number of samples.
     """
+    weights, values = guidance_weights([each[-1] for each in predictions], combined, samples)
+    if weights is None:
+        return torch.cat(predictions, dim=2)
+    parts = torch.stack([each[:, :, :values] for each in predictions])
+    return torch.einsum("p,pesv->esv", weights.to(parts), parts)
+
+
+def guidance_weights(full: Sequence[Tensor], combined: Tensor, samples: int) -> tuple[Tensor | None, int]:
+    """Return the weights by which a pipeline combined full predictions, (parts,), and how many values it combined.
+
+    The weights are None where none explain what the pipeline did.
+
+    Args:
+        full: What was predicted in each group of rows, (samples, values of a row) each.
+        combined: What the scheduler gets, (samples, ...) or (2 * samples, ...) with both halves alike.
+        samples: Number of samples.
+    """
     target = combined.float().flatten().view(-1, combined.numel() // len(combined))[:samples]
     values = target.shape[1]
-    if all(each.shape[2] >= values for each in predictions):
-        parts = torch.stack([each[:, :, :values] for each in predictions])  # a learned variance comes after the noise
-        weights = _weights(parts[:, -1], target)
-        if weights is not None:
-            return torch.einsum("p,pesv->esv", weights.to(parts), parts)
-    return torch.cat(predictions, dim=2)
+    if any(each.shape[1] < values for each in full):
+        return None, values
+    return _weights(
+        torch.stack([each[:, :values] for each in full]), target
+    ), values  # a variance comes after the noise
 
 
 def _weights(full: Tensor, target: Tensor) -> Tensor | None:

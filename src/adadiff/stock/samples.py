@@ -25,6 +25,7 @@ class StockSampler:
         pipe: A diffusers pipeline.
         prompts: What each sample is conditioned on, given in turn: values of the pipeline's argument `prompt` (of its
             first argument, such as `class_labels`, if it has no `prompt`), or dictionaries of several arguments.
+            Tensors, such as the embedding of a prompt, are stacked.
         seed: Seed of the noise: sample k is drawn with a generator seeded with `seed + k`.
         arguments: The other arguments of every call, such as `num_inference_steps`.
 
@@ -70,13 +71,20 @@ class StockSampler:
             samples = torch.stack([torch.as_tensor(np.asarray(each)) for each in samples])
         return torch.as_tensor(samples).float().cpu()
 
-    def _conditions(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
-        """Return the arguments of the samples, as lists with one value for each."""
+    def _conditions(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of the samples: lists with one value for each, or tensors with one row for each."""
         parameters = list(inspect.signature(type(self.pipe).__call__).parameters)
         name = "prompt" if "prompt" in parameters else parameters[1]
         chosen = [self.prompts[k % len(self.prompts)] for k in numbers]
         rows = [dict(each) if isinstance(each, Mapping) else {name: each} for each in chosen]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        return {name: _together([row[name] for row in rows]) for name in rows[0]}
+
+
+def _together(values: list[Any]) -> Any:
+    """Stack tensors of one shape, such as the embeddings of prompts; return other values as they are."""
+    if isinstance(values[0], Tensor) and len({each.shape for each in values}) == 1:
+        return torch.stack(values)
+    return values
 
 
 @contextmanager

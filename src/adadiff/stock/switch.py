@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ScheduleExit
+from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.stock.adaptation import Adaptation, known_in_advance
+from adadiff.stock.adapted import AdaptedHooks
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.families import family_of, time_name
 from adadiff.stock.hooks import TransformerHooks, hooks_of
@@ -24,8 +26,15 @@ from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+MakeHooks = Callable[[nn.Module, str, Blocks, PipelineState], TransformerHooks]
 
-def enable(pipe: Any, policy: ExitPolicy | StockPolicy | str | Path, layers: Sequence[str] | None = None) -> None:
+
+def enable(
+    pipe: Any,
+    policy: ExitPolicy | StockPolicy | str | Path,
+    layers: Sequence[str] | None = None,
+    adaptation: Adaptation | str | Path | None = None,
+) -> None:
     """Let a stock diffusers pipeline run only as many layers of its transformer as a policy asks for at each step.
 
     The pipeline is called as before. Its transformers' weights and methods stay as they are, nothing is trained, and
@@ -37,16 +46,20 @@ def enable(pipe: Any, policy: ExitPolicy | StockPolicy | str | Path, layers: Seq
 
     Args:
         pipe: A diffusers pipeline with one or several transformers.
-        policy: `NeverExit`, `FixedExit`, `ScheduleExit` or `CorrectedScheduleExit`; or a policy stored by `calibrate`:
+        policy: `NeverExit`, `FixedExit`, `ScheduleExit` or `CorrectedScheduleExit`, or any other one with an
+            adaptation; or a policy stored by `calibrate`:
             the policy, its folder, or the name of its repository on the Hugging Face Hub. Where the pipeline or a call
             is not what a stored policy was calibrated for, a warning says what differs.
         layers: Names of the transformers' lists of blocks, in the order they run, for models that adadiff does not
             know; two lists that run in turns are joined by `+`.
+        adaptation: What `adadiff.adapt` returned, or the folder it was saved in. Its exit heads are used where the
+            policy exits after a layer that has one, and its estimators let each sample exit by itself, by policies such
+            as `ThresholdExit`.
 
     Raises:
-        InputError: If the policy reads uncertainties or names layers that a transformer does not have, the pipeline has
-            a U-Net, its transformer is unknown or has a cache of diffusers enabled, or another pipeline's scheduler
-            drives its transformer.
+        InputError: If the policy reads uncertainties and there is no adaptation, or it names layers that a transformer
+            does not have, the adaptation is another transformer's, the pipeline has a U-Net, its transformer is unknown
+            or has a cache of diffusers enabled, or another pipeline's scheduler drives its transformer.
 
     Examples:
         >>> import adadiff
@@ -59,12 +72,14 @@ def enable(pipe: Any, policy: ExitPolicy | StockPolicy | str | Path, layers: Seq
         >>> adadiff.disable(pipe)
     """
     stored = StockPolicy.from_pretrained(policy) if isinstance(policy, (str, Path)) else policy
+    if isinstance(adaptation, (str, Path)):
+        adaptation = Adaptation.load(Path(adaptation))
     if not isinstance(stored, StockPolicy):
-        switch_on(pipe, stored, layers)
+        switch_on(pipe, stored, layers, adaptation=adaptation)
         return
     for difference in stored.differences_from(pipe, transformers_of(pipe)):
         logger.warning("the policy was calibrated for another pipeline: %s", difference)
-    switch_on(pipe, stored.policy, layers, stored.costs, stored)
+    switch_on(pipe, stored.policy, layers, stored.costs, stored, adaptation=adaptation)
 
 
 def switch_on(
@@ -74,6 +89,8 @@ def switch_on(
     costs: Mapping[str, LayerCosts] | None = None,
     stored: StockPolicy | None = None,
     recorder: ExitRecorder | None = None,
+    make_hooks: MakeHooks = TransformerHooks,
+    adaptation: Adaptation | None = None,
 ) -> None:
     """Let a pipeline follow a policy; see `enable` for the arguments and errors.
 
@@ -84,44 +101,60 @@ def switch_on(
         costs: What calls cost by the layers they run, by the transformer's name, if known.
         stored: What the policy was calibrated for, if it was.
         recorder: What records all exits, if they are to be recorded.
+        make_hooks: Makes the hooks of a transformer without adaptation.
+        adaptation: Fitted exits, if there are any.
     """
-    if not isinstance(policy, (NeverExit, FixedExit, ScheduleExit)):
+    if adaptation is None and not known_in_advance(policy):
         raise InputError(
-            f"{type(policy).__name__} decides by uncertainties, which stock transformers do not estimate: use "
-            "NeverExit, FixedExit, ScheduleExit or CorrectedScheduleExit"
+            f"{type(policy).__name__} decides by uncertainties, which stock transformers do not estimate: give it "
+            "adaptation=adadiff.adapt(pipe, prompts), or use NeverExit, FixedExit, ScheduleExit or "
+            "CorrectedScheduleExit"
         )
     transformers = transformers_of(pipe)
     blocks = {name: Blocks(unwrap_module(each), family_of(unwrap_module(each), layers)) for name, each in transformers}
     for name, component in transformers:
-        policy.check(blocks[name].depth, len(policy.layers) if isinstance(policy, ScheduleExit) else 1)
+        policy.check(blocks[name].depth, policy.num_steps or 1)
         time_name(unwrap_module(component))
         _check_free(pipe, component)
+    if adaptation is not None:
+        adaptation.check(transformers, policy)
+        costs = {**{name: each.settings.costs for name, each in adaptation.transformers.items()}, **(costs or {})}
     disable(pipe)
     state = PipelineState(pipe, policy, costs or {}, stored, recorder)
     for name, component in transformers:
-        TransformerHooks(component, name, blocks[name], state)
+        if adaptation is not None:
+            AdaptedHooks(component, name, blocks[name], state, adaptation.transformers[name])
+        else:
+            make_hooks(component, name, blocks[name], state)
 
 
 @contextmanager
 def recording(pipe: Any, recorder: ExitRecorder, layers: Sequence[str] | None = None) -> Iterator[None]:
     """Let a pipeline run all layers and record what every exit would have predicted."""
     switch_on(pipe, NeverExit(), layers, recorder=recorder)
-    with steps_observed(pipe.scheduler, recorder):
+    with steps_observed(pipe.scheduler, recorder.end_step):
         yield
 
 
 @contextmanager
 def kept_after_errors(pipe: Any) -> Iterator[None]:
     """Leave a pipeline enabled or disabled as it was before, if an error or an interruption ends the block."""
-    before = [(component, hooks_of(component)) for _, component in transformers_of(pipe)]
+    before = _attached(pipe)
     try:
         yield
     except BaseException:
-        disable(pipe)
-        for component, hooks in before:
-            if hooks is not None:
-                TransformerHooks(component, hooks.name, hooks.blocks, hooks.state)
+        _attach_again(pipe, before)
         raise
+
+
+@contextmanager
+def kept(pipe: Any) -> Iterator[None]:
+    """Leave a pipeline enabled or disabled as it was before the block."""
+    before = _attached(pipe)
+    try:
+        yield
+    finally:
+        _attach_again(pipe, before)
 
 
 def depth_of(pipe: Any, layers: Sequence[str] | None = None) -> int:
@@ -197,3 +230,15 @@ def _check_free(pipe: Any, component: nn.Module) -> None:
             "the transformer is shared with a pipeline that adadiff is enabled for: disable that one first, or give "
             "both pipelines one scheduler"
         )
+
+
+def _attached(pipe: Any) -> list[tuple[nn.Module, TransformerHooks]]:
+    """Return the pipeline's transformers that have hooks, with these."""
+    found = [(component, hooks_of(component)) for _, component in transformers_of(pipe)]
+    return [(component, hooks) for component, hooks in found if hooks is not None]
+
+
+def _attach_again(pipe: Any, before: list[tuple[nn.Module, TransformerHooks]]) -> None:
+    disable(pipe)
+    for component, hooks in before:
+        hooks.attach(component)

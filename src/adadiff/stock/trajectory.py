@@ -178,12 +178,12 @@ class PipelineState:
             self.trajectory.forget()
 
     def _stretched(self, steps: int) -> ExitPolicy:
-        policy = self.policy
-        if not isinstance(policy, ScheduleExit) or len(policy.layers) == steps:
+        policy, own = self.policy, self.policy.num_steps
+        if own is None or own == steps:
             return policy
         if steps not in self._warned:
             self._warned.add(steps)
-            logger.warning("the schedule has %d steps, and is stretched to the %d sampled", len(policy.layers), steps)
+            logger.warning("the schedule has %d steps, and is stretched to the %d sampled", own, steps)
         return policy.stretched(steps)
 
 

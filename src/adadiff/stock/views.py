@@ -153,32 +153,52 @@ class Blocks:
         """Let the next forward pass run the first `layer` layers, 0..N-1, and then the head."""
         self._place(self._made(layer, ())[0])
 
-    def tap(self, exits: Sequence[int]) -> Taps:
-        """Let the next forward pass run all layers and keep what those of the exits return."""
-        views, taps = self._made(self.depth, tuple(exits))
+    def tap(self, exits: Sequence[int], layer: int | None = None) -> Taps:
+        """Let the next forward pass run all layers, or the first `layer`, and keep what those of the exits return."""
+        views, taps = self._made(self.depth if layer is None else layer, tuple(exits))
         taps.forget()
         self._place(views)
         return taps
 
     @contextmanager
-    def replayed(self, layer: int, taps: Taps) -> Iterator[None]:
-        """Let forward passes run no layer, but start from what the tapped `layer` returned.
+    def replayed(self, layer: int, taps: Taps, until: int | None = None) -> Iterator[Taps]:
+        """Let forward passes start from what the tapped `layer` returned, and run no layer, or those up to `until`.
 
         The tap stands at all places up to its own, since ControlNets add to the tokens by the number of the block.
+
+        Args:
+            layer: The tapped layer.
+            taps: What it returned, and the refiners.
+            until: The last layer to run; None to run none.
+
+        Yields:
+            The taps of what `until` returns, unless it is the last layer, and of the refiners.
         """
         run: dict[str, dict[int, nn.Module]] = {name: {} for name in self._layer_lists()}
         for (name, place), tap in taps.exits[layer].items():
             run[name] = dict.fromkeys(range(place + 1), tap)
         run |= {name: {place: tap} for (name, place), tap in taps.refiners.items() if tap.output is not None}
+        following = self._run_on(run, layer, until or layer)
+        following.refiners = taps.refiners
         try:
             for tap in taps:
                 tap.repeats = tap.output is not None
             self._place({name: View(self._lists[name], modules) for name, modules in run.items()})
-            yield
+            yield following
         finally:
             for tap in taps:
                 tap.repeats = False
             self.restore()
+
+    def _run_on(self, run: dict[str, dict[int, nn.Module]], layer: int, until: int) -> Taps:
+        """Add the layers after `layer` up to `until` to what runs, the last one tapped if it is an exit."""
+        taps = Taps()
+        for number in range(layer + 1, until + 1):
+            for name, place in self.layers[number - 1]:
+                block = run[name][place] = self._lists[name][place]
+                if number == until < self.depth:
+                    run[name][place] = taps.exits.setdefault(until, {})[name, place] = Tap(block)
+        return taps
 
     def _find_layers(self) -> list[list[Place]]:
         layers = []
