@@ -71,8 +71,6 @@ def corrected_error(differences, influence, layers):
             for layer in range(LAYERS):
                 corrections.measure(layer, everyone, steps, left - images[layer])
             total, run = total + run_error(run), 0.0
-        elif not corrections.known(exit_layer):
-            total += (influence[step] * left.square().mean()).item()
         else:
             run = run + influence[step].sqrt() * corrections.correct(exit_layer, everyone, steps, left)
     return total + run_error(run)
@@ -85,7 +83,7 @@ def run_error(run):
 
 def one_layer_in_each_run(layers):
     """Whether all early steps between two full ones exit after the same layer."""
-    runs = "".join(map(str, layers)).split(str(LAYERS))[1:]
+    runs = "".join(map(str, layers)).split(str(LAYERS))
     return all(len(set(run)) <= 1 for run in runs)
 
 
@@ -95,8 +93,8 @@ def test_a_schedules_expected_error_is_that_of_its_corrected_exits(seed):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(20):
         full = torch.rand(12, generator=generator) < 0.4
-        full[0] = full[5] = True
-        early = torch.randint(0, LAYERS, (12,), generator=generator)[full.cumsum(0) - 1]  # one layer for each run
+        full[2] = full[7] = True
+        early = torch.randint(1, LAYERS, (13,), generator=generator)[full.cumsum(0)]  # one layer for each run
         layers = torch.where(full, LAYERS, early).tolist()
         wanted = corrected_error(differences, problem.influence, layers)
         found = CorrectedSchedule().error(problem, CorrectedScheduleExit(tuple(layers)))
@@ -109,7 +107,7 @@ def test_errors_of_a_run_with_several_layers_are_as_alike_as_those_after_one_lay
     sizes = [products[0, 0, 0] ** 0.5, products[2, 1, 1] ** 0.5]
     alike = [products[k, 0, 1] / (products[k, 0, 0] * products[k, 1, 1]) ** 0.5 for k in (0, 2)]
     wanted = sizes[0] ** 2 + sizes[1] ** 2 + 2 * sizes[0] * sizes[1] * sum(alike) / 2
-    assert problem.run_error(1, 1, (0, 2)) == pytest.approx(wanted)
+    assert problem.run_error((1, 1), (0, 2)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("price", [1e-3, 0.03, 0.1, 0.3, 1.0, 10.0])
@@ -216,3 +214,17 @@ def test_with_more_knowledge_less_error_at_the_same_compute():
     errors = {type(kind): problem.outcome(kind.meeting(problem, 0.55))[0] for kind in kinds}
     assert errors[ExcessError] < errors[SingleThreshold]
     assert errors[StepThresholds] < errors[SingleThreshold]
+
+
+def test_an_exit_too_long_after_a_full_step_has_no_finite_error():
+    _, problem = make_drifting_problem(steps=12)
+    too_long = (LAYERS, *[1] * 9, LAYERS, 1)
+    assert CorrectedSchedule().error(problem, CorrectedScheduleExit(too_long)) == float("inf")
+    assert CorrectedSchedule().error(problem, CorrectedScheduleExit((LAYERS, *[1] * 8, LAYERS, LAYERS, 1))) < 1e9
+
+
+def test_the_least_compute_is_not_spent_on_exits_that_nothing_corrects():
+    """Their errors add up, too: a full step whose predictions are carried on is worth it."""
+    _, problem = make_drifting_problem(steps=20)
+    policy = CorrectedSchedule().meeting(problem, 0.3)
+    assert LAYERS in policy.layers[:3]

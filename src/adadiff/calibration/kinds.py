@@ -98,7 +98,9 @@ class CorrectedSchedule(Kind):
     def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
         costs = knob * _costs_from_layer_0(problem)
         lengths = np.arange(LONGEST_GAP + 1)
-        objectives = _run_errors(problem) + lengths[:, None] * costs[:-1]  # (steps, gap_before, length, layers)
+        objectives = (
+            _errors_by_length(problem.run_products) + lengths[:, None] * costs[:-1]
+        )  # (steps, gap_before, length, layers)
         layer_of, objectives = objectives.argmin(3), objectives.min(3)
         steps, gaps_before, _ = objectives.shape
         # Least objective of all that follows a full step, by its gap_before; its last row stands for the end.
@@ -143,34 +145,24 @@ class CorrectedSchedule(Kind):
             policy = best
 
     def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
-        """Return the expected error of a schedule; no exit may be more than `LONGEST_GAP` steps after a full step."""
+        """Return the expected error; infinite if an exit is more than `LONGEST_GAP` steps after a full step."""
         layers, depth = policy.layers, len(problem.parts.layers)
         full = [step for step, layer in enumerate(layers) if layer == depth]
         first = full[0] if full else len(layers)
-        error = sum(_uncorrected_errors(problem)[step, layer] for step, layer in enumerate(layers[:first]))
+        error = problem.run_error(None, layers[:first]) if first else 0.0
         gap_before = 0
         for step, following in itertools.pairwise([*full, len(layers)]):
             if following > step + 1:
-                error += problem.run_error(step, gap_before, layers[step + 1 : following])
+                error += problem.run_error((step, gap_before), layers[step + 1 : following])
             gap_before = following - step
-        return float(error)
+        return error
 
 
-def _run_errors(problem: Problem) -> NDArray[np.floating]:
-    """Return errors of runs after one layer, (steps, LONGEST_GAP + 2, LONGEST_GAP + 1, layers), by length on axis 2.
-
-    The other axes are as in `Problem.run_products`.
-    """
-    cumulative = problem.run_products.cumsum(-1).cumsum(-2)
-    by_length = np.einsum("...ii->...i", cumulative)  # (steps, gap_before, layers, LONGEST_GAP)
-    return np.pad(by_length, [(0, 0), (0, 0), (0, 0), (1, 0)]).swapaxes(2, 3).clip(min=0)
-
-
-def _uncorrected_errors(problem: Problem) -> NDArray[np.floating]:
-    """Return the error of exits before the first full step, after layers 0..N, (steps, layers + 1); none after 0."""
-    errors = problem.influence.numpy()[:, None] * problem.products[:, 0]
-    errors[:, 0] = np.inf
-    return errors
+def _errors_by_length(products: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the errors of runs after one layer, (..., length + 1, layers), from products (..., layers, run, run)."""
+    by_length = np.einsum("...ii->...i", products.cumsum(-1).cumsum(-2))  # (..., layers, run)
+    nothing = [(0, 0)] * (by_length.ndim - 1)
+    return np.pad(by_length, [*nothing, (1, 0)]).swapaxes(-1, -2).clip(min=0)
 
 
 def _uncorrected_start(problem: Problem, costs: NDArray[np.floating], from_full: NDArray[np.floating]) -> list[int]:
@@ -181,10 +173,11 @@ def _uncorrected_start(problem: Problem, costs: NDArray[np.floating], from_full:
         costs: Price of layers 0..N.
         from_full: Least objective from a first full step on, by that step, (steps,).
     """
-    objectives = (_uncorrected_errors(problem) + costs)[:, :-1]  # (steps, layers)
-    spent = np.concatenate([[0.0], objectives.min(1).cumsum()])
-    first = int((spent + np.append(from_full, 0.0)).argmin())
-    return [int(layer) for layer in objectives[:first].argmin(1)]
+    errors = _errors_by_length(problem.start_products)  # (length + 1, layers)
+    objectives = errors + np.arange(len(errors))[:, None] * costs[:-1]
+    following = np.append(from_full, 0.0)[: len(errors)]
+    length = int((objectives.min(1) + following).argmin())
+    return [int(objectives[length].argmin())] * length
 
 
 def _costs_from_layer_0(problem: Problem) -> NDArray[np.floating]:

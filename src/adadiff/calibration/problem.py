@@ -7,6 +7,7 @@ fractions of the full model's FLOPs.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,19 +97,35 @@ class Problem:
                 gram[:, i, j] = self.products[max(one, other), abs(one - other)]
         return gram
 
-    def run_error(self, full: int, gap_before: int, layers: Sequence[int]) -> float:
-        """Return the error of the final image that a run of early steps makes, for any layers in 0..N-1.
+    @cached_property
+    def start_products(self) -> NDArray[np.floating]:
+        """Products as `run_products`, of exits before the first full step, which are not corrected.
+
+        (layers, LONGEST_GAP, LONGEST_GAP): exits after layers 0..N-1, at two of the first steps. Infinite after layer
+        0, which has nothing to carry on.
+        """
+        at = range(min(LONGEST_GAP, len(self.influence)))
+        felt = np.sqrt(self.influence.numpy()[: len(at)])
+        products = self._gram(at)[:-1] * felt[:, None] * felt
+        products[0] = np.inf
+        return products
+
+    def run_error(self, after: tuple[int, int] | None, layers: Sequence[int]) -> float:
+        """Return the error of the final image that a run of early steps makes; infinite after a gap too long.
 
         The products of exits after different layers are not recorded. They are taken to be as alike as exits after the
         same layer, on average of the two.
 
         Args:
-            full: The full step before the run.
-            gap_before: Steps from the full step before that one, 0 for none.
-            layers: Exit layers of the run.
+            after: The full step before the run, and the steps from the one before that (0 for none); None for a run
+                that begins the sampling.
+            layers: Exit layers of the run, in 0..N-1.
         """
+        if len(layers) > LONGEST_GAP or (after is None and 0 in layers):
+            return math.inf
         chosen, places = np.array(layers), np.arange(len(layers))
-        products = self.run_products[full, gap_before][chosen][:, places[:, None], places]  # (run, run, run)
+        table = self.start_products if after is None else self.run_products[after]
+        products = table[chosen][:, places[:, None], places]  # (run, run, run)
         sizes = np.sqrt(np.einsum("lii->li", products).clip(min=1e-300))
         alike = products / (sizes[:, :, None] * sizes[:, None, :])  # by the layer of the first axis
         own = sizes[places, places]
