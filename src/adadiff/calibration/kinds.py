@@ -98,9 +98,8 @@ class CorrectedSchedule(Kind):
     def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
         costs = knob * _costs_from_layer_0(problem)
         lengths = np.arange(LONGEST_GAP + 1)
-        objectives = (
-            _errors_by_length(problem.run_products) + lengths[:, None] * costs[:-1]
-        )  # (steps, gap_before, length, layers)
+        errors = _errors_by_length(problem.run_products)
+        objectives = errors + lengths[:, None] * costs[:-1]  # (steps, gap_before, length, layers)
         layer_of, objectives = objectives.argmin(3), objectives.min(3)
         steps, gaps_before, _ = objectives.shape
         # Least objective of all that follows a full step, by its gap_before; its last row stands for the end.
@@ -152,6 +151,8 @@ class CorrectedSchedule(Kind):
         error = problem.run_error(None, layers[:first]) if first else 0.0
         gap_before = 0
         for step, following in itertools.pairwise([*full, len(layers)]):
+            if following - step > LONGEST_GAP + 1:
+                return math.inf
             if following > step + 1:
                 error += problem.run_error((step, gap_before), layers[step + 1 : following])
             gap_before = following - step

@@ -111,7 +111,7 @@ class Problem:
         return products
 
     def run_error(self, after: tuple[int, int] | None, layers: Sequence[int]) -> float:
-        """Return the error of the final image that a run of early steps makes; infinite after a gap too long.
+        """Return the error of the final image that a run of early steps makes; infinite if nothing can be carried on.
 
         The products of exits after different layers are not recorded. They are taken to be as alike as exits after the
         same layer, on average of the two.
