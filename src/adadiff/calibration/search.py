@@ -32,6 +32,8 @@ REPEATED = 8  # images that the full model samples twice, to measure rounding er
 class Search:
     """Searches for policies: optimises them on the first half of a record's samples, and chooses on the second.
 
+    A single kind is optimised on all of them.
+
     Args:
         trials: Samples with a policy and measures its losses.
         record: The record of full sampling runs from the same noise as `trials`.
@@ -42,11 +44,12 @@ class Search:
         self.trials, self.kinds = trials, kinds
         samples = len(record.images)
         half = samples // 2
+        optimised = half if len(kinds) > 1 else samples  # the second half is for choosing among kinds
         influence = trials.cache.compute_once(
             "influence", lambda: {"steps": measured_influence(trials.sampling, record)}
         )["steps"]
         parts = trials.sampling.parts
-        self.problem = Problem(record.select(torch.arange(half)), influence, parts)
+        self.problem = Problem(record.select(torch.arange(optimised)), influence, parts)
         self.least_compute = least_compute(parts)
         self.choosing = range(half, samples)
         trials.cache_full_images(record.images)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from adadiff.calibration.goal import SEED, Goal
 from adadiff.cli.options import Dtype
-from adadiff.cli.output import console
 from adadiff.utils.errors import InputError, imported
 from adadiff.utils.files import is_stock, model_folder
 from adadiff.utils.ranges import Count, CountOrZero, GuidanceScale, Seed, checked
+
+if TYPE_CHECKING:
+    from adadiff.calibration.metric import Metric
 
 
 @checked
@@ -67,47 +70,68 @@ def calibrate_command(
         out: For a stock pipeline, the folder for the policy; by default the model's.
         replace: Replace an earlier exit_policy.json.
     """
-    from adadiff.calibration import calibrate, calibration_table, draw_calibration
-    from adadiff.cli.shared import chosen_prompts, load_pipeline
-    from adadiff.policies import NeverExit
     from adadiff.policies.stored import EXIT_POLICY
-    from adadiff.sampling import Conditions, Guidance
-    from adadiff.sampling.settings import FolderSettings, resolve
 
-    goal = Goal(compute, error, speedup, confidence)
+    goal, folder = Goal(compute, error, speedup, confidence), model_folder(model)
     if ((out or model) / EXIT_POLICY).exists() and not replace:
         raise InputError(f"{out or model} already holds an {EXIT_POLICY}: add --replace, or move it away")
-    if is_stock(model):
+    calling = (steps, scheduler, guidance_scale, prompts, class_index)
+    judged_by = None if metric is None else imported(metric)
+    if is_stock(folder):
         from adadiff.cli.stock import calibrate_stock
 
+        place = out or model
+        if out is None and (folder != model or not model.is_dir()):
+            raise InputError(f"{model} is no folder of yours: say where the policy goes, with --out FOLDER")
         sizes = (samples or 16, batch_size or 8)
-        calling = (steps, scheduler, guidance_scale, prompts, class_index, argument, metric)
-        calibrate_stock(model, goal, out, *calling, *sizes, seed, dtype, device)
+        calibrate_stock(folder, goal, place, *calling, argument, judged_by, *sizes, seed, dtype, device)
         return
     if out is not None or argument:
         raise InputError("--out and --argument are for stock pipelines; the policy goes into the model's own folder")
-    if model_folder(model) != model:
+    if folder != model:
         raise InputError(
             f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
             f"calibrate the copy"
         )
+    _calibrate_own(model, goal, *calling, judged_by, samples or 192, batch_size or 32, seed, dtype, device)
+
+
+def _calibrate_own(
+    model: Path,
+    goal: Goal,
+    steps: int | None,
+    scheduler: str | None,
+    guidance_scale: float | None,
+    prompts: Path | None,
+    class_index: tuple[int, ...],
+    metric: Metric | None,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    dtype: Dtype,
+    device: str,
+) -> None:
+    """Calibrate a model of our own; for the arguments see `calibrate_command`."""
+    from adadiff.calibration import calibrate
+    from adadiff.cli.shared import chosen_prompts, load_pipeline, store_calibration
+    from adadiff.policies import NeverExit
+    from adadiff.sampling import Conditions, Guidance
+    from adadiff.sampling.settings import FolderSettings, resolve
+
     own = FolderSettings.load(model, policy=False)  # an earlier policy may be damaged, or for other weights
     pipeline = load_pipeline(model, dtype, device, scheduler or own.scheduler, own_settings=False)
     chosen = resolve(own, pipeline.scheduler, steps, guidance_scale, policy=NeverExit())
-    texts = chosen_prompts((), prompts)
     classes = class_index or pipeline.transformer.class_indices
-    conditions = Conditions(classes, texts, guidance=Guidance(chosen.guidance_scale))
-    calibration = calibrate(
+    texts, guidance = chosen_prompts((), prompts), Guidance(chosen.guidance_scale)
+    found = calibrate(
         pipeline,
         goal,
         chosen.steps,
-        conditions,
-        samples or 192,
-        None if metric is None else imported(metric),
+        Conditions(classes, texts, guidance=guidance),
+        samples,
+        metric,
         seed=seed,
-        batch_size=batch_size or 32,
+        batch_size=batch_size,
         keep=model / ".calibration",
     )
-    console.print(calibration_table(calibration))
-    draw_calibration(calibration, model / "calibration.png")
-    console.print(f"the policy is in {calibration.save(model)}, its plot in {model / 'calibration.png'}")
+    store_calibration(found, model)

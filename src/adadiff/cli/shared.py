@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
 
 from adadiff.cli.options import Dtype, SampleOptions
+from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.sampling import AdaptivePipeline, Conditions, Guidance
 from adadiff.sampling.defaults import SamplingDefaults
@@ -15,6 +17,9 @@ from adadiff.sampling.folder import FolderSummary, sample_to_folder
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import read_text
 from adadiff.utils.processes import process_state
+
+if TYPE_CHECKING:
+    from adadiff.calibration import Calibration
 
 
 def load_pipeline(
@@ -88,3 +93,13 @@ def chosen_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]
     if not lines:
         raise InputError(f"{file} holds no prompts: write one per line")
     return lines
+
+
+def store_calibration(found: Calibration, folder: Path) -> None:
+    """Print what a calibration found, and write the policy and a plot into a folder."""
+    from adadiff.calibration import calibration_table, draw_calibration
+
+    console.print(calibration_table(found))
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_calibration(found, folder / "calibration.png")
+    console.print(f"the policy is in {found.save(folder)}, its plot in {folder / 'calibration.png'}")

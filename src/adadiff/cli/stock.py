@@ -12,11 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from adadiff.calibration import Goal, calibration_table, draw_calibration
+from adadiff.calibration import Goal
+from adadiff.calibration.metric import Metric
 from adadiff.calibration.stock import calibrate
 from adadiff.cli.options import Dtype, SampleOptions
-from adadiff.cli.output import console
-from adadiff.cli.shared import chosen_prompts, device_of
+from adadiff.cli.shared import chosen_prompts, device_of, store_calibration
 from adadiff.comparison.demo import Comparison
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit
 from adadiff.policies.stored import EXIT_POLICY
@@ -25,7 +25,7 @@ from adadiff.stock import StockPolicy, StockSampler, enable, trace
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of
-from adadiff.utils.errors import InputError, imported
+from adadiff.utils.errors import InputError
 from adadiff.utils.fingerprints import settings_of
 from adadiff.utils.timing import median_seconds
 
@@ -49,14 +49,14 @@ def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str |
 def calibrate_stock(
     model: Path,
     goal: Goal,
-    out: Path | None,
+    out: Path,
     steps: int | None,
     scheduler: str | None,
     guidance_scale: float | None,
     prompts: Path | None,
     class_index: Sequence[int],
     argument: Sequence[str],
-    metric: str | None,
+    metric: Metric | None,
     samples: int,
     batch_size: int,
     seed: int,
@@ -64,9 +64,6 @@ def calibrate_stock(
     device: str,
 ) -> None:
     """Calibrate a stock pipeline; for the arguments see `calibrate_command`."""
-    if out is None and not model.is_dir():
-        raise InputError(f"{model} is no folder on this machine: say where the policy goes, with --out FOLDER")
-    folder = out or model
     pipe = load_stock_pipeline(model, dtype, device, scheduler)
     found = calibrate(
         pipe,
@@ -78,14 +75,11 @@ def calibrate_stock(
         samples=samples,
         batch_size=batch_size,
         seed=seed,
-        metric=None if metric is None else imported(metric),
-        keep=folder / ".calibration",
+        metric=metric,
+        keep=out / ".calibration",
         **_arguments(argument, steps, guidance_scale),
     )
-    console.print(calibration_table(found))
-    folder.mkdir(parents=True, exist_ok=True)
-    draw_calibration(found, folder / "calibration.png")
-    console.print(f"the policy is in {found.save(folder)}, its plot in {folder / 'calibration.png'}")
+    store_calibration(found, out)
 
 
 def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary:
