@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from adadiff.stock import Adaptation, FittedExits, StockSampler
 from adadiff.stock.projection import Projection, applied
 from tests.stock.calls import attributes, blocks_of, depth_of, first_call, numbered, prediction
 from tests.stock.test_heads import closed_form
-from tests.stock.tiny import STEPS, TinyPipeline, build
+from tests.stock.tiny import STEPS, TinyPipeline, build, wan
 
 _ADAPTED: dict[str, Adaptation] = {}
 
@@ -193,6 +194,38 @@ def test_the_trace_counts_rows_and_the_flops_that_were_spent(monkeypatch: pytest
     assert len(rows) == 6 * len(trace.calls)
     assert trace.layer_fraction == pytest.approx(sum(rows) / len(rows) / depth_of(tiny))
     assert trace.compute_fraction == pytest.approx(flops[1] / flops[0], abs=0.02)
+    adadiff.disable(tiny.pipe)
+
+
+def test_nothing_is_held_between_calls(monkeypatch: pytest.MonkeyPatch):
+    tiny = build("dit")
+    adaptation = adapted(tiny)
+    tau = middle_threshold(tiny, adaptation, monkeypatch)
+    adadiff.enable(tiny.pipe, adadiff.ThresholdExit(tau), adaptation=adaptation)
+    seen: list[weakref.ref[Tensor]] = []
+    forward = Projection.forward
+
+    def noted(self: Projection, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(weakref.ref(tokens))
+        return forward(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Projection, "forward", noted)
+    tiny()
+    adadiff.disable(tiny.pipe)
+    assert len(seen) > STEPS
+    assert all(tokens() is None for tokens in seen)
+
+
+def test_each_of_several_transformers_has_exits_of_its_own():
+    tiny = build(wan, transformers=2)
+    adaptation = adapted(tiny, samples=2)
+    early, late = (adaptation.transformers[name].settings.times for name in ("transformer", "transformer_2"))
+    assert min(early) > max(late)
+    adadiff.enable(tiny.pipe, adadiff.ThresholdExit(0.5), adaptation=adaptation)
+    tiny()
+    layers = adadiff.trace(tiny.pipe).exit_layers
+    assert all(layers[name, call] for name in adaptation.transformers for call in ("cond", "uncond"))
+    assert adadiff.trace(tiny.pipe).layer_fraction < 1
     adadiff.disable(tiny.pipe)
 
 

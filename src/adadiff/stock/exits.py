@@ -16,7 +16,7 @@ def default_exits(depth: int) -> tuple[int, ...]:
 
     Examples:
         >>> default_exits(6), default_exits(28)
-        ((1, 2, 3, 4, 5), (1, 2, 3, 4, 7, 10, 17, 27))
+        ((1, 2, 3, 4, 5), (1, 2, 3, 4, 7, 11, 17, 27))
     """
     if depth <= MOST_EXITS + 1:
         return tuple(range(1, depth))
