@@ -86,6 +86,19 @@ def test_classes_layers_and_the_full_model_can_be_chosen(folder: Path, tmp_path:
     assert {call["layers"] for call in json.loads((tmp_path / "full/trace.json").read_text())["calls"]} == {4}
 
 
+def test_an_adapted_pipeline_takes_thresholds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(f"adapt {folder} --out {tmp_path}/adapted --samples 2 --batch-size 2 {CALL}")
+    sampling = f"sample {folder} --adaptation {tmp_path}/adapted -n 2 {CALL}"
+    run(f"{sampling} --out {tmp_path}/all --tau 1")
+    assert {call["layers"] for call in json.loads((tmp_path / "all/trace.json").read_text())["calls"]} == {1}
+    run(f"{sampling} --out {tmp_path}/none --tau 1e-12")
+    run(f"sample {folder} -n 2 {CALL} --tau 0 --out {tmp_path}/full")
+    assert torch.equal(sampled(tmp_path / "none"), sampled(tmp_path / "full"))
+    with pytest.raises(SystemExit, match="2"):
+        run(f"adapt {folder} --out {tmp_path}/adapted")
+    assert "already holds an adaptation.safetensors" in capsys.readouterr().err
+
+
 def test_the_demo_compares_the_same_noise(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(f"demo --model {folder} --out {tmp_path}/demo -n 2")
     assert (tmp_path / "demo/demo.png").stat().st_size > 10_000
@@ -97,7 +110,11 @@ def test_the_demo_compares_the_same_noise(folder: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("sample {folder} --out {out} --tau 0.3", "--tau decides by uncertainties"),
+        ("sample {folder} --out {out} --tau 0.3", "holds no adaptation.safetensors: make one with adadiff adapt"),
+        ("export {folder} {out}", "is a pipeline of diffusers' own: load it by DiffusionPipeline.from_pretrained"),
+        ("adapt digits", "is a model of adadiff's own"),
+        ("adapt cifar10-dit", "say where the adaptation goes, with --out FOLDER"),
+        ("calibrate cifar10-dit --compute 0.6", "say where the policy goes, with --out FOLDER"),
         ("sample {folder} --out {out} --patience 2", "--patience is for models of adadiff's own"),
         ("sample {folder} --out {out} --class fox", "there is no class 'fox': the pipeline names cat, dog, tomcat"),
         ("sample {folder} --out {out} --prompt fox", "DiTPipeline takes classes and no prompts"),

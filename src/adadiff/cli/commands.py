@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from adadiff.cli.adapt import adapt_command
 from adadiff.cli.calibrate import calibrate_command
 from adadiff.cli.compare import compare_command
 from adadiff.cli.convert import convert_command
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample_command,
     "evaluate": evaluate_command,
     "calibrate": calibrate_command,
+    "adapt": adapt_command,
     "compare": compare_command,
     "demo": demo_command,
     "export": export_command,

@@ -54,6 +54,8 @@ class SampleOptions:
     """Class indices, counted from 0, in place of --class."""
     policy: str | None = None
     """For a stock pipeline, the policy's folder or name on the Hugging Face Hub; by default the model folder's own."""
+    adaptation: Path | None = None
+    """For a stock pipeline and --tau, the folder of its adaptation; by default the model folder."""
     argument: tuple[str, ...] = ()
     """For a stock pipeline, other arguments of its call, as max_sequence_length=77."""
     prompt: tuple[str, ...] = ()

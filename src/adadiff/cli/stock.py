@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ from adadiff.calibration.stock import calibrate
 from adadiff.cli.options import Dtype, SampleOptions
 from adadiff.cli.shared import chosen_prompts, device_of, store_calibration
 from adadiff.comparison.demo import Comparison
-from adadiff.policies import ExitPolicy, FixedExit, NeverExit
+from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.policies.stored import EXIT_POLICY
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.stock import StockPolicy, StockSampler, enable, trace
+from adadiff.stock.adaptation import ADAPTATION
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of
@@ -67,7 +69,7 @@ def calibrate_stock(
     pipe = load_stock_pipeline(model, dtype, device, scheduler)
     found = calibrate(
         pipe,
-        _conditions(pipe, chosen_prompts((), prompts), (), class_index),
+        stock_conditions(pipe, chosen_prompts((), prompts), (), class_index),
         compute=goal.compute,
         error=goal.error,
         speedup=goal.speedup,
@@ -77,7 +79,7 @@ def calibrate_stock(
         seed=seed,
         metric=metric,
         keep=out / ".calibration",
-        **_arguments(argument, steps, guidance_scale),
+        **call_arguments(argument, steps, guidance_scale),
     )
     store_calibration(found, out)
 
@@ -90,19 +92,21 @@ def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary
             raise InputError(f"--{name.replace('_', '-')} is for models of adadiff's own, and {model} is none")
     pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
     policy = _policy(model, options)
-    arguments = _own_arguments(policy) | _arguments(options.argument, options.steps, options.guidance_scale)
+    arguments = _own_arguments(policy) | call_arguments(options.argument, options.steps, options.guidance_scale)
     if options.negative_prompt:
         arguments["negative_prompt"] = options.negative_prompt
     texts = chosen_prompts(options.prompt, options.prompts)
-    conditions = _conditions(pipe, texts, options.classes, options.class_index)
+    conditions = stock_conditions(pipe, texts, options.classes, options.class_index)
     sampler = StockSampler(pipe, conditions, options.seed, arguments)
-    enable(pipe, policy)
+    adaptation = _adaptation(model, options, policy)
+    enable(pipe, policy, adaptation=None if adaptation is None else adaptation.parent)
     request = {
         "pipeline": type(pipe).__name__,
         "weights": weights_fingerprint(transformers_of(pipe)),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": settings_of(pipe.scheduler),
         "policy": (policy.policy if isinstance(policy, StockPolicy) else policy).describe(),
+        "adaptation": None if adaptation is None else hashlib.sha256(adaptation.read_bytes()).hexdigest(),
         "seed": options.seed,
         "conditions": conditions,
         "arguments": arguments,
@@ -125,8 +129,8 @@ def compare_stock(
     """Sample the same noise with all layers and with the stored policy; for the arguments see `demo_command`."""
     pipe = load_stock_pipeline(model, "float32", "cpu", scheduler)
     policy = _policy(model, SampleOptions())
-    arguments = _own_arguments(policy) | _arguments(argument, steps, guidance_scale)
-    sampler = StockSampler(pipe, _conditions(pipe, prompt, (), ()), seed, arguments)
+    arguments = _own_arguments(policy) | call_arguments(argument, steps, guidance_scale)
+    sampler = StockSampler(pipe, stock_conditions(pipe, prompt, (), ()), seed, arguments)
     images: dict[str, torch.Tensor] = {}
 
     def sample(name: str, rule: ExitPolicy | StockPolicy) -> None:
@@ -141,10 +145,10 @@ def compare_stock(
 
 def _policy(model: Path, options: SampleOptions) -> ExitPolicy | StockPolicy:
     """Return the policy that the options choose, or the one that is stored with the model."""
-    if options.tau not in ((), (0.0,)):
-        raise InputError(f"--tau decides by uncertainties, and {model} estimates none: calibrate it, or give --tau 0")
-    if options.tau:
+    if options.tau == (0.0,):
         return NeverExit()
+    if options.tau:
+        return ThresholdExit(options.tau[0] if len(options.tau) == 1 else options.tau)
     if options.exit_layer is not None:
         return FixedExit(options.exit_layer)
     if options.policy is not None:
@@ -157,12 +161,25 @@ def _policy(model: Path, options: SampleOptions) -> ExitPolicy | StockPolicy:
     return StockPolicy.load(model)
 
 
+def _adaptation(model: Path, options: SampleOptions, policy: ExitPolicy | StockPolicy) -> Path | None:
+    """Return the file of the exit heads and estimators that a threshold needs; None for policies that need none."""
+    if not isinstance(policy, ThresholdExit):
+        return None
+    path = Path(options.adaptation or model) / ADAPTATION
+    if not path.is_file():
+        raise InputError(
+            f"--tau decides by uncertainties, and {path.parent} holds no {ADAPTATION}: make one with adadiff adapt "
+            f"{model}, or give --tau 0"
+        )
+    return path
+
+
 def _own_arguments(policy: ExitPolicy | StockPolicy) -> dict[str, Any]:
     """Return the arguments of the calls that a policy was calibrated for."""
     return dict(policy.calibrated_for.arguments) if isinstance(policy, StockPolicy) else {}
 
 
-def _arguments(words: Sequence[str], steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
+def call_arguments(words: Sequence[str], steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
     """Return the arguments of the pipeline's calls: `name=value` each, with the value in JSON or else a text."""
     arguments: dict[str, Any] = {}
     for word in words:
@@ -177,7 +194,7 @@ def _arguments(words: Sequence[str], steps: int | None, guidance_scale: float | 
     return arguments | {name: value for name, value in given.items() if value is not None}
 
 
-def _conditions(
+def stock_conditions(
     pipe: Any, prompts: Sequence[str], classes: Sequence[str], class_index: Sequence[int]
 ) -> list[str] | list[int]:
     """Return the prompts or the classes to sample in turn; by default all classes that the pipeline names."""

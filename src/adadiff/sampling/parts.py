@@ -20,7 +20,7 @@ from adadiff.runtime import Denoiser
 from adadiff.sampling.schedulers import scheduler_like, scheduler_name
 from adadiff.sampling.settings import FolderSettings, SamplingSettings, resolve
 from adadiff.utils.errors import InputError, suggestion
-from adadiff.utils.files import model_folder, packaged_models, write_checksums
+from adadiff.utils.files import is_stock, model_folder, packaged_models, write_checksums
 from adadiff.utils.verified import holds_weights_of, require_finite, verify_parts
 
 logger = logging.getLogger(__name__)
@@ -189,6 +189,11 @@ class ModelParts(DiffusionPipeline):
 
 def _load_parts(load: Callable[..., Any], folder: Path, kwargs: dict[str, Any]) -> Any:
     """Load a pipeline by diffusers' `from_pretrained`; its errors are one line, and NaN weights are an error."""
+    if folder.is_dir() and is_stock(folder):
+        raise InputError(
+            f"{folder} is a pipeline of diffusers' own: load it by DiffusionPipeline.from_pretrained, and call "
+            "adadiff.calibrate(pipe, ...)"
+        )
     try:
         pipeline = load(folder, **kwargs)
     except InputError:

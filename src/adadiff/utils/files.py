@@ -169,7 +169,8 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
 def is_stock(model: Path) -> bool:
     """Return whether a model is a pipeline of diffusers' own: a folder of one, or a name such as `someone/model`."""
     if (model / "model_index.json").is_file():
-        return bool(read_json(model / "model_index.json").get("_class_name") != "AdaDiffPipeline")
+        transformer = read_json(model / "model_index.json").get("transformer")
+        return isinstance(transformer, list) and transformer[1:] not in ([None], ["AdaptiveModel"])
     return not model.exists() and not model.is_absolute() and len(model.parts) == 2
 
 
