@@ -79,6 +79,22 @@ def test_the_layers_of_the_schedule_run(tiny: TinyPipeline):
     assert trace.layer_fraction == pytest.approx(sum(policy.layers) / (STEPS * depth_of(tiny)))
 
 
+def test_at_layer_0_no_layer_runs(tiny: TinyPipeline):
+    depth = depth_of(tiny)
+    adadiff.enable(tiny.pipe, CorrectedScheduleExit((depth, 0, depth, 0, depth, 0)))
+    ran = []
+    blocks = blocks_of(tiny.transformer)
+    layers = [block for layer in range(1, depth + 1) for block in blocks.of_layer(layer)]
+    handles = [block.register_forward_pre_hook(lambda module, args: ran.append(module)) for block in layers]
+    sample = tiny()
+    for handle in handles:
+        handle.remove()
+    assert sample.isfinite().all()
+    calls = adadiff.trace(tiny.pipe).calls
+    assert {call.layers for call in calls} == {0, depth}
+    assert len(ran) == len(layers) * len(calls) // 2
+
+
 def test_a_sampling_leaves_nothing_for_the_next(tiny: TinyPipeline):
     adadiff.enable(tiny.pipe, schedule(tiny))
     first = tiny()

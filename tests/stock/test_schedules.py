@@ -48,7 +48,7 @@ class Reference:
 
     def __init__(self, model: nn.Module, layers: tuple[int, ...], corrected: bool, calls: int) -> None:
         self.full, self.layers, self.corrected, self.calls = copy.deepcopy(model), layers, corrected, calls
-        self.early = {layer: shortened(model, layer) for layer in set(layers)}
+        self.early = {layer: shortened(model, layer) for layer in set(layers) if layer}
         self.called = 0
         self.added: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
 
@@ -56,12 +56,14 @@ class Reference:
         step, kind = divmod(self.called, self.calls)
         self.called += 1
         depth, layer = max(self.layers), self.layers[step]
-        full = self.full(*args, **kwargs)
+        full = self.full(*args, **kwargs)  # at layer 0 it gives the shape alone
         if layer == depth:
+            self.added[0, kind].append((step, full[0]))  # after layer 0 nothing is predicted
             for each, model in self.early.items():
                 self.added[each, kind].append((step, full[0] - model(*args, **kwargs)[0]))
             return full
-        output, known = self.early[layer](*args, **kwargs), self.added[layer, kind]
+        output = self.early[layer](*args, **kwargs) if layer else tree_map(torch.zeros_like, full)
+        known = self.added[layer, kind]
         if not self.corrected or not known:
             return output
         at, added = known[-1]
@@ -161,9 +163,23 @@ def test_policies_that_read_uncertainties_are_refused(policy: adadiff.ExitPolicy
         adadiff.enable(build("pixart").pipe, policy)
 
 
-def test_a_schedule_that_leaves_the_network_out_is_refused():
-    with pytest.raises(InputError, match="stock pipelines run layer 1 at the least"):
-        adadiff.enable(build("pixart").pipe, adadiff.CorrectedScheduleExit((6, 0, 6, 0, 6, 1)))
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
+def test_layer_0_carries_on_the_full_predictions(name: str):
+    tiny = build(name)
+    depth = depth_of(tiny)
+    layers = (depth, 0, depth, 0, 0, depth, 1, 0)
+    adadiff.enable(tiny.pipe, CorrectedScheduleExit(layers))
+    got = tiny(num_inference_steps=len(layers))
+    exits = adadiff.trace(tiny.pipe).exit_layers
+    assert all(each == dict(enumerate(layers)) for each in exits.values())
+    adadiff.disable(tiny.pipe)
+    tiny.transformer.forward = Reference(tiny.transformer, layers, True, len(exits))
+    torch.testing.assert_close(got, tiny(num_inference_steps=len(layers)), rtol=1e-4, atol=1e-4)
+
+
+def test_layer_0_needs_a_full_step_before():
+    with pytest.raises(InputError, match="step 1 is at layer 0"):
+        adadiff.enable(build("pixart").pipe, CorrectedScheduleExit((1, 0, 5, 0, 5, 1)))
 
 
 def test_the_trace_belongs_to_the_latest_sampling():

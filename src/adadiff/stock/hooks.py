@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +212,9 @@ def hooks_of(component: nn.Module) -> TransformerHooks | None:
 
 def _rows(output: Any) -> tuple[int, tuple[int, ...]]:
     """Return how many rows an output has, and the shape of one; its first part is a tensor of all or a list of each."""
-    rows = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+    rows = output
+    if isinstance(output, (tuple, Mapping)):
+        rows = output[0] if isinstance(output, tuple) else next(iter(output.values()))
     return len(rows), tuple(rows[0].shape)
 
 

@@ -67,7 +67,7 @@ class ExitRecorder:
         groups = rows // self.samples
         if groups * self.samples != rows:
             raise InputError(
-                f"the transformer was called for {rows} rows, with {self.samples} samples: cannot tell whose"
+                f"the transformer predicts {rows} rows for {self.samples} samples: each sample has to have as many"
             )
         self._predictions += stacked.view(len(stacked), groups, self.samples, -1).unbind(1)
 

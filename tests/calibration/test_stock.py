@@ -1,0 +1,229 @@
+"""Calibrating stock diffusers pipelines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+import adadiff
+from adadiff import InputError
+from adadiff.calibration import stock
+from adadiff.calibration.bound import upper_bound
+from adadiff.stock import StockPolicy, StockSampler
+from tests.stock.tiny import build
+
+STEPS = 8
+
+
+def make_pipe() -> Any:
+    """A class-conditional DiT with random weights."""
+    tiny = build("dit")
+    tiny.pipe.scheduler = diffusers.DPMSolverMultistepScheduler()
+    return tiny.pipe
+
+
+def calibrate(pipe: Any, **options: Any) -> adadiff.calibration.Calibration:
+    """Calibrate on few samples."""
+    chosen = {"compute": 0.6, "samples": 8, "num_inference_steps": STEPS, "guidance_scale": 2.0, **options}
+    return adadiff.calibrate(pipe, [1, 2, 3], **chosen)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return make_pipe()
+
+
+@pytest.fixture(scope="module")
+def found(pipe: Any) -> adadiff.calibration.Calibration:
+    return calibrate(pipe)
+
+
+def test_the_budget_is_met_and_the_pipeline_enabled(pipe: Any, found: adadiff.calibration.Calibration):
+    assert found.checked.compute == pytest.approx(0.6, abs=0.02)
+    adadiff.enable(pipe, found.stored)
+    pipe(class_labels=[1, 2], num_inference_steps=STEPS, guidance_scale=2.0)
+    trace = adadiff.trace(pipe)
+    assert trace.compute_fraction == pytest.approx(found.checked.compute)
+    assert trace.exit_layers["transformer", "call 0"] == dict(enumerate(found.policy.layers))
+
+
+def test_the_measured_error_is_that_of_the_samples(pipe: Any, found: adadiff.calibration.Calibration):
+    sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
+    adadiff.disable(pipe)
+    full = {numbers: sampler(numbers) for numbers in (range(8), range(8, 16))}
+    adadiff.enable(pipe, found.policy)
+    early = sampler(range(8, 16))
+    losses = (early - full[range(8, 16)]).square().flatten(1).mean(1) / full[range(8)].var(0, correction=0).mean()
+    assert found.checked.losses == pytest.approx(losses.double().numpy(), rel=1e-3)
+    assert found.error_bound == upper_bound(found.checked.losses, 0.05)
+
+
+def test_the_schedule_beats_one_that_anybody_could_set(pipe: Any, found: adadiff.calibration.Calibration):
+    sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
+    adadiff.disable(pipe)
+    full = sampler(range(8, 16))
+    errors = {}
+    for policy in (found.policy, adadiff.CorrectedScheduleExit((4, 1) * (STEPS // 2))):
+        adadiff.enable(pipe, policy)
+        errors[policy] = (sampler(range(8, 16)) - full).square().mean().item()
+    assert errors[found.policy] < min(error for policy, error in errors.items() if policy != found.policy)
+
+
+def test_fewer_steps_are_measured_beside_it(pipe: Any, found: adadiff.calibration.Calibration):
+    assert found.fewer_steps is not None
+    adadiff.disable(pipe)
+    sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
+    fewer = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": 5, "guidance_scale": 2.0})
+    difference = fewer(range(8, 16)) - sampler(range(8, 16))
+    error = difference.square().mean() / sampler(range(8)).var(0, correction=0).mean()
+    assert found.fewer_steps.error == pytest.approx(error.item(), rel=1e-3)
+
+
+def test_where_early_exits_save_nothing_it_says_so(pipe: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any):
+    monkeypatch.setattr(stock.StockSampling, "fewer_steps", lambda self, compute: self)  # as good as the full model
+    with caplog.at_level(logging.WARNING, "adadiff"):
+        calibrate(pipe)
+    assert any("early exits save nothing here" in message for message in caplog.messages)
+
+
+def test_a_stored_policy_does_the_same_elsewhere(found: adadiff.calibration.Calibration, tmp_path: Path):
+    found.save(tmp_path)
+    arguments = {"class_labels": [1, 2], "num_inference_steps": STEPS, "guidance_scale": 2.0, "output_type": "np"}
+    images = []
+    for policy in (found.stored, str(tmp_path), tmp_path):
+        pipe = make_pipe()
+        adadiff.enable(pipe, policy)
+        images.append(torch.from_numpy(pipe(**arguments, generator=torch.Generator().manual_seed(0)).images))
+        assert adadiff.trace(pipe).compute_fraction == pytest.approx(found.checked.compute)
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+def test_what_differs_from_the_calibration_is_said(
+    found: adadiff.calibration.Calibration, caplog: pytest.LogCaptureFixture
+):
+    assert isinstance(found.stored, StockPolicy)
+    same = make_pipe()
+    with caplog.at_level(logging.WARNING, "adadiff"):
+        adadiff.enable(same, found.stored)
+        same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=2.0)
+        assert caplog.messages == []
+        other = make_pipe()
+        other.scheduler = diffusers.DDIMScheduler()
+        with torch.no_grad():
+            other.transformer.proj_out_2.weight.mul_(1.1)
+        adadiff.enable(other, found.stored)
+        assert [message.split(": ")[1] for message in caplog.messages] == [
+            "other weights, or weights in another precision",
+            "scheduler DDIMScheduler in place of DPMSolverMultistepScheduler",
+        ]
+        caplog.clear()
+        same.scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=0.0002)
+        same._guidance_scale = 3.0  # as pipelines set it that have such a property
+        adadiff.enable(same, found.stored)
+        same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=3.0)
+        same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=3.0)
+        assert [message.split(": ")[1] for message in caplog.messages] == [
+            "other settings of the scheduler",
+            "guidance scale 3 in place of 2",
+        ]
+        made_for = found.stored.calibrated_for
+        assert found.stored.differences_in_call(2.0, (8, 16, 16)) == [
+            f"predictions of shape (8, 16, 16) in place of {made_for.shapes[0]}"
+        ]
+
+
+def test_an_error_leaves_the_pipeline_as_it_was(tmp_path: Path):
+    pipe = make_pipe()
+    with pytest.raises(InputError, match="takes no argument colour"):
+        calibrate(pipe, colour="red")
+    with pytest.raises(InputError, match="adadiff is not enabled"):
+        adadiff.trace(pipe)
+    policy = adadiff.CorrectedScheduleExit((4, 1) * (STEPS // 2))
+    adadiff.enable(pipe, policy)
+    with pytest.raises(InputError, match="one layer at every step takes"):
+        calibrate(pipe, compute=0.05)
+    pipe(class_labels=[1], num_inference_steps=STEPS)
+    assert adadiff.trace(pipe).exit_layers["transformer", "call 0"] == dict(enumerate(policy.layers))
+
+
+def test_a_calibration_goes_on_where_it_was_interrupted(
+    found: adadiff.calibration.Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pipe, keep = make_pipe(), tmp_path / "kept"
+    with monkeypatch.context() as patch:
+        patch.setattr("adadiff.calibration.search.measured_influence", lambda *_: pytest.fail("interrupted"))
+        with pytest.raises(pytest.fail.Exception):
+            calibrate(pipe, keep=keep)
+    monkeypatch.setattr(stock.StockSampling, "record", lambda *_: pytest.fail("the record is there already"))
+    again = calibrate(pipe, keep=keep)
+    assert again.policy == found.policy
+    assert not keep.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compute": None}, "exactly one of compute, error and speedup"),
+        ({"samples": 4}, "calibrate on at least 8"),
+        ({"exits": (4,)}, "name layers in 1 to 3"),
+        ({"output_type": "pil"}, "output_type cannot be given"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        calibrate(make_pipe(), **options)
+
+
+def test_only_the_exits_that_are_named_are_used(pipe: Any):
+    found = calibrate(pipe, exits=(2,))
+    assert set(found.policy.layers) <= {0, 2, 4}
+
+
+def test_a_stored_policy_that_was_altered_is_refused(found: adadiff.calibration.Calibration, tmp_path: Path):
+    path = found.save(tmp_path)
+    values = json.loads(path.read_text())
+    values["policy"]["layers"][1] = 2
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="it was altered"):
+        StockPolicy.from_pretrained(tmp_path)
+
+
+def test_a_policy_goes_to_the_hub_and_comes_back(
+    found: adadiff.calibration.Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> str:
+            assert exist_ok
+            (tmp_path / name).mkdir(parents=True)
+            return f"https://hub/{name}"
+
+        def upload_file(self, path_or_fileobj: Path, path_in_repo: str, repo_id: str) -> None:
+            (tmp_path / repo_id / path_in_repo).write_bytes(path_or_fileobj.read_bytes())
+
+    assert isinstance(found.stored, StockPolicy)
+    monkeypatch.setattr("adadiff.stock.stored.HfApi", Hub)
+    monkeypatch.setattr("adadiff.stock.stored.hf_hub_download", lambda name, file: str(tmp_path / name / file))
+    assert found.stored.push_to_hub("someone/policy", token="secret") == "https://hub/someone/policy"
+    pipe = make_pipe()
+    adadiff.enable(pipe, "someone/policy")
+    pipe(class_labels=[1], num_inference_steps=STEPS)
+    assert adadiff.trace(pipe).exit_layers["transformer", "call 0"] == dict(enumerate(found.policy.layers))
+
+
+def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def missing(name: str, file: str) -> str:
+        raise OSError("no connection\nand more")
+
+    monkeypatch.setattr("adadiff.stock.stored.hf_hub_download", missing)
+    with pytest.raises(InputError, match=r"^there is no folder no/where, and no exit_policy.json .*: no connection$"):
+        adadiff.enable(make_pipe(), "no/where")
