@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from stock_methods import ABOVE, Method, Setting
+from stock_methods import ABOVE, BELOW, Method, Setting
 from torch import Tensor
 
 from adadiff.data import DataConfig, ImageData
@@ -25,7 +25,7 @@ from adadiff.utils.files import write_json
 from adadiff.utils.timing import interleaved_seconds
 
 SEED, PILOT_SEED = 0, 1_000_000  # calibration has a third
-BELOW = 0.05  # how far below the target a setting's compute may lie, if there are others nearer to it
+TRIES = 4  # settings that are sampled with until one spends as little on these samples as on the pilot batch
 FULL = Setting("all layers")
 
 
@@ -99,7 +99,7 @@ class Images:
 
     def __init__(self, source: str, pipe: Any, number: int) -> None:
         self.number, self.network = number, load_feature_network("small", torch.device("cpu"))
-        channels = 1 if pipe.vae.config.out_channels == 1 else 3
+        channels: Literal[1, 3] = 1 if pipe.vae.config.out_channels == 1 else 3
         config = DataConfig(source=source, size=pipe.transformer.config.sample_size, channels=channels)
         real = ImageData(config, condition="none")
         self.real = Gaussian.fit(reference_features(self.network, real).vectors)
@@ -151,18 +151,18 @@ class Bench:
         """Sample the pilot batch with the full model."""
         return self.sample(FULL, range(self.batch_size), PILOT_SEED)
 
-    def best(self, method: Method, target: float) -> Setting | None:
-        """Return the setting of a method that errs least on the pilot batch among those near the target.
+    def ranked(self, method: Method, target: float) -> list[Setting]:
+        """Return settings of a method for a target, the best first.
 
-        Near is between 5 points below and 2 above. If there is none, the nearest below; None if there is none either.
+        Those between 5 points below and 2 above it are ordered by their error on the pilot batch; those farther below
+        follow, the nearest first.
         """
         tried = {each.name: each for each in method.settings(target, lambda each: self.pilot(method, each)[0])}
         pilots = {name: self.pilot(method, each) for name, each in tried.items()}
         allowed = [name for name in tried if pilots[name][0] <= target + ABOVE]
         near = [name for name in allowed if pilots[name][0] >= target - BELOW]
-        if near:
-            return tried[min(near, key=lambda name: pilots[name][1])]
-        return tried[max(allowed, key=lambda name: pilots[name][0])] if allowed else None
+        below = sorted(set(allowed) - set(near), key=lambda name: -pilots[name][0])
+        return [tried[name] for name in (*sorted(near, key=lambda name: pilots[name][1]), *below)]
 
     def pilot(self, method: Method, setting: Setting) -> tuple[float, float]:
         """Return the compute and the error of a setting on the pilot batch, measured once."""
@@ -177,18 +177,27 @@ class Bench:
         """Measure the full model."""
         seconds = interleaved_seconds({"full": lambda: self.sample(FULL, range(self.batch_size))}, repeats)["full"]
         median = statistics.median(seconds)
-        distance = None if self.real is None else self.real.distance(self._full[0])
+        distance = None if self.real is None else self.real.distance(self._full)
         return Cell("full model", 1.0, FULL.name, 1.0, 0.0, 0.0, median, median, True, distance)
 
-    def cell(self, method: str, target: float, setting: Setting, repeats: int) -> Cell:
-        """Measure a setting."""
-        images, spent = self._all(setting)
-        full, all_spent = self._full
+    def cell(self, method: Method, target: float, repeats: int) -> Cell:
+        """Measure the best setting of a method for a compute target; a cell without a setting if there is none.
+
+        A cache's compute depends on the samples: one that spends more on these than allowed gives way to the next.
+        """
+        all_spent = self._full_counted[1]
+        for setting in self.ranked(method, target)[:TRIES]:
+            images, spent = self._count(setting)
+            if spent / all_spent <= target + ABOVE:
+                break
+        else:
+            return Cell(method.name, target, note="no setting spends as little")
+        images, full = torch.cat([images, *self._rest(setting)]), self._full
         errors, first = losses(full, images), range(self.batch_size)
         runs = {"full": lambda: self.sample(FULL, first), "setting": lambda: self.sample(setting, first)}
         seconds = {name: statistics.median(runs) for name, runs in interleaved_seconds(runs, repeats).items()}
         return Cell(
-            method,
+            method.name,
             target,
             setting.name,
             spent / all_spent,
@@ -209,25 +218,28 @@ class Bench:
         return torch.equal(once, again)
 
     @cached_property
-    def _full(self) -> tuple[Tensor, int]:
-        return self._all(FULL)
+    def _full_counted(self) -> tuple[Tensor, int]:
+        return self._count(FULL)
+
+    @cached_property
+    def _full(self) -> Tensor:
+        return torch.cat([self._full_counted[0], *self._rest(FULL)])
 
     @cached_property
     def _full_pilot(self) -> tuple[Tensor, int]:
         return self._counted(FULL, range(self.batch_size), PILOT_SEED)
 
-    def _all(self, setting: Setting) -> tuple[Tensor, int]:
-        """Sample all images of a cell; return them and the FLOPs of those that are counted."""
-        images, spent = [], 0
-        for first in range(0, self.samples, self.batch_size):
-            numbers = range(first, min(first + self.batch_size, self.samples))
-            if first < self.counted:
-                batch, flops = self._counted(setting, numbers, SEED)
-                spent += flops
-            else:
-                batch = self.sample(setting, numbers)
-            images.append(batch)
-        return torch.cat(images), spent
+    def _count(self, setting: Setting) -> tuple[Tensor, int]:
+        """Sample the first images of a cell, and count the FLOPs."""
+        batches = [self._counted(setting, numbers, SEED) for numbers in self._batches(0, self.counted)]
+        return torch.cat([images for images, _ in batches]), sum(spent for _, spent in batches)
+
+    def _rest(self, setting: Setting) -> list[Tensor]:
+        """Sample the images of a cell whose FLOPs are not counted."""
+        return [self.sample(setting, numbers) for numbers in self._batches(self.counted, self.samples)]
+
+    def _batches(self, first: int, end: int) -> list[range]:
+        return [range(k, min(k + self.batch_size, end)) for k in range(first, end, self.batch_size)]
 
     def _counted(self, setting: Setting, numbers: Sequence[int], seed: int) -> tuple[Tensor, int]:
         """Sample a batch; return the images and the FLOPs of the transformer's calls."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ import adadiff
 from adadiff.calibration.result import Calibration
 
 ABOVE = 0.02  # how far a setting's compute may lie above the target
+BELOW = 0.05  # how far below the target, if there are settings so near to it
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class FewerSteps(Method):
 
     def settings(self, target: float, compute: Callable[[Setting], float]) -> Iterator[Setting]:
         for steps in range(1, self.steps):
-            if target - 0.1 < steps / self.steps <= target + ABOVE:
+            if target - max(BELOW, 1 / self.steps) < steps / self.steps <= target + ABOVE:
                 yield Setting(f"{steps} steps", arguments={"num_inference_steps": steps})
 
 
@@ -160,11 +162,13 @@ class ThresholdCache(Method):
     Args:
         name: Name of the cache.
         pipe: The pipeline.
+        steps: Number of steps.
         variants: Configurations for a threshold, by the name of what else they set.
     """
 
     name: str
     pipe: Any
+    steps: int
     variants: dict[str, Callable[[float], Any]]
     tried: dict[str, list[float]] = field(default_factory=dict)
 
@@ -182,7 +186,7 @@ class ThresholdCache(Method):
             measured = {threshold: compute(self._setting(variant, threshold)) for threshold in sorted(tried)}
             low = max((each for each, spent in measured.items() if spent > target + ABOVE), default=0.0)
             high = min((each for each in measured if each > low), default=0.0)
-            near = any(abs(spent - target) < 0.005 for spent in measured.values())
+            near = any(0 <= target + ABOVE - spent < 1 / self.steps for spent in measured.values())  # one step at most
             if near or not low or not high or high < 1.01 * low:
                 return
             tried.append((low * high) ** 0.5)
@@ -193,12 +197,13 @@ class ThresholdCache(Method):
         return Setting(name, lambda: cached(self.pipe, config(threshold)))
 
 
-def first_block_cache(pipe: Any) -> Method:
+def first_block_cache(pipe: Any, steps: int) -> Method:
     """Return FirstBlockCache: skips all blocks but the first while the first one's output changes little."""
-    return ThresholdCache("FirstBlockCache", pipe, {"": lambda value: hooks.FirstBlockCacheConfig(threshold=value)})
+    config = {"": lambda value: hooks.FirstBlockCacheConfig(threshold=value)}
+    return ThresholdCache("FirstBlockCache", pipe, steps, config)
 
 
-def sea_cache(pipe: Any) -> Method:
+def sea_cache(pipe: Any, steps: int) -> Method:
     """Return SeaCache: skips the blocks while its input, filtered by frequency, has changed little since."""
 
     def frames(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
@@ -210,8 +215,12 @@ def sea_cache(pipe: Any) -> Method:
             threshold=value, residual_order=order, max_consecutive_cached=in_a_row, raw_vision_callback=frames
         )
 
-    variants = {f"order {order}, at most {n or 'any number'} in a row": (order, n) for order in (0, 1) for n in (2, 0)}
-    return ThresholdCache("SeaCache", pipe, {name: config(*values) for name, values in variants.items()})
+    variants = {
+        "order 1, at most 2 in a row": config(1, 2),  # as by default
+        "order 1": config(1, 0),
+        "order 0": config(0, 0),
+    }
+    return ThresholdCache("SeaCache", pipe, steps, variants)
 
 
 def mag_cache(pipe: Any, steps: int, sample: Callable[[], Any]) -> Method:
@@ -239,8 +248,11 @@ def mag_cache(pipe: Any, steps: int, sample: Callable[[], Any]) -> Method:
             mag_ratios=torch.tensor(ratios),
         )
 
-    variants = {f"at most {n} in a row, first {kept:.0%} kept": (n, kept) for n in (3, 8) for kept in (0.1, 0.2)}
-    return ThresholdCache("MagCache", pipe, {name: config(*values) for name, values in variants.items()})
+    variants = {
+        "at most 3 in a row, first 20% full": config(3, 0.2),  # as by default
+        "at most 8 in a row, first 10% full": config(8, 0.1),
+    }
+    return ThresholdCache("MagCache", pipe, steps, variants)
 
 
 @dataclass(frozen=True)
@@ -256,24 +268,23 @@ class TaylorSeer(Method):
     name = "TaylorSeer"
 
     def settings(self, target: float, compute: Callable[[Setting], float]) -> Iterator[Setting]:
-        patterns = {
+        patterns: dict[str, dict[str, list[str]]] = {
             "attention and feed-forward": {"cache_identifiers": [r"transformer_blocks\.\d+\.(attn1|attn2|ff)"]},
             "lite": {
                 "cache_identifiers": [r"proj_out(_2)?"],
                 "skip_predict_identifiers": [r"transformer_blocks\.\d+"],
             },
         }
-        for interval in range(2, self.steps):
-            for before in sorted({1, 2, 3, self.steps // 4, self.steps // 2}):
-                if target - 0.1 < self._full_steps(interval, before) / self.steps <= target + ABOVE:
-                    for kind, modules in patterns.items():
-                        for order in (1, 2):
-                            yield self._setting(f"{kind}, order {order}", interval, before, order, modules)
+        least = target - max(BELOW, 1 / self.steps)
+        for interval, before in itertools.product(range(2, self.steps), {1, 2, 3, self.steps // 4, self.steps // 2}):
+            if least < self._full_steps(interval, before) / self.steps <= target + ABOVE:
+                for (kind, modules), order in itertools.product(patterns.items(), (1, 2)):
+                    yield self._setting(f"{kind}, order {order}", interval, before, order, modules)
 
     def _full_steps(self, interval: int, before: int) -> int:
         return sum(step < before or (step - before - 1) % interval == 0 for step in range(self.steps))
 
-    def _setting(self, kind: str, interval: int, before: int, order: int, modules: dict[str, Sequence[str]]) -> Setting:
+    def _setting(self, kind: str, interval: int, before: int, order: int, modules: dict[str, list[str]]) -> Setting:
         config = hooks.TaylorSeerCacheConfig(
             cache_interval=interval,
             disable_cache_before_step=before,
@@ -287,9 +298,9 @@ class TaylorSeer(Method):
 def caches(pipe: Any, steps: int, sample: Callable[[], Any]) -> list[Method]:
     """Return the caches that the installed diffusers has; `sample` samples a batch with the pipeline."""
     made = {
-        "FirstBlockCacheConfig": lambda: first_block_cache(pipe),
+        "FirstBlockCacheConfig": lambda: first_block_cache(pipe, steps),
         "TaylorSeerCacheConfig": lambda: TaylorSeer(pipe, steps),
         "MagCacheConfig": lambda: mag_cache(pipe, steps, sample),
-        "SeaCacheConfig": lambda: sea_cache(pipe),
+        "SeaCacheConfig": lambda: sea_cache(pipe, steps),
     }
     return [make() for config, make in made.items() if hasattr(hooks, config)]

@@ -11,9 +11,10 @@ from stock_measure import Cell
 from adadiff.utils.text import with_error
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 NEAR = 0.05  # a compute further below the target is stated
+MISSING = "—"
 
 
 def overview(cells: Sequence[Cell]) -> str:
@@ -34,11 +35,11 @@ def details(cells: Sequence[Cell]) -> str:
     for cell in sorted(cells, key=lambda cell: cell.target):
         row = [f"{cell.target:.0%}", cell.method]
         if cell.compute is None or cell.error is None or cell.seconds is None or cell.full_seconds is None:
-            rows.append([*row, *["–"] * (3 + frechet), cell.note])
+            rows.append([*row, *[MISSING] * (3 + frechet), cell.note])
             continue
         time = f"{cell.seconds:.2f} of {cell.full_seconds:.2f} ({cell.seconds / cell.full_seconds:.0%})"
         row += [f"{cell.compute:.1%}", f"{cell.error:.3%} ± {cell.standard_error:.3%}", time]
-        row += [with_error(*cell.frechet) if cell.frechet else "–"] if frechet else []
+        row += [with_error(*cell.frechet) if cell.frechet else MISSING] if frechet else []
         remarks = [cell.setting, cell.note, "" if cell.repeats else "a second call does not repeat the first"]
         rows.append([*row, "; ".join(remark for remark in remarks if remark)])
     distance = ["Fréchet distance"] if frechet else []
@@ -53,7 +54,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _error(cell: Cell | None) -> str:
     if cell is None or cell.error is None or cell.compute is None:
-        return "–"
+        return MISSING
     spent = f" (at {cell.compute:.0%})" if cell.compute < cell.target - NEAR else ""
     return f"{cell.error:.3%}{spent}"
 
@@ -70,8 +71,8 @@ def plot(cells: Sequence[Cell], title: str, path: Path) -> None:
         }
         if points:
             ours = method.startswith("ours")
-            style = {"linewidth": 2.5, "zorder": 3} if ours else {"linewidth": 1.2}
-            axes.plot(*zip(*sorted(points), strict=True), marker=next(markers), label=method, **style)
+            x, y = zip(*sorted(points), strict=True)
+            axes.plot(x, y, marker=next(markers), label=method, linewidth=2.5 if ours else 1.2, zorder=3 if ours else 2)
     axes.set(title=title, xlabel="compute, % of the full model's", ylabel="error, % of the variance", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

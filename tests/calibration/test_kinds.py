@@ -1,6 +1,7 @@
 """Policies at a price against all policies of their kind, tried one by one."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,11 @@ def test_a_schedules_expected_error_is_that_of_its_corrected_exits(seed):
         wanted = corrected_error(differences, problem.influence, layers)
         found = CorrectedSchedule().error(problem, CorrectedScheduleExit(tuple(layers)))
         assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_an_exit_too_long_after_a_full_step_is_ruled_out():
+    _, problem = make_drifting_problem(steps=12)
+    assert CorrectedSchedule().error(problem, CorrectedScheduleExit((LAYERS,) + (1,) * 11)) == math.inf
 
 
 @pytest.mark.parametrize("price", [1e-3, 0.03, 0.1, 0.3, 1.0, 10.0])

@@ -139,13 +139,15 @@ class CorrectedSchedule(Kind):
             policy = best
 
     def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
-        """Return the expected error of a schedule; no exit may be more than `LONGEST_GAP` steps after a full step."""
+        """Return the expected error; infinity if an exit is more than `LONGEST_GAP` steps after a full step."""
         layers, steps = np.array(policy.layers), np.arange(len(policy.layers))
         is_full = layers == len(problem.parts.layers)
         full = np.concatenate([[-1, -1], np.flatnonzero(is_full)])  # with two sentinel entries
         passed = np.cumsum(is_full) - is_full
         last, before = full[passed + 1], full[passed]
         gaps, gaps_before = np.where(last >= 0, steps - last, 0), np.where(before >= 0, last - before, 0)
+        if (gaps[~is_full] > LONGEST_GAP).any():
+            return math.inf
         early = (steps, gaps, gaps_before, layers)
         return float(problem.corrected_errors[tuple(index[~is_full] for index in early)].sum())
 
