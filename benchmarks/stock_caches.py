@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def load(folder: Path, scheduler: str) -> Any:
     """Load a pipeline with a scheduler of the given name."""
-    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -90,7 +90,7 @@ def load(folder: Path, scheduler: str) -> Any:
 def call_arguments(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of the pipeline's call, which for PixArt keep its size and its number of tokens."""
     known = inspect.signature(type(pipe).__call__).parameters
-    own = {"use_resolution_binning": False}
+    own = {"use_resolution_binning": False, "clean_caption": False}
     if "max_sequence_length" in known:
         own["max_sequence_length"] = pipe.tokenizer.model_max_length
     given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
