@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def load(folder: Path, scheduler: str) -> Any:
     """Load a pipeline with a scheduler of the given name."""
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder).to(torch.float32)
     pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
