@@ -4,7 +4,8 @@
 
 Compared are adaptive depth (`adadiff.calibrate`), fewer steps, and the caches of diffusers, on a DiTPipeline or
 PixArtSigmaPipeline as `examples/train_stock_dit.py` saves them. For each compute target every method is given the
-setting that errs least on a pilot batch among those that spend nearly the target; its figures come from other samples.
+setting that errs least on a pilot batch, of those that spend at most the target and 2 points; its figures come from
+other samples.
 
 With `--out` each cell is stored as soon as it is measured, and not measured again. Results are printed, not asserted.
 """

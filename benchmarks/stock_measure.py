@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from stock_methods import ABOVE, BELOW, Method, Setting
+from stock_methods import ABOVE, Method, Setting
 from torch import Tensor
 
 from adadiff.data import DataConfig, ImageData
@@ -152,17 +152,11 @@ class Bench:
         return self.sample(FULL, range(self.batch_size), PILOT_SEED)
 
     def ranked(self, method: Method, target: float) -> list[Setting]:
-        """Return settings of a method for a target, the best first.
-
-        Those between 5 points below and 2 above it are ordered by their error on the pilot batch; those farther below
-        follow, the nearest first.
-        """
+        """Return settings of a method that spend at most the target and 2 points, the best on the pilot batch first."""
         tried = {each.name: each for each in method.settings(target, lambda each: self.pilot(method, each)[0])}
         pilots = {name: self.pilot(method, each) for name, each in tried.items()}
         allowed = [name for name in tried if pilots[name][0] <= target + ABOVE]
-        near = [name for name in allowed if pilots[name][0] >= target - BELOW]
-        below = sorted(set(allowed) - set(near), key=lambda name: -pilots[name][0])
-        return [tried[name] for name in (*sorted(near, key=lambda name: pilots[name][1]), *below)]
+        return [tried[name] for name in sorted(allowed, key=lambda name: pilots[name][1])]
 
     def pilot(self, method: Method, setting: Setting) -> tuple[float, float]:
         """Return the compute and the error of a setting on the pilot batch, measured once."""

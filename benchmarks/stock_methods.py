@@ -24,7 +24,7 @@ import adadiff
 from adadiff.calibration.result import Calibration
 
 ABOVE = 0.02  # how far a setting's compute may lie above the target
-BELOW = 0.05  # how far below the target, if there are settings so near to it
+BELOW = 0.10  # how far below it settings are tried
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import argparse
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,13 @@ class Task(ABC, nn.Module):
 
 
 class ClassTask(Task):
-    """Trains a DiT on images with classes."""
+    """Trains a DiT on images with classes.
+
+    Attributes:
+        names: Names of the classes.
+    """
+
+    names: Sequence[str]
 
     def __init__(self, images: Tensor, classes: Tensor, heads: int, layers: int, patch: int) -> None:
         super().__init__()
@@ -99,12 +106,15 @@ class ClassTask(Task):
 
     def pipeline(self) -> DiffusionPipeline:
         vae = identity_autoencoder(*self.images.shape[1:3])
-        return DiTPipeline(self.transformer, vae, DPMSolverMultistepScheduler())
+        pipe = DiTPipeline(self.transformer, vae, DPMSolverMultistepScheduler())
+        pipe.register_to_config(id2label={str(k): name for k, name in enumerate(self.names)})
+        return pipe
 
 
 class Digits(ClassTask):
     """Trains on the 8x8 digits of scikit-learn: 12 layers of width 96."""
 
+    names = "0123456789"
     steps = 8000
 
     def __init__(self, data: Path | None) -> None:
@@ -121,6 +131,7 @@ class Digits(ClassTask):
 class Cifar10(ClassTask):
     """Trains on the training images of CIFAR-10: 10 layers of width 128."""
 
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     steps = 10_000
     mirrored = True
 

@@ -88,31 +88,35 @@ class CorrectedSchedule(Kind):
 
     Layer 0 is among the choices: the network does not run, and the full predictions are extrapolated.
 
-    The error of an exit depends on which two earlier steps were full. The best schedule for a price is therefore found
-    by dynamic programming over these two steps, from the last step to the first.
+    The error of a run of early steps depends on the two full steps before it, and adds up within the run. The best
+    schedule for a price is therefore found by dynamic programming over full steps, from the last to the first, among
+    those with one layer in each run.
     """
 
     name, smallest, largest = "corrected schedule", 1e-12, 1e6
 
     def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
-        objective = problem.corrected_errors + knob * _costs_from_layer_0(problem)
-        steps, _, _, choices_of_layer = objective.shape
-        depth = choices_of_layer - 1
-        # Least objective of the remaining steps, by gap and gap_before (see `Problem.corrected_errors`). The last gap,
-        # LONGEST_GAP + 1, is too old for corrections: only a full step may follow.
-        to_come = np.zeros((LONGEST_GAP + 2, LONGEST_GAP + 2))
-        choices = []
-        for step in reversed(range(steps)):
-            options = np.full((*to_come.shape, depth + 1), np.inf)
-            options[0, :, :-1] = objective[step, 0, :, :-1] + to_come[0, :, None]
-            options[1:-1, :, :-1] = objective[step, 1:, :, :-1] + to_come[2:, :, None]
-            options[:, :, -1] = objective[step, 0, 0, -1] + to_come[1, :, None]  # full: gap becomes gap_before
-            choices.append(options.argmin(2))
-            to_come = options.min(2)
-        layers, gaps = [], (0, 0)
-        for choice in reversed(choices):
-            layers.append(int(choice[gaps]))
-            gaps = _gaps_after(gaps, full=layers[-1] == depth)
+        costs = knob * _costs_from_layer_0(problem)
+        lengths = np.arange(LONGEST_GAP + 1)
+        objectives = _run_errors(problem) + lengths[:, None] * costs[:-1]  # (steps, gap_before, length, layers)
+        layer_of, objectives = objectives.argmin(3), objectives.min(3)
+        steps, gaps_before, _ = objectives.shape
+        # Least objective of all that follows a full step, by its gap_before; its last row stands for the end.
+        to_come = np.zeros((steps + 1, gaps_before))
+        length_of = np.zeros((steps, gaps_before), dtype=int)
+        for full in reversed(range(steps)):
+            possible = lengths[: steps - full]
+            ends = full + 1 + possible  # the next full step
+            following = np.where(ends < steps, costs[-1] + to_come[ends, possible + 1], 0)
+            options = objectives[full][:, possible] + following  # (gap_before, length)
+            length_of[full], to_come[full] = options.argmin(1), options.min(1)
+        layers = _uncorrected_start(problem, costs, costs[-1] + to_come[:-1, 0])
+        gap_before = 0
+        while len(layers) < steps:
+            full = len(layers)
+            length = int(length_of[full, gap_before])
+            layers += [len(costs) - 1, *[int(layer_of[full, gap_before, length])] * length]
+            gap_before = length + 1
         return CorrectedScheduleExit(tuple(layers))
 
     def meeting(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
@@ -140,16 +144,49 @@ class CorrectedSchedule(Kind):
 
     def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
         """Return the expected error; infinity if an exit is more than `LONGEST_GAP` steps after a full step."""
-        layers, steps = np.array(policy.layers), np.arange(len(policy.layers))
-        is_full = layers == len(problem.parts.layers)
-        full = np.concatenate([[-1, -1], np.flatnonzero(is_full)])  # with two sentinel entries
-        passed = np.cumsum(is_full) - is_full
-        last, before = full[passed + 1], full[passed]
-        gaps, gaps_before = np.where(last >= 0, steps - last, 0), np.where(before >= 0, last - before, 0)
-        if (gaps[~is_full] > LONGEST_GAP).any():
-            return math.inf
-        early = (steps, gaps, gaps_before, layers)
-        return float(problem.corrected_errors[tuple(index[~is_full] for index in early)].sum())
+        layers, depth = policy.layers, len(problem.parts.layers)
+        full = [step for step, layer in enumerate(layers) if layer == depth]
+        first = full[0] if full else len(layers)
+        error = sum(_uncorrected_errors(problem)[step, layer] for step, layer in enumerate(layers[:first]))
+        gap_before = 0
+        for step, following in itertools.pairwise([*full, len(layers)]):
+            if following > step + 1 + LONGEST_GAP:
+                return math.inf
+            if following > step + 1:
+                error += problem.run_error(step, gap_before, layers[step + 1 : following])
+            gap_before = following - step
+        return float(error)
+
+
+def _run_errors(problem: Problem) -> NDArray[np.floating]:
+    """Return errors of runs after one layer, (steps, LONGEST_GAP + 2, LONGEST_GAP + 1, layers), by length on axis 2.
+
+    The other axes are as in `Problem.run_products`.
+    """
+    cumulative = problem.run_products.cumsum(-1).cumsum(-2)
+    by_length = np.einsum("...ii->...i", cumulative)  # (steps, gap_before, layers, LONGEST_GAP)
+    return np.pad(by_length, [(0, 0), (0, 0), (0, 0), (1, 0)]).swapaxes(2, 3).clip(min=0)
+
+
+def _uncorrected_errors(problem: Problem) -> NDArray[np.floating]:
+    """Return the error of exits before the first full step, after layers 0..N, (steps, layers + 1); none after 0."""
+    errors = problem.influence.numpy()[:, None] * problem.products[:, 0]
+    errors[:, 0] = np.inf
+    return errors
+
+
+def _uncorrected_start(problem: Problem, costs: NDArray[np.floating], from_full: NDArray[np.floating]) -> list[int]:
+    """Return the layers of the steps before the first full one, for the least objective.
+
+    Args:
+        problem: The problem.
+        costs: Price of layers 0..N.
+        from_full: Least objective from a first full step on, by that step, (steps,).
+    """
+    objectives = (_uncorrected_errors(problem) + costs)[:, :-1]  # (steps, layers)
+    spent = np.concatenate([[0.0], objectives.min(1).cumsum()])
+    first = int((spent + np.append(from_full, 0.0)).argmin())
+    return [int(layer) for layer in objectives[:first].argmin(1)]
 
 
 def _costs_from_layer_0(problem: Problem) -> NDArray[np.floating]:
@@ -160,14 +197,6 @@ def _costs_from_layer_0(problem: Problem) -> NDArray[np.floating]:
 
 def _schedule_costs(problem: Problem) -> NDArray[np.floating]:
     return problem.costs(torch.zeros(len(problem.parts.layers), dtype=torch.bool)).numpy()
-
-
-def _gaps_after(gaps: tuple[int, int], full: bool) -> tuple[int, int]:
-    """Return (gap, gap_before) at the next step; 0 stands for no full step (see `Problem.corrected_errors`)."""
-    gap, gap_before = gaps
-    if full:
-        return 1, gap
-    return (gap + 1 if gap else 0), gap_before
 
 
 class ExcessError(Kind):

@@ -55,29 +55,66 @@ class Problem:
         return self.parts.until_exit(layers, estimated, measured).double() / self.parts.full
 
     @cached_property
-    def corrected_errors(self) -> NDArray[np.floating]:
-        """Mean error of corrected exits after layers 0..N, (steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers + 1).
-
-        The second axis is `gap`, the number of steps since the last full step, 1..`LONGEST_GAP`. The third axis is
-        `gap_before`, the number of steps between that one and the full step before it, 1..`LONGEST_GAP` + 1. On both
-        axes 0 stands for no such step. After layer 0 there is no exit without a full step before.
-        """
+    def products(self) -> NDArray[np.floating]:
+        """Mean products of differences after layers 0..N at a step and k steps earlier, (steps, WINDOW, layers + 1)."""
         record = self.record
-        products = torch.cat([record.full_products[:, :, None], record.products], dim=2).double().mean(3)
-        steps, _, layers = products.shape  # layer 0 included
-        table = np.full((steps, LONGEST_GAP + 1, LONGEST_GAP + 2, layers), np.inf)
-        table[:, 0, :, 1:] = products[:, 0, None, 1:]
-        for step, gap in itertools.product(range(steps), range(1, LONGEST_GAP + 1)):
-            if gap > step:
-                continue
-            for gap_before in range(min(LONGEST_GAP + 1, step - gap) + 1):
-                last, before = step - gap, step - gap - gap_before
-                # The extrapolated correction is (1 + c) * last - c * before; this expands its squared error.
-                c = gap / gap_before if gap_before else 0.0
-                squares = products[step, 0] + (1 + c) ** 2 * products[last, 0] + c**2 * products[before, 0]
-                crossed = (1 + c) * products[step, gap] - c * products[step, gap + gap_before]
-                table[step, gap, gap_before] = squares - 2 * crossed - 2 * c * (1 + c) * products[last, gap_before]
-        return self.influence.numpy()[:, None, None, None] * table.clip(min=0)
+        products = torch.cat([record.full_products[:, :, None], record.products], dim=2)
+        return products.double().mean(3).numpy()
+
+    @cached_property
+    def run_products(self) -> NDArray[np.floating]:
+        """Products of the errors that corrected exits after one full step make of the final image.
+
+        (steps, LONGEST_GAP + 2, layers, LONGEST_GAP, LONGEST_GAP): after the full step of the first axis, with the full
+        step before it so many steps earlier (0 for none), exits after layers 0..N-1. The last two axes are the steps
+        since the full step, less 1, of two exits after the same layer; on the diagonal is the error of one. Errors of a
+        run of early steps are alike, as all carry on the same corrections, so that they add up to more than their own
+        squares. Steps after the last one have no error.
+        """
+        products = self.products
+        steps, _, exits = products.shape
+        influence = np.sqrt(np.concatenate([self.influence.numpy(), np.zeros(LONGEST_GAP)]))
+        table = np.zeros((steps, LONGEST_GAP + 2, exits - 1, LONGEST_GAP, LONGEST_GAP))
+        gaps = np.arange(1, LONGEST_GAP + 1)
+        for full in range(steps):
+            for gap_before in range(min(LONGEST_GAP + 1, full) + 1):
+                # The exit k steps after the full one errs by d_k - (1 + c) d_full + c d_before, c = k / gap_before.
+                at = [*(full + gaps), full, full - gap_before]
+                c = gaps / gap_before if gap_before else np.zeros(LONGEST_GAP)
+                weights = np.column_stack([np.eye(LONGEST_GAP), -(1 + c), c])  # (exits of the run, len(at))
+                errors = weights @ self._gram(at)[:-1] @ weights.T  # (layers, exits of the run, exits of the run)
+                felt = influence[full + gaps]
+                table[full, gap_before] = errors * felt[:, None] * felt
+        return table
+
+    def _gram(self, at: Sequence[int]) -> NDArray[np.floating]:
+        """Return the products of the differences at any two of some steps, (layers + 1, len(at), len(at))."""
+        steps, _, exits = self.products.shape
+        gram = np.zeros((exits, len(at), len(at)))
+        for (i, one), (j, other) in itertools.product(enumerate(at), repeat=2):
+            if max(one, other) < steps:
+                gram[:, i, j] = self.products[max(one, other), abs(one - other)]
+        return gram
+
+    def run_error(self, full: int, gap_before: int, layers: Sequence[int]) -> float:
+        """Return the error of the final image that a run of early steps makes, for any layers in 0..N-1.
+
+        The products of exits after different layers are not recorded. They are taken to be as alike as exits after the
+        same layer, on average of the two.
+
+        Args:
+            full: The full step before the run.
+            gap_before: Steps from the full step before that one, 0 for none.
+            layers: Exit layers of the run.
+        """
+        chosen, places = np.array(layers), np.arange(len(layers))
+        products = self.run_products[full, gap_before][chosen][:, places[:, None], places]  # (run, run, run)
+        sizes = np.sqrt(np.einsum("lii->li", products).clip(min=1e-300))
+        alike = products / (sizes[:, :, None] * sizes[:, None, :])  # by the layer of the first axis
+        own = sizes[places, places]
+        by_first = alike[places[:, None], places[:, None], places]
+        correlation = (by_first + by_first.T) / 2
+        return max(float(own @ correlation @ own), 0.0)
 
     @cached_property
     def _maps(self) -> list[list[tuple[Tensor, Tensor]]]:

@@ -10,8 +10,8 @@ from adadiff.calibration.goal import SEED, Goal
 from adadiff.cli.options import Dtype
 from adadiff.cli.output import console
 from adadiff.utils.errors import InputError, imported
-from adadiff.utils.files import model_folder
-from adadiff.utils.ranges import Count, GuidanceScale, Seed, checked
+from adadiff.utils.files import is_stock, model_folder
+from adadiff.utils.ranges import Count, CountOrZero, GuidanceScale, Seed, checked
 
 
 @checked
@@ -25,12 +25,15 @@ def calibrate_command(
     scheduler: str | None = None,
     guidance_scale: GuidanceScale | None = None,
     prompts: Path | None = None,
+    class_index: tuple[CountOrZero, ...] = (),
+    argument: tuple[str, ...] = (),
     metric: str | None = None,
-    samples: Count = 192,
-    batch_size: Count = 32,
+    samples: Count | None = None,
+    batch_size: Count | None = None,
     seed: Seed = SEED,
     dtype: Dtype = "float32",
     device: str = "auto",
+    out: Path | None = None,
     replace: bool = False,
 ) -> None:
     """Find the exit policy for a compute budget, an error bound or a speedup, and store it with the model.
@@ -41,7 +44,8 @@ def calibrate_command(
     images over their variance.
 
     Args:
-        model: Model folder, as `adadiff train` makes it; to calibrate a packaged model, copy it by `adadiff export`.
+        model: Model folder, as `adadiff train` makes it (to calibrate a packaged model, copy it by `adadiff export`),
+            or a stock diffusers pipeline: its folder, or its name on the Hugging Face Hub.
         compute: Fraction of the full model's FLOPs to spend, in (0, 1); the least error at that compute is found.
         error: Bound on the mean error, in (0, 1); the least compute that keeps it is found.
         speedup: Speed relative to the full model on this machine, above 1; the least error at that speed is found.
@@ -49,14 +53,18 @@ def calibrate_command(
         steps: Number of sampling steps; by default the model's own.
         scheduler: Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
         guidance_scale: Scale of classifier-free guidance, 1 for none; by default the model's own.
-        prompts: Text file with one prompt per line, for a model that takes text; classes are all sampled in turn.
+        prompts: Text file with one prompt per line, for a model that takes text.
+        class_index: Indices of the classes to sample in turn; by default all classes of the model.
+        argument: For a stock pipeline, other arguments of its call, as max_sequence_length=77.
         metric: Error function, as package.module:name; it maps two batches of images in [0, 1], the full model's and
             those with early exits, (batch, channels, height, width), to errors, (batch,) in [0, 1].
-        samples: Number of samples to calibrate on; as many fresh ones check the result.
-        batch_size: Images per batch.
+        samples: Number of samples to calibrate on; as many fresh ones check the result. By default 192, or 16 for a
+            stock pipeline.
+        batch_size: Images per batch; by default 32, or 8 for a stock pipeline.
         seed: Seed of the noise, at least 0.
         dtype: Precision of the model.
         device: Device: cpu, cuda, ..., or auto for cuda if available.
+        out: For a stock pipeline, the folder for the policy; by default the model's.
         replace: Replace an earlier exit_policy.json.
     """
     from adadiff.calibration import calibrate, calibration_table, draw_calibration
@@ -67,27 +75,37 @@ def calibrate_command(
     from adadiff.sampling.settings import FolderSettings, resolve
 
     goal = Goal(compute, error, speedup, confidence)
+    if ((out or model) / EXIT_POLICY).exists() and not replace:
+        raise InputError(f"{out or model} already holds an {EXIT_POLICY}: add --replace, or move it away")
+    if is_stock(model):
+        from adadiff.cli.stock import calibrate_stock
+
+        sizes = (samples or 16, batch_size or 8)
+        calling = (steps, scheduler, guidance_scale, prompts, class_index, argument, metric)
+        calibrate_stock(model, goal, out, *calling, *sizes, seed, dtype, device)
+        return
+    if out is not None or argument:
+        raise InputError("--out and --argument are for stock pipelines; the policy goes into the model's own folder")
     if model_folder(model) != model:
         raise InputError(
             f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
             f"calibrate the copy"
         )
-    if (model / EXIT_POLICY).exists() and not replace:
-        raise InputError(f"{model} already holds an {EXIT_POLICY}: add --replace, or move it away")
     own = FolderSettings.load(model, policy=False)  # an earlier policy may be damaged, or for other weights
     pipeline = load_pipeline(model, dtype, device, scheduler or own.scheduler, own_settings=False)
     chosen = resolve(own, pipeline.scheduler, steps, guidance_scale, policy=NeverExit())
     texts = chosen_prompts((), prompts)
-    conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
+    classes = class_index or pipeline.transformer.class_indices
+    conditions = Conditions(classes, texts, guidance=Guidance(chosen.guidance_scale))
     calibration = calibrate(
         pipeline,
         goal,
         chosen.steps,
         conditions,
-        samples,
+        samples or 192,
         None if metric is None else imported(metric),
         seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size or 32,
         keep=model / ".calibration",
     )
     console.print(calibration_table(calibration))

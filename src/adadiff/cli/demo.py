@@ -11,8 +11,8 @@ from tyro.conf import arg
 
 from adadiff.cli.options import ModelFolder
 from adadiff.cli.output import console
-from adadiff.utils.errors import lookup
-from adadiff.utils.files import PRETRAINED
+from adadiff.utils.errors import InputError, lookup
+from adadiff.utils.files import PRETRAINED, is_stock
 from adadiff.utils.ranges import Count, Fraction, GuidanceScale, Seed, checked
 
 
@@ -44,6 +44,7 @@ def demo_command(
     min_layer: Count | None = None,
     guidance_scale: GuidanceScale | None = None,
     prompt: tuple[str, ...] = (),
+    argument: tuple[str, ...] = (),
     seed: Seed = 0,
 ) -> None:
     """Sample the same noise with the full model and with early exits; print a table and draw a picture.
@@ -53,7 +54,8 @@ def demo_command(
     Args:
         out: Folder for the picture, demo.png.
         task: Packaged model to sample: digits, class (CIFAR-10 by class) or text (emoji from their names).
-        model: Model folder, or name of a packaged model, in place of the task's.
+        model: Model folder, name of a packaged model, or a stock diffusers pipeline with a stored policy, in place of
+            the task's.
         n: Number of images; by default 64 digits, 20 of class, 12 of text.
         steps: Number of sampling steps; by default the model's own.
         scheduler: Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
@@ -61,6 +63,7 @@ def demo_command(
         min_layer: First layer after which a sample may exit, counted from 1; by default the model's own.
         guidance_scale: Scale of classifier-free guidance; 1 means no guidance. By default the model's own.
         prompt: Prompts, assigned to the images in turn, for a model that takes text; by default the task's.
+        argument: For a stock pipeline, other arguments of its call, as max_sequence_length=77.
         seed: Seed of the noise, at least 0.
     """
     from adadiff.cli.shared import load_pipeline
@@ -70,14 +73,21 @@ def demo_command(
     require_own_folder(out, own={"demo.png"})
     chosen_task = lookup(task, DEMO_TASKS, "task")
     folder, n = model or PRETRAINED / chosen_task.model, chosen_task.n if n is None else n
-    pipeline = load_pipeline(folder, "float32", "cpu", scheduler)
-    chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
-    texts = prompt or (chosen_task.prompts if model is None else ())
-    conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
-    comparison = compare(pipeline, chosen.policy, n, chosen.steps, seed, conditions)
+    if is_stock(folder):
+        from adadiff.cli.stock import compare_stock
+
+        if tau is not None or min_layer is not None:
+            raise InputError(f"--tau and --min-layer are for models of adadiff's own, and {folder} is none")
+        comparison = compare_stock(folder, n, steps, scheduler, guidance_scale, prompt, argument, seed)
+    else:
+        pipeline = load_pipeline(folder, "float32", "cpu", scheduler)
+        chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
+        texts = prompt or (chosen_task.prompts if model is None else ())
+        conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
+        comparison = compare(pipeline, chosen.policy, n, chosen.steps, seed, conditions)
 
     table = Table(
-        "", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {chosen.steps} steps"
+        "", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {comparison.steps} steps"
     )
     for row in comparison_rows(comparison):
         table.add_row(*row)

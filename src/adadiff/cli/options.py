@@ -52,6 +52,10 @@ class SampleOptions:
     """Class names, assigned to the images in turn; by default all classes of the model."""
     class_index: tuple[CountOrZero, ...] = ()
     """Class indices, counted from 0, in place of --class."""
+    policy: str | None = None
+    """For a stock pipeline, the policy's folder or name on the Hugging Face Hub; by default the model folder's own."""
+    argument: tuple[str, ...] = ()
+    """For a stock pipeline, other arguments of its call, as max_sequence_length=77."""
     prompt: tuple[str, ...] = ()
     """Prompts, assigned to the images in turn."""
     prompts: Path | None = None

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from adadiff.cli.options import ModelFolder, SampleOptions
 from adadiff.cli.output import console
+from adadiff.utils.files import is_stock
 from adadiff.utils.ranges import checked
 
 
@@ -22,10 +23,18 @@ def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated
     `torchrun --nproc_per_node 2 -m adadiff sample ...`.
 
     Args:
-        model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
+        model: Model folder, as `adadiff train` makes it, or the name of a packaged model; or a stock diffusers
+            pipeline: its folder, or its name on the Hugging Face Hub.
         out: Folder for the images.
         options: Which images to sample, with which settings.
     """
+    if is_stock(model):
+        from adadiff.cli.stock import sample_stock
+
+        found = sample_stock(model, out, options)
+        layers = "" if found.trace is None else f"; layers run {found.trace.layer_fraction:.1%}"
+        console.print(f"{options.n} images in {out} ({options.n / found.seconds:.2f} images/s){layers}")
+        return
     from adadiff.cli.shared import sample_with_options
     from adadiff.utils.processes import process_state
 

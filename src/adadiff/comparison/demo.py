@@ -12,6 +12,7 @@ from torch import Tensor
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.runtime.trace import Trace
 from adadiff.sampling import UNCONDITIONAL, AdaDiffPipelineOutput, AdaptivePipeline, Conditions, sample_seeded
+from adadiff.stock import StockTrace
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
 from adadiff.utils.timing import median_seconds
@@ -31,9 +32,14 @@ class Comparison:
 
     full: Tensor
     adaptive: Tensor
-    trace: Trace
+    trace: Trace | StockTrace
     full_seconds: float
     adaptive_seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Number of sampling steps, in evaluations of the model."""
+        return self.trace.steps
 
     @property
     def speedup(self) -> float:

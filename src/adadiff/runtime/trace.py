@@ -181,6 +181,11 @@ class Trace:
     unconditional_uncertainties: Tensor
 
     @property
+    def steps(self) -> int:
+        """Number of sampling steps, in evaluations of the model."""
+        return len(self.timesteps)
+
+    @property
     def predictions(self) -> int:
         """Number of predictions: one for each sample and step, two at steps with guidance."""
         return TraceTotals.of(self).predictions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Size
 
@@ -60,6 +61,11 @@ class StockTrace:
     calls: tuple[Call, ...]
 
     @property
+    def steps(self) -> int:
+        """Number of sampling steps so far, in evaluations of the scheduler."""
+        return 1 + max((call.step for call in self.calls), default=-1)
+
+    @property
     def layer_fraction(self) -> float:
         """Layers run over layers of the full model, averaged over predictions, in (0, 1].
 
@@ -83,6 +89,23 @@ class StockTrace:
             raise InputError("the FLOPs of the layers are not known: calibrate, or enable a calibrated policy")
         spent = sum(call.values * (call.compute or 0) for call in self.calls)
         return spent / sum(call.values for call in self.calls)
+
+    def draw(self, axes: Any) -> None:
+        """Draw the layers run at each step into matplotlib axes, one line per transformer and kind of call."""
+        depth = max(call.depth for call in self.calls)
+        for (transformer, kind), layers in self.exit_layers.items():
+            steps = [step + 1 for step in layers]
+            axes.plot(steps, list(layers.values()), "o-", drawstyle="steps-mid", label=f"{transformer}, {kind}")
+        axes.set(
+            xlabel="sampling step",
+            ylabel=f"layers run (of {depth})",
+            ylim=(-0.03 * depth, 1.05 * depth),
+            title=f"{self.layer_fraction:.0%} of the layers run",
+        )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_major_locator().set_params(integer=True)
+        if len(self.exit_layers) > 1:
+            axes.legend()
 
     def _require_calls(self) -> None:
         if not self.calls:

@@ -61,7 +61,10 @@ class StockSampler:
         """
         device = torch.device("cpu")  # so that the noise is the same on all devices
         generators = [torch.Generator(device).manual_seed(self.seed + k) for k in numbers]
-        output = self.pipe(**self._conditions(numbers), **self.arguments, generator=generators, output_type=output_type)
+        with _no_progress_bar(self.pipe):
+            output = self.pipe(
+                **self._conditions(numbers), **self.arguments, generator=generators, output_type=output_type
+            )
         samples = output[0] if isinstance(output, tuple) else next(iter(output.values()))
         if isinstance(samples, list):
             samples = torch.stack([torch.as_tensor(np.asarray(each)) for each in samples])

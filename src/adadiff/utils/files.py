@@ -166,6 +166,13 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
     return Path(name)
 
 
+def is_stock(model: Path) -> bool:
+    """Return whether a model is a pipeline of diffusers' own: a folder of one, or a name such as `someone/model`."""
+    if (model / "model_index.json").is_file():
+        return bool(read_json(model / "model_index.json").get("_class_name") != "AdaDiffPipeline")
+    return not model.exists() and not model.is_absolute() and len(model.parts) == 2
+
+
 def packaged_models() -> list[str]:
     """List the names of the packaged models."""
     return sorted(path.parent.name for path in PRETRAINED.glob("*/model_index.json"))

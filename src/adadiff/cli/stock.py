@@ -1,0 +1,205 @@
+"""The commands for stock diffusers pipelines: calibrate, sample and demo, of a folder or a name on the Hub."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from adadiff.calibration import Goal, calibration_table, draw_calibration
+from adadiff.calibration.stock import calibrate
+from adadiff.cli.options import Dtype, SampleOptions
+from adadiff.cli.output import console
+from adadiff.cli.shared import chosen_prompts, device_of
+from adadiff.comparison.demo import Comparison
+from adadiff.policies import ExitPolicy, FixedExit, NeverExit
+from adadiff.policies.stored import EXIT_POLICY
+from adadiff.sampling.schedulers import scheduler_like
+from adadiff.stock import StockPolicy, StockSampler, enable, trace
+from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
+from adadiff.stock.stored import weights_fingerprint
+from adadiff.stock.switch import transformers_of
+from adadiff.utils.errors import InputError, imported
+from adadiff.utils.fingerprints import settings_of
+from adadiff.utils.timing import median_seconds
+
+OWN_OPTIONS = ("tau_per", "min_layer", "patience", "last_patient_layer", "guidance_interval", "tied_exits")
+
+
+def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str | None = None) -> Any:
+    """Load a stock pipeline, with the named scheduler in place of its own if one is given."""
+    place = device_of(device)
+    disable_progress_bar()
+    set_verbosity_error()  # it warns of its own types
+    pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, getattr(torch, dtype))
+    if scheduler is not None:
+        pipe.scheduler = scheduler_like(scheduler, pipe.scheduler)
+    return pipe
+
+
+def calibrate_stock(
+    model: Path,
+    goal: Goal,
+    out: Path | None,
+    steps: int | None,
+    scheduler: str | None,
+    guidance_scale: float | None,
+    prompts: Path | None,
+    class_index: Sequence[int],
+    argument: Sequence[str],
+    metric: str | None,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    dtype: Dtype,
+    device: str,
+) -> None:
+    """Calibrate a stock pipeline; for the arguments see `calibrate_command`."""
+    if out is None and not model.is_dir():
+        raise InputError(f"{model} is no folder on this machine: say where the policy goes, with --out FOLDER")
+    folder = out or model
+    pipe = load_stock_pipeline(model, dtype, device, scheduler)
+    found = calibrate(
+        pipe,
+        _conditions(pipe, chosen_prompts((), prompts), (), class_index),
+        compute=goal.compute,
+        error=goal.error,
+        speedup=goal.speedup,
+        confidence=goal.confidence,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        metric=None if metric is None else imported(metric),
+        keep=folder / ".calibration",
+        **_arguments(argument, steps, guidance_scale),
+    )
+    console.print(calibration_table(found))
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_calibration(found, folder / "calibration.png")
+    console.print(f"the policy is in {found.save(folder)}, its plot in {folder / 'calibration.png'}")
+
+
+def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary:
+    """Sample a stock pipeline into a folder; for the arguments see `sample_command`."""
+    defaults = SampleOptions()
+    for name in OWN_OPTIONS:
+        if getattr(options, name) != getattr(defaults, name):
+            raise InputError(f"--{name.replace('_', '-')} is for models of adadiff's own, and {model} is none")
+    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
+    policy = _policy(model, options)
+    arguments = _own_arguments(policy) | _arguments(options.argument, options.steps, options.guidance_scale)
+    if options.negative_prompt:
+        arguments["negative_prompt"] = options.negative_prompt
+    texts = chosen_prompts(options.prompt, options.prompts)
+    conditions = _conditions(pipe, texts, options.classes, options.class_index)
+    sampler = StockSampler(pipe, conditions, options.seed, arguments)
+    enable(pipe, policy)
+    request = {
+        "pipeline": type(pipe).__name__,
+        "weights": weights_fingerprint(transformers_of(pipe)),
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_config": settings_of(pipe.scheduler),
+        "policy": (policy.policy if isinstance(policy, StockPolicy) else policy).describe(),
+        "seed": options.seed,
+        "conditions": conditions,
+        "arguments": arguments,
+        "dtype": options.dtype,
+    }
+    return sample_stock_to_folder(sampler, out, options.n, options.batch_size, request)
+
+
+def compare_stock(
+    model: Path,
+    n: int,
+    steps: int | None,
+    scheduler: str | None,
+    guidance_scale: float | None,
+    prompt: Sequence[str],
+    argument: Sequence[str],
+    seed: int,
+    repeats: int = 3,
+) -> Comparison:
+    """Sample the same noise with all layers and with the stored policy; for the arguments see `demo_command`."""
+    pipe = load_stock_pipeline(model, "float32", "cpu", scheduler)
+    policy = _policy(model, SampleOptions())
+    arguments = _own_arguments(policy) | _arguments(argument, steps, guidance_scale)
+    sampler = StockSampler(pipe, _conditions(pipe, prompt, (), ()), seed, arguments)
+    images: dict[str, torch.Tensor] = {}
+
+    def sample(name: str, rule: ExitPolicy | StockPolicy) -> None:
+        enable(pipe, rule)
+        images[name] = as_images(sampler(range(n), "pt"))
+
+    seconds = median_seconds(
+        {"full": lambda: sample("full", NeverExit()), "adaptive": lambda: sample("adaptive", policy)}, repeats
+    )
+    return Comparison(images["full"], images["adaptive"], trace(pipe), seconds["full"], seconds["adaptive"])
+
+
+def _policy(model: Path, options: SampleOptions) -> ExitPolicy | StockPolicy:
+    """Return the policy that the options choose, or the one that is stored with the model."""
+    if options.tau not in ((), (0.0,)):
+        raise InputError(f"--tau decides by uncertainties, and {model} estimates none: calibrate it, or give --tau 0")
+    if options.tau:
+        return NeverExit()
+    if options.exit_layer is not None:
+        return FixedExit(options.exit_layer)
+    if options.policy is not None:
+        return StockPolicy.from_pretrained(options.policy)
+    if not (model / EXIT_POLICY).is_file():
+        raise InputError(
+            f"{model} holds no {EXIT_POLICY}: make one with adadiff calibrate {model} --compute 0.55, name another by "
+            f"--policy, or run all layers with --tau 0"
+        )
+    return StockPolicy.load(model)
+
+
+def _own_arguments(policy: ExitPolicy | StockPolicy) -> dict[str, Any]:
+    """Return the arguments of the calls that a policy was calibrated for."""
+    return dict(policy.calibrated_for.arguments) if isinstance(policy, StockPolicy) else {}
+
+
+def _arguments(words: Sequence[str], steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
+    """Return the arguments of the pipeline's calls: `name=value` each, with the value in JSON or else a text."""
+    arguments: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--argument {word}: write name=value, as max_sequence_length=77")
+        try:
+            arguments[name] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[name] = value
+    given = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    return arguments | {name: value for name, value in given.items() if value is not None}
+
+
+def _conditions(
+    pipe: Any, prompts: Sequence[str], classes: Sequence[str], class_index: Sequence[int]
+) -> list[str] | list[int]:
+    """Return the prompts or the classes to sample in turn; by default all classes that the pipeline names."""
+    if "class_labels" in inspect.signature(type(pipe).__call__).parameters:
+        if prompts:
+            raise InputError(f"{type(pipe).__name__} takes classes and no prompts: give --class or --class-index")
+        labels: dict[str, int] = getattr(pipe, "labels", {})
+        for name in classes:
+            if name not in labels:
+                raise InputError(f"there is no class {name!r}: the pipeline names {', '.join(labels) or 'none'}")
+        chosen = [labels[name] for name in classes] or list(class_index) or sorted(set(labels.values()))
+        if not chosen:
+            raise InputError("the pipeline does not name its classes: give --class-index")
+        return chosen
+    if classes or class_index:
+        raise InputError(f"{type(pipe).__name__} takes prompts and no classes: give --prompt")
+    if not prompts:
+        raise InputError(f"{type(pipe).__name__} takes prompts: give --prompt, or --prompts with a file of them")
+    return list(prompts)
