@@ -6,6 +6,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import datasets
+import diffusers
 import pytest
 import torch
 
@@ -106,3 +108,35 @@ def test_a_baseline_is_sampled():
     error, trace = importlib.import_module("own_baseline").main()
     assert 0 < error < 0.02
     assert 0.5 < trace.compute_fraction < 0.6
+
+
+@pytest.mark.parametrize("task", ["digits", "emoji"])
+def test_a_stock_pipeline_is_trained_resumed_and_loaded(task, tmp_path, monkeypatch, capsys):
+    example = importlib.import_module("train_stock_dit")
+    data = tmp_path / "emoji.parquet"
+    picture = {"bytes": (REPOSITORY / "docs/demo.png").read_bytes()}
+    datasets.Dataset.from_dict({"image": [picture] * 3, "text": ["red apple", "green apple", "boat"]}).cast_column(
+        "image", datasets.Image()
+    ).to_parquet(data)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out, stops in ((whole, (2,)), (parts, (1, 2))):
+        for steps in stops:
+            monkeypatch.setattr(example, "learning_rate", lambda step, steps: 1.0)
+            monkeypatch.setattr("sys.argv", f"train {task} --data {data} --out {out} --steps {steps}".split())
+            example.main()
+    pipes = [diffusers.DiffusionPipeline.from_pretrained(folder) for folder in (whole, parts)]
+    first, other = (pipe.transformer.state_dict() for pipe in pipes)
+    assert all(torch.equal(first[name], other[name]) for name in first)
+    arguments = {"class_labels": [3, 7]} if task == "digits" else {"prompt": ["red apple", "boat"]}
+    if task == "emoji":
+        arguments |= {"use_resolution_binning": False, "max_sequence_length": 12, "clean_caption": False}
+    images = pipes[0](**arguments, num_inference_steps=2, guidance_scale=2.0, output_type="pt")[0]
+    assert images.shape == ((2, 1, 8, 8) if task == "digits" else (2, 3, 32, 32))
+
+
+def test_the_identity_autoencoder_returns_its_input():
+    autoencoder = importlib.import_module("train_stock_dit").identity_autoencoder(3, 16)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(autoencoder.decode(images).sample, images, atol=1e-4)
+        assert torch.allclose(autoencoder.encode(images).latent_dist.mode(), images, atol=1e-4)

@@ -68,7 +68,6 @@ def calibrate(
     pipeline.check_inputs(1, steps, NeverExit())
     sampling = AdaptiveSampling(pipeline, steps, conditions, seed)
     check_request(goal, samples)
-    check_compute(goal, sampling.parts)
     if metric is not None:
         images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))
         losses_by(metric, images, images)
@@ -85,6 +84,7 @@ def calibrated(
     keep: Path | None,
 ) -> Calibration:
     """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate`."""
+    check_compute(goal, sampling.parts)
     judged_by = SQUARED_ERROR if metric is None else metric_name(metric)
     settings = {
         **sampling.settings(),
@@ -95,7 +95,6 @@ def calibrated(
     }
     cache = TensorCache(keep, settings)
     record = record_exits(sampling, samples, batch_size, cache)
-    check_compute(goal, sampling.parts)
     trials = Trials(sampling, batch_size, metric or normalised_squared_error(record.images), cache)
     search = Search(trials, record, kinds)
     fresh = range(samples, 2 * samples)

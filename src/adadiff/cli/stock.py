@@ -193,7 +193,9 @@ def _conditions(
         labels: dict[str, int] = getattr(pipe, "labels", {})
         for name in classes:
             if name not in labels:
-                raise InputError(f"there is no class {name!r}: the pipeline names {', '.join(labels) or 'none'}")
+                raise InputError(
+                    f"there is no class {name!r}: the pipeline names {', '.join(sorted(labels)) or 'none'}"
+                )
         chosen = [labels[name] for name in classes] or list(class_index) or sorted(set(labels.values()))
         if not chosen:
             raise InputError("the pipeline does not name its classes: give --class-index")

@@ -1,0 +1,122 @@
+"""Commands on stock diffusers pipelines: a folder in, a policy and images out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+
+import adadiff
+from adadiff.stock import StockPolicy
+from tests.cli.conftest import files, run
+from tests.stock.tiny import build
+
+CALL = "--steps 6 --guidance-scale 2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock pipeline's folder, calibrated."""
+    folder = tmp_path_factory.mktemp("stock")
+    pipe = build("dit").pipe
+    pipe.register_to_config(id2label={"1": "cat, tomcat", "2": "dog"})
+    pipe.save_pretrained(folder)
+    run(f"calibrate {folder} --compute 0.6 --samples 8 {CALL}")
+    return folder
+
+
+def sampled(folder: Path) -> torch.Tensor:
+    """The images of a folder, by number."""
+    pixels = [torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8) for path in images_in(folder)]
+    return torch.stack(pixels).float()
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The files of a folder's images, in order."""
+    return sorted(folder.glob("0*.png"))
+
+
+def test_calibrating_writes_the_policy_and_its_plot(folder: Path):
+    stored = StockPolicy.from_pretrained(folder)
+    assert stored.goal == {"compute": 0.6}
+    assert stored.found["compute"] == pytest.approx(0.6, abs=0.06)  # of six steps
+    assert stored.calibrated_for.arguments == {"num_inference_steps": 6, "guidance_scale": 2.0}
+    assert (folder / "calibration.png").stat().st_size > 10_000
+    assert not (folder / ".calibration").exists()
+
+
+def test_samples_are_those_of_the_enabled_pipeline(folder: Path, tmp_path: Path):
+    run(f"sample {folder} --out {tmp_path}/out -n 3 --batch-size 2 --seed 5")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    adadiff.enable(pipe, folder)
+    arguments = {"num_inference_steps": 6, "guidance_scale": 2.0, "output_type": "pil"}
+    alone = pipe(class_labels=[1], generator=torch.Generator().manual_seed(7), **arguments).images[0]  # number 2
+    wanted = torch.frombuffer(bytearray(alone.tobytes()), dtype=torch.uint8).float()
+    got = sampled(tmp_path / "out")
+    assert got.shape[0] == 3
+    assert (got[2] - wanted).abs().max() <= 1
+    assert (got[1] - wanted).abs().max() > 1
+    trace = json.loads((tmp_path / "out/trace.json").read_text())
+    assert [call["layers"] for call in trace["calls"]] == list(StockPolicy.load(folder).policy.layers)
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"exits.png", "grid.png", "request.json"}
+
+
+def test_an_interrupted_sampling_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(f"sample {folder} --out {tmp_path}/out -n 3")
+    before = files(tmp_path / "out")
+    images_in(tmp_path / "out")[1].unlink()
+    run(f"sample {folder} --out {tmp_path}/out -n 3")
+    after = files(tmp_path / "out")
+    assert [after[path] == before[path] for path in images_in(tmp_path / "out")][::2] == [True, True]
+    run(f"sample {folder} --out {tmp_path}/out -n 3")  # nothing is left to do
+    assert files(tmp_path / "out") == after
+    assert "3 images in" in capsys.readouterr().out
+
+
+def test_classes_layers_and_the_full_model_can_be_chosen(folder: Path, tmp_path: Path):
+    run(f"sample {folder} --out {tmp_path}/dogs -n 2 --class dog --exit-layer 2 {CALL}")
+    request = json.loads((tmp_path / "dogs/request.json").read_text())
+    assert request["conditions"] == [2]
+    assert {call["layers"] for call in json.loads((tmp_path / "dogs/trace.json").read_text())["calls"]} == {2}
+    run(f"sample {folder} --out {tmp_path}/full -n 2 --class-index 2 --tau 0 {CALL}")
+    assert {call["layers"] for call in json.loads((tmp_path / "full/trace.json").read_text())["calls"]} == {4}
+
+
+def test_the_demo_compares_the_same_noise(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(f"demo --model {folder} --out {tmp_path}/demo -n 2")
+    assert (tmp_path / "demo/demo.png").stat().st_size > 10_000
+    table = capsys.readouterr().out
+    assert "2 images, 6 steps" in table
+    assert f"{StockPolicy.load(folder).found['compute']:.1%}" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sample {folder} --out {out} --tau 0.3", "--tau decides by uncertainties"),
+        ("sample {folder} --out {out} --patience 2", "--patience is for models of adadiff's own"),
+        ("sample {folder} --out {out} --class fox", "there is no class 'fox': the pipeline names cat, dog, tomcat"),
+        ("sample {folder} --out {out} --prompt fox", "DiTPipeline takes classes and no prompts"),
+        ("sample {folder} --out {out} --argument steps", "--argument steps: write name=value"),
+        ("sample {folder} --out {out} --argument colour=red", "DiTPipeline takes no argument colour"),
+        ("sample {folder} --out {out} --policy {out}", "there is no folder"),
+        ("demo --model {folder} --out {out} --tau 0.3", "--tau and --min-layer are for models of adadiff's own"),
+        ("calibrate {folder} --compute 0.6", "already holds an exit_policy.json"),
+        ("calibrate {folder} --compute 0.01 --replace", "one layer at every step takes"),
+        ("calibrate some/one --compute 0.6", "say where the policy goes, with --out FOLDER"),
+        ("calibrate digits --compute 0.6 --out {out}", "--out and --argument are for stock pipelines"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    folder: Path, tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    before = files(folder)
+    with pytest.raises(SystemExit, match="2"):
+        run(words.format(folder=folder, out=tmp_path / "out"))
+    assert message in capsys.readouterr().err
+    assert files(folder) == before
+    assert not images_in(tmp_path / "out")
