@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=5, help="timed batches, in turns with the full model's")
     made.add_argument("--quality", type=int, default=0, help="images per Fréchet distance, on the small features")
     made.add_argument("--data", default="digits", help="real images, as adadiff evaluate takes them")
+    made.add_argument("--again", help="measure methods whose name begins so again")
     made.add_argument("--out", type=Path, help="folder for the results")
     return made
 
@@ -106,7 +107,8 @@ def measure(bench: Bench, options: argparse.Namespace, results: Results) -> None
     for method in methods(bench, options):
         for target in tqdm(targets, desc=method.name):
             key = f"{method.name} at {target:.0%}"
-            if key not in results.cells:
+            again = options.again and key.startswith(options.again)
+            if again or key not in results.cells:
                 results.add(key, cell(bench, method, target, options.repeats))
 
 

@@ -24,7 +24,6 @@ import adadiff
 from adadiff.calibration.result import Calibration
 
 ABOVE = 0.02  # how far a setting's compute may lie above the target
-BELOW = 0.10  # how far below it settings are tried
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class FewerSteps(Method):
 
     def settings(self, target: float, compute: Callable[[Setting], float]) -> Iterator[Setting]:
         for steps in range(1, self.steps):
-            if target - max(BELOW, 1 / self.steps) < steps / self.steps <= target + ABOVE:
+            if target - max(0.1, 1 / self.steps) < steps / self.steps <= target + ABOVE:
                 yield Setting(f"{steps} steps", arguments={"num_inference_steps": steps})
 
 
@@ -265,6 +264,7 @@ class TaylorSeer(Method):
 
     pipe: Any
     steps: int
+    tried: dict[str, Setting] = field(default_factory=dict)
     name = "TaylorSeer"
 
     def settings(self, target: float, compute: Callable[[Setting], float]) -> Iterator[Setting]:
@@ -275,14 +275,17 @@ class TaylorSeer(Method):
                 "skip_predict_identifiers": [r"transformer_blocks\.\d+"],
             },
         }
-        least = target - max(BELOW, 1 / self.steps)
-        for interval, before in itertools.product(range(2, self.steps), {1, 2, 3, self.steps // 4, self.steps // 2}):
-            if least < self._full_steps(interval, before) / self.steps <= target + ABOVE:
+        for before in sorted({2, *range(1, self.steps, max(2, self.steps // 10))}):
+            within = (each for each in range(2, self.steps) if self._spends(each, before) <= target + ABOVE)
+            if interval := next(within, None):
                 for (kind, modules), order in itertools.product(patterns.items(), (1, 2)):
-                    yield self._setting(f"{kind}, order {order}", interval, before, order, modules)
+                    setting = self._setting(f"{kind}, order {order}", interval, before, order, modules)
+                    self.tried[setting.name] = setting
+        yield from self.tried.values()
 
-    def _full_steps(self, interval: int, before: int) -> int:
-        return sum(step < before or (step - before - 1) % interval == 0 for step in range(self.steps))
+    def _spends(self, interval: int, before: int) -> float:
+        """Return the share of steps at which all is computed."""
+        return sum(step < before or (step - before - 1) % interval == 0 for step in range(self.steps)) / self.steps
 
     def _setting(self, kind: str, interval: int, before: int, order: int, modules: dict[str, list[str]]) -> Setting:
         config = hooks.TaylorSeerCacheConfig(

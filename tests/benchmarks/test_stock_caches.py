@@ -66,6 +66,8 @@ def test_what_was_measured_is_not_measured_again(command, script, monkeypatch, c
     script.main(arguments)
     assert capsys.readouterr().out == table
     assert "| fewer steps | " in table
+    with pytest.raises(TypeError):  # there is nothing to measure with
+        script.main([*arguments, "--again", "fewer"])
     with pytest.raises(InputError, match="other settings"):
         script.main([*arguments, "--repeats", "2"])
 
