@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "versions": {package: importlib.metadata.version(package) for package in ("torch", "diffusers")},
     }
     results = Results(None if options.out is None else options.out / f"{name}.json", settings)
-    measure(bench, options, results)
-    cells = [results.cells[key] for key in results.cells]
+    cells = measure(bench, options, results)
     title = f"{name}: {options.samples} samples, batches of {options.batch_size}, {settings['threads']} thread(s)"
     text = "\n\n".join([f"### {title}", overview(cells), details(cells), f"cache-dit: {cache_dit()}."])
     print(text)
@@ -99,34 +98,37 @@ def call_arguments(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     return given | {name: value for name, value in own.items() if name in known}
 
 
-def measure(bench: Bench, options: argparse.Namespace, results: Results) -> None:
-    """Measure the full model, then every method at every target, except for what is known already."""
+def measure(bench: Bench, options: argparse.Namespace, results: Results) -> list[Cell]:
+    """Return the cells of the full model and of every method at every target; measure those not known already."""
     if "full" not in results.cells:
         results.add("full", bench.full_cell(options.repeats))
-    targets = sorted(options.targets)
+    targets, keys = sorted(options.targets), ["full"]
     for method in methods(bench, options):
         for target in tqdm(targets, desc=method.name):
-            key = f"{method.name} at {target:.0%}"
+            keys.append(key := f"{method.name} at {target:.0%}")
             again = options.again and key.startswith(options.again)
             if again or key not in results.cells:
                 results.add(key, cell(bench, method, target, options.repeats))
+    return [results.cells[key] for key in keys]
 
 
 def methods(bench: Bench, options: argparse.Namespace) -> list[Method]:
     """Return the methods to compare."""
 
-    def calibrate(compute: float) -> Calibration:
+    def calibrate(compute: float, steps: int) -> Calibration:
         return adadiff.calibrate(
             bench.pipe,
             bench.prompts,
             compute=compute,
             samples=options.calibration_samples,
             batch_size=options.batch_size,
-            **bench.arguments,
+            **bench.arguments | {"num_inference_steps": steps},
         )
 
-    ours = Ours(bench.pipe, calibrate)
-    return [ours, FewerSteps(options.steps), *caches(bench.pipe, options.steps, bench.sample_pilot)]
+    pipe, steps = bench.pipe, options.steps
+    ours = Ours("ours", pipe, steps, (steps,), calibrate)
+    both = Ours("ours with fewer steps", pipe, steps, (round(0.5 * steps), round(0.7 * steps)), calibrate)
+    return [ours, both, FewerSteps(steps), *caches(pipe, steps, bench.sample_pilot)]
 
 
 def cell(bench: Bench, method: Method, target: float, repeats: int) -> Cell:

@@ -67,22 +67,32 @@ class Ours(Method):
     """Adaptive depth: the policy that `adadiff.calibrate` finds for the target.
 
     Args:
+        name: Name of the method.
         pipe: The pipeline.
-        calibrate: Calls `adadiff.calibrate` for a compute fraction.
+        steps: Number of steps of the full model.
+        tried: Numbers of steps to calibrate, each for what the target leaves to it.
+        calibrate: Calls `adadiff.calibrate` for a compute fraction and a number of steps.
     """
 
+    name: str
     pipe: Any
-    calibrate: Callable[[float], Calibration]
-    name = "ours, corrected schedule"
+    steps: int
+    tried: tuple[int, ...]
+    calibrate: Callable[[float, int], Calibration]
 
     def settings(self, target: float, compute: Callable[[Setting], float]) -> Iterator[Setting]:
-        found = self.calibrate(target)
+        for steps in self.tried:
+            if target * self.steps < 0.95 * steps:
+                yield self._calibrated(target * self.steps / steps, steps)
+
+    def _calibrated(self, compute: float, steps: int) -> Setting:
+        found = self.calibrate(compute, steps)
         adadiff.disable(self.pipe)
-        fewer = found.fewer_steps
-        note = ""
+        fewer, note = found.fewer_steps, ""
         if fewer is not None and fewer.error <= found.checked.error:
             note = f"calibrate says that early exits save nothing: {fewer.kind} err {fewer.error:.2%} on its samples"
-        yield Setting(describe(found.policy), lambda: self._enabled(found.stored), note=note)
+        arguments = {"num_inference_steps": steps}
+        return Setting(describe(found.policy), lambda: self._enabled(found.stored), arguments, note)
 
     @contextmanager
     def _enabled(self, policy: Any) -> Iterator[None]:
