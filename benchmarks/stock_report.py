@@ -74,6 +74,7 @@ def plot(cells: Sequence[Cell], title: str, path: Path) -> None:
             x, y = zip(*sorted(points), strict=True)
             axes.plot(x, y, marker=next(markers), label=method, linewidth=2.5 if ours else 1.2, zorder=3 if ours else 2)
     axes.set(title=title, xlabel="compute, % of the full model's", ylabel="error, % of the variance", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
