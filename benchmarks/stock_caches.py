@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = options.prompts.read_text().splitlines() if options.prompts else list(range(10))
     real = Images(options.data, pipe, options.quality) if options.quality else None
     bench = Bench(pipe, prompts, call_arguments(pipe, options), options.samples, options.batch_size, real)
-    name = f"{options.model.resolve().name}-{options.scheduler}-{options.steps}-guidance-{options.guidance:g}"
+    scheduler = options.scheduler.rstrip("+")  # a file name without signs that links would have to escape
+    name = f"{options.model.resolve().name}-{scheduler}-{options.steps}-guidance-{options.guidance:g}"
     settings = {
         **{key: getattr(options, key) for key in ("steps", "guidance", "scheduler", "samples", "batch_size")},
         **{key: getattr(options, key) for key in ("quality", "calibration_samples", "repeats")},

@@ -43,7 +43,7 @@ def command(script, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     arguments = [str(model), *sizes, "--targets", str(TARGET), "--out", str(out)]
     script.main(arguments)
-    return arguments, out / "dit-dpm-solver++-6-guidance-4"
+    return arguments, out / "dit-dpm-solver-6-guidance-4"
 
 
 def test_each_method_is_measured_at_the_compute_asked_for(command):
