@@ -24,12 +24,12 @@ from adadiff.calibration.sampling import Batch, Sampling
 from adadiff.policies import ExitPolicy, ScheduleExit
 from adadiff.runtime import PartFlops
 from adadiff.sampling import AdaptivePipeline
-from adadiff.stock.costs import LayerCosts
+from adadiff.stock.costs import LayerCosts, mean_costs
 from adadiff.stock.exits import checked_exits
 from adadiff.stock.recorder import ExitRecorder
 from adadiff.stock.samples import StockSampler
 from adadiff.stock.stored import StockContext, StockPolicy, stock_context
-from adadiff.stock.switch import depth_of, enable, kept_after_errors, recording, switch_on, trace, transformers_of
+from adadiff.stock.switch import depth_of, enable, kept, recording, switch_on, trace, transformers_of
 from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -56,17 +56,15 @@ class StockSampling(Sampling):
 
     @property
     def parts(self) -> PartFlops:
-        each = list(self.costs.values())
-        refiners, head = (float(np.mean([getattr(cost, name) for cost in each])) for name in ("refiners", "head"))
-        layers = np.mean([cost.layers for cost in each], axis=0)  # (N,)
-        segments = np.add.reduceat(layers, (0, *self.exits))  # from one recorded exit to the next
-        heads = torch.full((len(segments),), round(UNIT * head))
+        mean = mean_costs(self.costs.values())
+        segments = np.add.reduceat(mean.layers, (0, *self.exits))  # from one recorded exit to the next
+        heads = torch.full((len(segments),), round(UNIT * mean.head))
         return PartFlops(
-            round(UNIT * refiners),
+            round(UNIT * mean.refiners),
             torch.from_numpy(segments * UNIT).round().long(),
             heads,
             torch.zeros_like(heads),
-            unread=round(UNIT * (refiners + head)),
+            unread=round(UNIT * mean.of(0)),
         )
 
     @cached_property
@@ -95,7 +93,7 @@ class StockSampling(Sampling):
     def settings(self) -> dict[str, Any]:
         sampler = self.sampler
         return {
-            **asdict(self.context(self._pilot.steps)),
+            **asdict(self._context),
             "prompts": [repr(each) for each in sampler.prompts],
             "arguments": {name: repr(each) for name, each in sampler.arguments.items()},
             "seed": sampler.seed,
@@ -104,9 +102,7 @@ class StockSampling(Sampling):
         }
 
     def context(self, evaluations: int) -> StockContext:
-        transformers, arguments = transformers_of(self.pipe), self.sampler.arguments
-        shapes = sorted(self._pilot.shapes)
-        return stock_context(self.pipe, transformers, self.depth, evaluations, arguments, shapes, self.costs)
+        return replace(self._context, evaluations=evaluations)
 
     def on_model(self, policy: ExitPolicy) -> ExitPolicy:
         if not isinstance(policy, ScheduleExit):
@@ -116,7 +112,7 @@ class StockSampling(Sampling):
 
     def fewer_steps(self, compute: float) -> StockSampling | None:
         """Return the same sampling with fewer steps, for that fraction of the compute; None if none are fewer."""
-        steps = self.context(self._pilot.steps).steps
+        steps = self._context.steps
         fewer = max(1, round(compute * steps))
         if fewer >= steps:
             return None
@@ -124,6 +120,12 @@ class StockSampling(Sampling):
         arguments = {**self.sampler.arguments, "num_inference_steps": fewer}
         fewer_steps.sampler = replace(self.sampler, arguments=arguments)
         return fewer_steps
+
+    @cached_property
+    def _context(self) -> StockContext:
+        transformers, arguments, pilot = transformers_of(self.pipe), self.sampler.arguments, self._pilot
+        shapes = sorted(pilot.shapes)
+        return stock_context(self.pipe, transformers, self.depth, pilot.steps, arguments, shapes, self.costs)
 
     @cached_property
     def _pilot(self) -> ExitRecorder:
@@ -196,11 +198,11 @@ def calibrate(
     check_request(goal, samples)
     sampler = StockSampler(pipe, prompts, seed, arguments)
     chosen = checked_exits(exits, depth_of(pipe, layers))
-    with kept_after_errors(pipe):
+    with kept(pipe):
         sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
         found = calibrated(sampling, goal, samples, metric, (CorrectedSchedule(),), batch_size, keep)
-        assert isinstance(found.stored, StockPolicy)
-        enable(pipe, found.stored, layers)
+    assert isinstance(found.stored, StockPolicy)
+    enable(pipe, found.stored, layers)
     if found.fewer_steps is not None and found.fewer_steps.error <= found.checked.error:
         logger.warning(
             "early exits save nothing here: %s with all layers err %.2g at %.0f%% of the compute, and the policy %.2g "

@@ -96,11 +96,9 @@ class FittingHooks(ProjectionHooks):
         if self.projection is None:
             self.projection = Projection(self.model, self.survey.projection)
         self._bin = self.survey.bin(reading)
-        kind, step = self._kind(trajectory, reading, sample), torch.tensor([reading.step], device="cpu")
-        measured = {layer: tree_map(lambda leaf: leaf, inputs) for layer in self.survey.exits}
-        taps = self.blocks.tap(self.survey.exits)
+        plan = self._all_exits_planned(trajectory, reading, sample, inputs, self.survey.exits)
         self.projection.place()
-        return Plan(trajectory, kind, step, self.blocks.depth, trajectory.corrections_of(kind), measured, taps)
+        return plan
 
     def _measure(self, module: nn.Module, plan: Plan, full: Tensor, output: Any) -> None:
         assert self.projection is not None

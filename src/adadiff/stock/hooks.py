@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from adadiff.runtime import Corrections
 from adadiff.stock.clock import Reading
 from adadiff.stock.contexts import CallNames
-from adadiff.stock.costs import count_costs
 from adadiff.stock.families import check_arguments, time_name
 from adadiff.stock.record import Call, Kind
 from adadiff.stock.trajectory import TWO_THREADS, PipelineState, Trajectory
@@ -153,8 +152,6 @@ class TransformerHooks:
         kind = self._kind(trajectory, reading, sample)
         corrections = trajectory.corrections_of(kind)
         layer, measured = trajectory.decide(corrections, blocks.depth)
-        if self.state.recorder is not None:
-            layer, measured = blocks.depth, self.state.recorder.exits
         taps = Taps()
         if layer < blocks.depth:
             blocks.cut(layer)
@@ -162,6 +159,15 @@ class TransformerHooks:
             taps = blocks.tap(exits)
         own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in measured}
         return Plan(trajectory, kind, torch.tensor([reading.step], device="cpu"), layer, corrections, own_inputs, taps)
+
+    def _all_exits_planned(
+        self, trajectory: Trajectory, reading: Reading, sample: Any, inputs: Any, exits: Sequence[int]
+    ) -> Plan:
+        """Plan a call that runs all layers, with taps on all of the exits."""
+        kind, step = self._kind(trajectory, reading, sample), torch.tensor([reading.step], device="cpu")
+        own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in exits}
+        corrections, taps = trajectory.corrections_of(kind), self.blocks.tap(exits)
+        return Plan(trajectory, kind, step, self.blocks.depth, corrections, own_inputs, taps)
 
     def _finished(self, module: nn.Module, plan: Plan, output: Any) -> Any:
         """Return the output of a call, corrected if it exited early, and record the call."""
@@ -190,17 +196,9 @@ class TransformerHooks:
 
     def _measure(self, module: nn.Module, plan: Plan, full: Tensor, output: Any) -> None:
         """Measure the full prediction minus the early one at each exit; `full` is (1, values) float32."""
-        recorder = self.state.recorder
-        if recorder is None:
-            for layer in plan.measured:
-                if layer == 0 or plan.taps.ran(layer):
-                    plan.corrections.measure(layer, ROW, plan.step, full - self._early(module, plan, layer, full))
-            return
-        if plan.kind not in recorder.costs:
-            args, kwargs = tree_map(lambda leaf: leaf, plan.measured[recorder.exits[0]])
-            recorder.costs[plan.kind] = count_costs(module, self.blocks, args, kwargs)
-        predictions = [*(self._early(module, plan, layer, full) for layer in plan.measured), full]
-        recorder.add(plan.kind, *output_rows(output), predictions)
+        for layer in plan.measured:
+            if layer == 0 or plan.taps.ran(layer):
+                plan.corrections.measure(layer, ROW, plan.step, full - self._early(module, plan, layer, full))
 
     def _early(self, module: nn.Module, plan: Plan, layer: int, full: Tensor) -> Tensor:
         """Return the prediction after a layer whose output was tapped; the full one if the layer was left out.

@@ -14,10 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from adadiff.stock.costs import LayerCosts, mean_costs
+from adadiff.stock.clock import Reading
+from adadiff.stock.costs import LayerCosts, count_costs, mean_costs
+from adadiff.stock.hooks import Plan, TransformerHooks, output_rows
 from adadiff.stock.record import Kind
+from adadiff.stock.trajectory import PipelineState, Trajectory
+from adadiff.stock.views import Blocks
 from adadiff.utils.errors import InputError
 
 UNEXPLAINED = 0.05  # most of the scheduler's input, by its squares, that a combination may leave unexplained
@@ -92,6 +97,35 @@ class ExitRecorder:
         the full model, whose difference is 0.
         """
         return torch.stack(self._products)
+
+
+class RecordingHooks(TransformerHooks):
+    """Runs all layers, and records what each exit would have predicted.
+
+    Args:
+        component: The pipeline's transformer.
+        name: Its name among the pipeline's components.
+        blocks: The blocks of the model.
+        state: What it shares with the pipeline's other transformers.
+        recorder: What records the exits.
+    """
+
+    def __init__(
+        self, component: nn.Module, name: str, blocks: Blocks, state: PipelineState, recorder: ExitRecorder
+    ) -> None:
+        self.recorder = recorder
+        super().__init__(component, name, blocks, state)
+
+    def _planned(self, trajectory: Trajectory, reading: Reading, sample: Any, inputs: Any) -> Plan:
+        return self._all_exits_planned(trajectory, reading, sample, inputs, self.recorder.exits)
+
+    def _measure(self, module: nn.Module, plan: Plan, full: Tensor, output: Any) -> None:
+        recorder = self.recorder
+        if plan.kind not in recorder.costs:
+            args, kwargs = tree_map(lambda leaf: leaf, plan.measured[recorder.exits[0]])
+            recorder.costs[plan.kind] = count_costs(module, self.blocks, args, kwargs)
+        predictions = [*(self._early(module, plan, layer, full) for layer in recorder.exits), full]
+        recorder.add(plan.kind, *output_rows(output), predictions)
 
 
 @contextmanager

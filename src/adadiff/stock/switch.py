@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from adadiff.stock.costs import LayerCosts
 from adadiff.stock.families import family_of, time_name
 from adadiff.stock.hooks import TransformerHooks, hooks_of
 from adadiff.stock.record import StockTrace
-from adadiff.stock.recorder import ExitRecorder, steps_observed
+from adadiff.stock.recorder import ExitRecorder, RecordingHooks, steps_observed
 from adadiff.stock.stored import StockPolicy
 from adadiff.stock.trajectory import PipelineState
 from adadiff.stock.views import Blocks
@@ -88,7 +89,6 @@ def switch_on(
     layers: Sequence[str] | None = None,
     costs: Mapping[str, LayerCosts] | None = None,
     stored: StockPolicy | None = None,
-    recorder: ExitRecorder | None = None,
     make_hooks: MakeHooks = TransformerHooks,
     adaptation: Adaptation | None = None,
 ) -> None:
@@ -100,7 +100,6 @@ def switch_on(
         layers: Names of the transformers' lists of blocks.
         costs: What calls cost by the layers they run, by the transformer's name, if known.
         stored: What the policy was calibrated for, if it was.
-        recorder: What records all exits, if they are to be recorded.
         make_hooks: Makes the hooks of a transformer without adaptation.
         adaptation: Fitted exits, if there are any.
     """
@@ -120,7 +119,7 @@ def switch_on(
         adaptation.check(transformers, policy)
         costs = {**{name: each.settings.costs for name, each in adaptation.transformers.items()}, **(costs or {})}
     disable(pipe)
-    state = PipelineState(pipe, policy, costs or {}, stored, recorder)
+    state = PipelineState(pipe, policy, costs or {}, stored)
     for name, component in transformers:
         if adaptation is not None:
             AdaptedHooks(component, name, blocks[name], state, adaptation.transformers[name])
@@ -131,30 +130,22 @@ def switch_on(
 @contextmanager
 def recording(pipe: Any, recorder: ExitRecorder, layers: Sequence[str] | None = None) -> Iterator[None]:
     """Let a pipeline run all layers and record what every exit would have predicted."""
-    switch_on(pipe, NeverExit(), layers, recorder=recorder)
+    switch_on(pipe, NeverExit(), layers, make_hooks=partial(RecordingHooks, recorder=recorder))
     with steps_observed(pipe.scheduler, recorder.end_step):
         yield
 
 
 @contextmanager
-def kept_after_errors(pipe: Any) -> Iterator[None]:
-    """Leave a pipeline enabled or disabled as it was before, if an error or an interruption ends the block."""
-    before = _attached(pipe)
-    try:
-        yield
-    except BaseException:
-        _attach_again(pipe, before)
-        raise
-
-
-@contextmanager
 def kept(pipe: Any) -> Iterator[None]:
     """Leave a pipeline enabled or disabled as it was before the block."""
-    before = _attached(pipe)
+    found = [(component, hooks_of(component)) for _, component in transformers_of(pipe)]
     try:
         yield
     finally:
-        _attach_again(pipe, before)
+        disable(pipe)
+        for component, hooks in found:
+            if hooks is not None:
+                hooks.attach(component)
 
 
 def depth_of(pipe: Any, layers: Sequence[str] | None = None) -> int:
@@ -230,15 +221,3 @@ def _check_free(pipe: Any, component: nn.Module) -> None:
             "the transformer is shared with a pipeline that adadiff is enabled for: disable that one first, or give "
             "both pipelines one scheduler"
         )
-
-
-def _attached(pipe: Any) -> list[tuple[nn.Module, TransformerHooks]]:
-    """Return the pipeline's transformers that have hooks, with these."""
-    found = [(component, hooks_of(component)) for _, component in transformers_of(pipe)]
-    return [(component, hooks) for component, hooks in found if hooks is not None]
-
-
-def _attach_again(pipe: Any, before: list[tuple[nn.Module, TransformerHooks]]) -> None:
-    disable(pipe)
-    for component, hooks in before:
-        hooks.attach(component)

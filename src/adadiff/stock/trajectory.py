@@ -17,7 +17,6 @@ from adadiff.runtime import Corrections, RowMemory
 from adadiff.stock.clock import ANOTHER_LOOP, Reading, read_clock
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.record import Call, Kind
-from adadiff.stock.recorder import ExitRecorder
 from adadiff.stock.stored import StockPolicy
 from adadiff.utils.errors import InputError
 
@@ -124,7 +123,6 @@ class PipelineState:
         policy: The exit policy.
         costs: What calls cost by the layers they run, for each transformer by its name, as far as known.
         stored: The stored policy that the exit policy comes from, if it does.
-        recorder: What records all exits, if calls are recorded.
     """
 
     def __init__(
@@ -133,10 +131,9 @@ class PipelineState:
         policy: ExitPolicy,
         costs: Mapping[str, LayerCosts],
         stored: StockPolicy | None = None,
-        recorder: ExitRecorder | None = None,
     ) -> None:
         self._pipe, self.policy = weakref.ref(pipe), policy
-        self.costs, self.stored, self.recorder = costs, stored, recorder
+        self.costs, self.stored = costs, stored
         self.trajectory: Trajectory | None = None
         self._warned: set[object] = set()
 
