@@ -18,18 +18,17 @@ from adadiff.calibration.metric import Metric
 from adadiff.calibration.stock import calibrate
 from adadiff.cli.options import Dtype, SampleOptions
 from adadiff.cli.shared import chosen_prompts, device_of, store_calibration
-from adadiff.comparison.demo import Comparison
+from adadiff.comparison.demo import Comparison, timed_comparison
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.policies.stored import EXIT_POLICY
 from adadiff.sampling.schedulers import scheduler_like
-from adadiff.stock import StockPolicy, StockSampler, enable, trace
+from adadiff.stock import StockPolicy, StockSampler, StockTrace, enable, trace
 from adadiff.stock.adaptation import ADAPTATION
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of
 from adadiff.utils.errors import InputError
 from adadiff.utils.fingerprints import settings_of
-from adadiff.utils.timing import median_seconds
 
 OWN_OPTIONS = ("tau_per", "min_layer", "patience", "last_patient_layer", "guidance_interval", "tied_exits")
 
@@ -131,16 +130,12 @@ def compare_stock(
     policy = _policy(model, SampleOptions())
     arguments = _own_arguments(policy) | call_arguments(argument, steps, guidance_scale)
     sampler = StockSampler(pipe, stock_conditions(pipe, prompt, (), ()), seed, arguments)
-    images: dict[str, torch.Tensor] = {}
 
-    def sample(name: str, rule: ExitPolicy | StockPolicy) -> None:
+    def sample(rule: ExitPolicy | StockPolicy) -> tuple[torch.Tensor, StockTrace]:
         enable(pipe, rule)
-        images[name] = as_images(sampler(range(n), "pt"))
+        return as_images(sampler(range(n), "pt")), trace(pipe)
 
-    seconds = median_seconds(
-        {"full": lambda: sample("full", NeverExit()), "adaptive": lambda: sample("adaptive", policy)}, repeats
-    )
-    return Comparison(images["full"], images["adaptive"], trace(pipe), seconds["full"], seconds["adaptive"])
+    return timed_comparison(lambda: sample(NeverExit()), lambda: sample(policy), repeats)
 
 
 def _policy(model: Path, options: SampleOptions) -> ExitPolicy | StockPolicy:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ from torch import Tensor
 
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.runtime.trace import Trace
-from adadiff.sampling import UNCONDITIONAL, AdaDiffPipelineOutput, AdaptivePipeline, Conditions, sample_seeded
+from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, sample_seeded
 from adadiff.stock import StockTrace
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
 from adadiff.utils.timing import median_seconds
+
+Sample = Callable[[], tuple[Tensor, Trace | StockTrace]]
+"""Samples images, (batch, channels, height, width) in [0, 1], and returns them with the trace."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +77,32 @@ def compare(
         conditions: Conditions of the images, and the guidance.
         repeats: Number of timed runs of each; the medians are reported.
     """
-    outputs: dict[str, AdaDiffPipelineOutput] = {}
 
-    def sample(name: str, rule: ExitPolicy) -> None:
-        outputs[name] = sample_seeded(pipeline, range(n), steps, rule, seed, conditions)
+    def sample(rule: ExitPolicy) -> tuple[Tensor, Trace]:
+        output = sample_seeded(pipeline, range(n), steps, rule, seed, conditions)
+        return output.images.cpu(), output.trace
+
+    return timed_comparison(lambda: sample(NeverExit()), lambda: sample(policy), repeats)
+
+
+def timed_comparison(full: Sample, adaptive: Sample, repeats: int) -> Comparison:
+    """Sample with all layers and with early exits, alternately, `repeats` times each.
+
+    Args:
+        full: Samples with all layers.
+        adaptive: Samples the same noise with early exits.
+        repeats: Number of timed runs of each; the medians are reported.
+    """
+    sampled: dict[str, tuple[Tensor, Trace | StockTrace]] = {}
+
+    def run(name: str, sample: Sample) -> None:
+        sampled[name] = sample()
 
     seconds = median_seconds(
-        {"full": lambda: sample("full", NeverExit()), "adaptive": lambda: sample("adaptive", policy)}, repeats
+        {"full": partial(run, "full", full), "adaptive": partial(run, "adaptive", adaptive)}, repeats
     )
-    return Comparison(
-        full=outputs["full"].images.cpu(),
-        adaptive=outputs["adaptive"].images.cpu(),
-        trace=outputs["adaptive"].trace,
-        full_seconds=seconds["full"],
-        adaptive_seconds=seconds["adaptive"],
-    )
+    images, trace = sampled["adaptive"]
+    return Comparison(sampled["full"][0], images, trace, seconds["full"], seconds["adaptive"])
 
 
 def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
 
 TRACED = ("exit_layers", "guided", "unconditional_exit_layers", "flops")
+SECONDS = "seconds"
 PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -35,8 +36,19 @@ def write_image(path: Path, image: Image.Image, trace: Trace, position: int, sec
         seconds: Seconds that sampling it took.
     """
     traced = {name: getattr(trace, name)[:, position].tolist() for name in TRACED}
+    write_noted_image(path, image, {**traced, SECONDS: seconds})
+
+
+def write_noted_image(path: Path, image: Image.Image, notes: Mapping[str, Any]) -> None:
+    """Write an image atomically, with notes as PNG text.
+
+    Args:
+        path: The file to write.
+        image: The image.
+        notes: Plain values by name.
+    """
     text = PngInfo()
-    for name, value in {**traced, "seconds": seconds}.items():
+    for name, value in notes.items():
         text.add_text(name, json.dumps(value))
     with atomic_write(path) as part:
         image.save(part, pnginfo=text)
@@ -90,7 +102,7 @@ def read_traces(
             uncertainties=unknown,
             unconditional_uncertainties=unknown,
         )
-        yield trace, sum(note["seconds"] for note in notes)
+        yield trace, sum(note[SECONDS] for note in notes)
 
 
 def with_lines(traces: Iterable[tuple[Trace, float]], path: Path) -> Iterator[tuple[Trace, float]]:
@@ -113,7 +125,7 @@ def _read_notes(path: Path, steps: int, depth: int) -> dict[str, Any]:
                 raise ValueError("it is truncated")
             file.seek(0)
             with Image.open(file, formats=["PNG"]) as image:
-                notes = {name: json.loads(image.info[name]) for name in (*TRACED, "seconds")}
+                notes = {name: json.loads(image.info[name]) for name in (*TRACED, SECONDS)}
         layers = torch.tensor([notes[name] for name in TRACED[:2]])
         if layers.shape != (2, steps) or layers.max() > depth or len(notes["flops"]) != steps:
             raise ValueError("its trace has other steps or layers")

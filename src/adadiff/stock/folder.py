@@ -12,23 +12,17 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
+from adadiff.sampling.folder import GRID_IMAGES, HOLDS, REQUEST, TRACE
 from adadiff.sampling.grid import image_grid
-from adadiff.sampling.images import image_path, read_image
+from adadiff.sampling.images import SECONDS, image_path, read_image, write_noted_image
 from adadiff.stock.record import StockTrace
 from adadiff.stock.samples import StockSampler
 from adadiff.stock.switch import trace
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write, claim_folder, exclusive_folder, write_json
-
-REQUEST = "request.json"
-HOLDS = "images sampled"
-TRACE = "trace.json"
-SECONDS = "seconds"
-GRID_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,10 @@ def sample_stock_to_folder(
             found.draw(figure.subplots())
             with atomic_write(out / "exits.png") as part:
                 figure.savefig(part, dpi=120)
-        images = [read_image(image_path(out, k)) for k in range(n)]
         with atomic_write(out / "grid.png") as part:
-            image_grid(images[:GRID_IMAGES]).save(part)
-        return StockSummary(found, len(missing), sum(json.loads(image.info[SECONDS]) for image in images))
+            image_grid([read_image(image_path(out, k)) for k in range(min(n, GRID_IMAGES))]).save(part)
+        seconds = sum(json.loads(read_image(image_path(out, k)).info[SECONDS]) for k in range(n))  # one at a time
+        return StockSummary(found, len(missing), seconds)
 
 
 def as_images(samples: Tensor) -> Tensor:
@@ -101,7 +95,4 @@ def _sample_batch(sampler: StockSampler, out: Path, numbers: Sequence[int]) -> N
     seconds = (time.perf_counter() - start) / len(numbers)
     pictures: list[Image.Image] = DiffusionPipeline.numpy_to_pil(pixels)
     for k, picture in zip(numbers, pictures, strict=True):
-        text = PngInfo()
-        text.add_text(SECONDS, json.dumps(seconds))
-        with atomic_write(image_path(out, k)) as part:
-            picture.save(part, pnginfo=text)
+        write_noted_image(image_path(out, k), picture, {SECONDS: seconds})
