@@ -83,6 +83,7 @@ def test_fewer_steps_are_measured_beside_it(pipe: Any, found: adadiff.calibratio
     difference = fewer(range(8, 16)) - sampler(range(8, 16))
     error = difference.square().mean() / sampler(range(8)).var(0, correction=0).mean()
     assert found.fewer_steps.error == pytest.approx(error.item(), rel=1e-3)
+    assert found.fewer_steps.compute == pytest.approx(5 / 8)
 
 
 def test_where_early_exits_save_nothing_it_says_so(pipe: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any):

@@ -110,7 +110,7 @@ def calibrated(
         trials.speedup(predicted.policy),
         sampling.context(evaluations=len(record.errors)),
         judged_by,
-        None if fewer is None else trials.sample_fewer_steps(fewer, checked.compute, fresh),
+        None if fewer is None else trials.sample_fewer_steps(fewer, fresh),
     )
     cache.discard()
     return calibration

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.calibration.metric import Metric, losses_by
 from adadiff.calibration.result import Point
-from adadiff.calibration.sampling import Sampling
+from adadiff.calibration.sampling import Batch, Sampling
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.utils.timing import median_seconds
 
@@ -49,16 +49,19 @@ class Trials:
         measured = self.cache.compute_once(f"{policy} on {indices}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
-    def sample_fewer_steps(self, fewer: Sampling, compute: float, indices: Sequence[int]) -> Point:
-        """Sample these images with fewer steps and all layers, for a fraction of the compute, and compare them."""
+    def sample_fewer_steps(self, fewer: Sampling, indices: Sequence[int]) -> Point:
+        """Sample these images with fewer steps and all layers, and compare them; all else is as in this sampling."""
 
         def measure() -> Tensors:
-            batches = range(0, len(indices), self.batch_size)
-            images = [fewer.batch(NeverExit(), indices[k : k + self.batch_size]).images for k in batches]
-            return {"losses": losses_by(self.metric, self._full_images(indices), torch.cat(images))}
+            full = self._full_images(indices)
+            batches = self._batches(fewer, NeverExit(), indices, f"fewer steps, {len(indices)} samples")
+            one = self.sampling.batch(NeverExit(), indices[:1])  # what an image costs with all steps
+            compute = sum(batch.flops for batch in batches) / (one.full_flops * len(indices))
+            losses = losses_by(self.metric, full, torch.cat([batch.images for batch in batches]))
+            return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
 
-        losses = self.cache.compute_once(f"fewer steps on {indices} for {compute}", measure)["losses"].numpy()
-        return Point("fewer steps", NeverExit(), compute, losses)
+        measured = self.cache.compute_once(f"fewer steps on {indices}", measure)
+        return Point("fewer steps", NeverExit(), measured["compute"].item(), measured["losses"].numpy())
 
     def repeat_error(self, indices: Sequence[int]) -> float:
         """Return the mean loss of the full model against itself at batch size 1, which is due to rounding."""
@@ -86,10 +89,14 @@ class Trials:
         return torch.stack([self._full[k] for k in indices])
 
     def _images(self, policy: ExitPolicy, indices: Sequence[int], description: str) -> tuple[Tensor, float]:
+        batches = self._batches(self.sampling, policy, indices, description)
+        compute = sum(batch.flops for batch in batches) / sum(batch.full_flops for batch in batches)
+        return torch.cat([batch.images for batch in batches]), compute
+
+    def _batches(self, sampling: Sampling, policy: ExitPolicy, indices: Sequence[int], description: str) -> list[Batch]:
         batches = []
         with tqdm(total=len(indices), desc=description, unit="image", leave=False) as progress:
             for first in range(0, len(indices), self.batch_size):
-                batches.append(self.sampling.batch(policy, indices[first : first + self.batch_size]))
+                batches.append(sampling.batch(policy, indices[first : first + self.batch_size]))
                 progress.update(len(batches[-1].images))
-        compute = sum(batch.flops for batch in batches) / sum(batch.full_flops for batch in batches)
-        return torch.cat([batch.images for batch in batches]), compute
+        return batches
