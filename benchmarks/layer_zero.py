@@ -21,7 +21,7 @@ from adadiff.calibration.metric import normalised_squared_error
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import ExitRecord, record_exits
 from adadiff.calibration.trials import Trials
-from adadiff.sampling import Conditions, Guidance
+from adadiff.sampling import Conditions
 
 SEED, FRESH_SEED = 11, 12
 
@@ -42,7 +42,7 @@ def main() -> None:
     pipe = AdaDiffPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
     own, model = pipe.sampling_settings(), pipe.transformer
-    conditions = Conditions(model.class_indices, guidance=Guidance(own.guidance_scale))
+    conditions = Conditions(model.class_indices, guidance=own.guidance)
     sampling = AdaptiveSampling(pipe, own.steps, conditions, SEED)
     record = record_exits(sampling, options.samples)
     influence = measured_influence(sampling, record)

@@ -23,7 +23,7 @@ from adadiff.calibration.metric import normalised_squared_error
 from adadiff.data import DataConfig
 from adadiff.evaluation.evaluate import judge_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap
-from adadiff.sampling import Conditions, Guidance, sample_seeded
+from adadiff.sampling import Conditions, sample_seeded
 
 SEED = 1_000_000  # gives noise that evaluation and calibration do not use by default
 
@@ -46,7 +46,7 @@ def main() -> None:
     pipeline = AdaDiffPipeline.from_pretrained(options.model, torch_dtype=torch.bfloat16)
     own = pipeline.sampling_settings()
     judge = judge_for(options.model, DataConfig(source=options.data), "small", None, torch.device("cpu"))
-    conditions = Conditions(pipeline.transformer.class_indices, guidance=Guidance(own.guidance_scale))
+    conditions = Conditions(pipeline.transformer.class_indices, guidance=own.guidance)
     policies: dict[str, ExitPolicy] = {"all layers": NeverExit(), "its own": own.policy}
     for layers in options.layers:
         schedule = tuple(itertools.islice(itertools.cycle(layers), own.steps))

@@ -6,7 +6,7 @@ from typing import Any
 
 from adadiff.calibration import Calibration, Goal, calibrate
 from adadiff.policies import NeverExit
-from adadiff.sampling import AdaptivePipeline, Conditions, Guidance
+from adadiff.sampling import AdaptivePipeline, Conditions
 
 
 class AdaDiffPipeline(AdaptivePipeline):
@@ -62,6 +62,6 @@ class AdaDiffPipeline(AdaptivePipeline):
             InputError: If the goal makes no sense or cannot be met.
         """
         chosen = self.sampling_settings(num_inference_steps, policy=NeverExit())
-        own = Conditions(self.transformer.class_indices, guidance=Guidance(chosen.guidance_scale))
+        own = Conditions(self.transformer.class_indices, guidance=chosen.guidance)
         options = {"conditions": own, **options}
         return calibrate(self, Goal(compute, error, speedup, confidence), chosen.steps, **options)

@@ -15,7 +15,16 @@ from adadiff.training.config import DiffusionConfig
 from adadiff.utils.seeding import generator_for
 from tests.conftest import make_model
 
-OURS = {"class_labels", "batch_size", "guidance_interval", "tied_exits", "tau", "policy", "return_uncertainties"}
+OURS = {
+    "class_labels",
+    "batch_size",
+    "guidance",
+    "guidance_interval",
+    "tied_exits",
+    "tau",
+    "policy",
+    "return_uncertainties",
+}
 
 
 def parameters(kind):

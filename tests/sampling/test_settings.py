@@ -77,19 +77,19 @@ def test_a_policy_comes_before_the_defaults_and_a_choice_before_both(folder):
     pipe = load(folder)
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
     chosen = pipe.sampling_settings()
-    assert (chosen.steps, chosen.guidance_scale, chosen.policy) == (4, 1.5, SCHEDULE)
+    assert (chosen.steps, chosen.guidance.scale, chosen.policy) == (4, 1.5, SCHEDULE)
     assert pipe.sampling_settings(tau=0.3).policy == ThresholdExit(0.3, min_layer=2)
     assert pipe.sampling_settings(tau=(0.0, 0.1), min_layer=3).policy == ThresholdExit((0.0, 0.1), min_layer=3)
     assert pipe.sampling_settings(min_layer=3).policy == ThresholdExit(0.55, min_layer=3)
     assert pipe.sampling_settings(policy=ThresholdExit(0.3)).policy == ThresholdExit(0.3)
     assert pipe.sampling_settings(tau=torch.tensor(0.0)).policy == NeverExit()
-    assert pipe.sampling_settings(2, 1.0, policy=NeverExit()).guidance_scale == 1
+    assert pipe.sampling_settings(2, 1.0, policy=NeverExit()).guidance.scale == 1
 
 
 def test_a_pipeline_of_parts_and_a_folder_that_says_nothing_run_in_full(pipeline, model_folder):
     for pipe in (pipeline, load(model_folder)):
         chosen = pipe.sampling_settings()
-        assert (chosen.steps, chosen.guidance_scale, chosen.policy) == (50, 1.0, NeverExit())
+        assert (chosen.steps, chosen.guidance.scale, chosen.policy) == (50, 1.0, NeverExit())
         assert isinstance(pipe.scheduler, diffusers.DDPMScheduler)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy, NeverExit
-from adadiff.runtime import Denoiser, Inputs, PartFlops, Prediction, Session
+from adadiff.runtime import Denoiser, Inputs, InternalWeights, PartFlops, Prediction, Session
 from adadiff.utils.errors import InputError
 
 
@@ -47,10 +47,16 @@ class BaselineSession(Session):
     """Runs samplings with a baseline; a subclass says how a step is predicted."""
 
     def _predict(
-        self, inputs: Inputs, steps: Tensor, policy: ExitPolicy, ties: Tensor | None, return_uncertainties: bool
+        self,
+        inputs: Inputs,
+        steps: Tensor,
+        policy: ExitPolicy,
+        ties: Tensor | None,
+        return_uncertainties: bool,
+        internal: InternalWeights | None,
     ) -> Prediction:
-        if not isinstance(policy, NeverExit):
-            raise InputError("this method has no exits: leave tau and the policy out")
+        if not isinstance(policy, NeverExit) or internal is not None:
+            raise InputError("this method has no exits: leave tau, the policy and internal guidance out")
         sample, layers_run, flops = self.run(inputs, steps, ties)
         unknown = torch.full((len(inputs), self.denoiser.depth), torch.nan)
         return Prediction(sample, layers_run, unknown, flops)

@@ -17,9 +17,10 @@ from adadiff.calibration.sampling import Batch, Sampling
 from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.policies.stored import CalibrationContext
-from adadiff.runtime import Denoiser, Inputs, PartFlops, Prediction, Session
+from adadiff.runtime import Denoiser, Inputs, InternalWeights, PartFlops, Prediction, Session
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, Guidance, sample_seeded
 from adadiff.sampling.folder import sampling_request
+from adadiff.sampling.plan import PlanContext, SamplingPlan
 from adadiff.sampling.schedulers import scheduler_name
 from adadiff.utils.files import weights_checksum
 
@@ -67,12 +68,11 @@ class AdaptiveSampling(Sampling):
 
     def context(self, evaluations: int) -> CalibrationContext:
         model = self.pipeline.transformer
-        return CalibrationContext(
+        return PlanContext.of(
+            SamplingPlan(self.steps, guidance=self.conditions.guidance),
             weights_checksum(Path(model.config.get("_name_or_path", ""))),
             model.depth,
             scheduler_name(self.pipeline.scheduler),
-            self.steps,
-            self.conditions.guidance.scale,
             evaluations,
         )
 
@@ -139,10 +139,19 @@ class _RecordingSession(Session):
     denoiser: _ExitRecorder
 
     def _predict(
-        self, inputs: Inputs, steps: Tensor, policy: ExitPolicy, ties: Tensor | None, return_uncertainties: bool
+        self,
+        inputs: Inputs,
+        steps: Tensor,
+        policy: ExitPolicy,
+        ties: Tensor | None,
+        return_uncertainties: bool,
+        internal: InternalWeights | None,
     ) -> Prediction:
         model, guidance = self.denoiser.model, self.denoiser.guidance
         predictions, uncertainties = model.all_exits(inputs.sample, inputs.timestep, **inputs.conditions)
+        if internal is not None:  # full predictions are led away from early ones, and early exits corrected to these
+            weights = internal.weights.to(predictions).view(-1, *[1] * (predictions.dim() - 2))
+            predictions[-1] += weights * (predictions[-1] - predictions[internal.layer - 1])
         combined, uncertainty_of_pair = predictions.float(), uncertainties.float().flatten(2).mean(2)
         rows = torch.arange(len(inputs))
         if ties is not None:  # guided: pairs of rows, the conditional one first

@@ -115,19 +115,19 @@ def _calibrate_own(
     from adadiff.calibration import calibrate
     from adadiff.cli.shared import chosen_prompts, load_pipeline, store_calibration
     from adadiff.policies import NeverExit
-    from adadiff.sampling import Conditions, Guidance
+    from adadiff.sampling import Conditions
     from adadiff.sampling.settings import FolderSettings, resolve
 
     own = FolderSettings.load(model, policy=False)  # an earlier policy may be damaged, or for other weights
     pipeline = load_pipeline(model, dtype, device, scheduler or own.scheduler, own_settings=False)
     chosen = resolve(own, pipeline.scheduler, steps, guidance_scale, policy=NeverExit())
     classes = class_index or pipeline.transformer.class_indices
-    texts, guidance = chosen_prompts((), prompts), Guidance(chosen.guidance_scale)
+    texts = chosen_prompts((), prompts)
     found = calibrate(
         pipeline,
         goal,
         chosen.steps,
-        Conditions(classes, texts, guidance=guidance),
+        Conditions(classes, texts, guidance=chosen.guidance),
         samples,
         metric,
         seed=seed,

@@ -68,7 +68,7 @@ def demo_command(
     """
     from adadiff.cli.shared import load_pipeline
     from adadiff.comparison.demo import compare, comparison_rows, draw_comparison, require_own_folder
-    from adadiff.sampling import Conditions, Guidance
+    from adadiff.sampling import Conditions
 
     require_own_folder(out, own={"demo.png"})
     chosen_task = lookup(task, DEMO_TASKS, "task")
@@ -83,7 +83,7 @@ def demo_command(
         pipeline = load_pipeline(folder, "float32", "cpu", scheduler)
         chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
         texts = prompt or (chosen_task.prompts if model is None else ())
-        conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=Guidance(chosen.guidance_scale))
+        conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=chosen.guidance)
         comparison = compare(pipeline, chosen.policy, n, chosen.steps, seed, conditions)
 
     table = Table(

@@ -66,8 +66,12 @@ class SampleOptions:
     """Prompt that guidance steers away from."""
     guidance_scale: GuidanceScale | None = None
     """Scale of classifier-free guidance; 1 means no guidance. By default the model's own."""
-    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Steps that are guided: start (included) and end (excluded) as fractions of all steps, in [0, 1]."""
+    guidance_interval: tuple[Fraction, Fraction] | None = None
+    """Steps that are guided: start (included) and end (excluded) as fractions of all steps, in [0, 1]. By default the
+    model's own, or all."""
+    internal_guidance: tuple[Count, float] | None = None
+    """Layer and weight of internal guidance: predictions are led away from those read off after that early layer. By
+    default the model's own, or none."""
     tied_exits: bool = True
     """Make the conditional and the unconditional prediction of an image exit after the same layer."""
     seed: Seed = 0

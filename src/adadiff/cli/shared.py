@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from diffusers.utils.logging import disable_progress_bar
 from adadiff.cli.options import Dtype, SampleOptions
 from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
-from adadiff.sampling import AdaptivePipeline, Conditions, Guidance
+from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
 from adadiff.utils.errors import InputError
@@ -56,8 +57,16 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> Folde
     prompts = chosen_prompts(options.prompt, options.prompts)
     pipeline = load_pipeline(model, options.dtype, options.device, options.scheduler)
     policy = _chosen_policy(options, pipeline.own_settings.sampling)
-    chosen = pipeline.sampling_settings(options.steps, options.guidance_scale, policy=policy)
-    guidance = Guidance(chosen.guidance_scale, options.guidance_interval, options.tied_exits)
+    chosen = pipeline.sampling_settings(
+        options.steps,
+        options.guidance_scale,
+        policy=policy,
+        guidance_interval=options.guidance_interval,
+        tied_exits=options.tied_exits,
+    )
+    guidance = chosen.guidance
+    if options.internal_guidance is not None:
+        guidance = replace(guidance, internal=InternalGuidance(*options.internal_guidance))
     classes = options.classes or options.class_index or pipeline.transformer.class_indices
     conditions = Conditions(classes, prompts, options.negative_prompt, guidance)
     return sample_to_folder(

@@ -30,7 +30,15 @@ from adadiff.stock.switch import transformers_of
 from adadiff.utils.errors import InputError
 from adadiff.utils.fingerprints import settings_of
 
-OWN_OPTIONS = ("tau_per", "min_layer", "patience", "last_patient_layer", "guidance_interval", "tied_exits")
+OWN_OPTIONS = (
+    "tau_per",
+    "min_layer",
+    "patience",
+    "last_patient_layer",
+    "guidance_interval",
+    "internal_guidance",
+    "tied_exits",
+)
 
 
 def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str | None = None) -> Any:

@@ -1,10 +1,11 @@
 """A denoiser under an exit policy: each row of a batch at its own step, with its own memory."""
 
-from adadiff.runtime.contract import Denoiser, Inputs, Prediction, Session
+from adadiff.runtime.contract import Denoiser, Inputs, InternalWeights, Prediction, Session
 from adadiff.runtime.corrections import Corrections
 from adadiff.runtime.exits import ExitNetwork, ExitSession
 from adadiff.runtime.flops import PartFlops
 from adadiff.runtime.memory import RowMemory
+from adadiff.runtime.planned import planned_flops
 from adadiff.runtime.ties import all_tied, any_tied
 from adadiff.runtime.trace import Trace, TraceRecorder, TraceTotals
 
@@ -14,6 +15,7 @@ __all__ = [
     "ExitNetwork",
     "ExitSession",
     "Inputs",
+    "InternalWeights",
     "PartFlops",
     "Prediction",
     "RowMemory",
@@ -23,4 +25,5 @@ __all__ = [
     "TraceTotals",
     "all_tied",
     "any_tied",
+    "planned_flops",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,21 @@ class Inputs:
         """Return the inputs of some rows; `rows` holds their positions, (selected,) int64, on the inputs' device."""
         conditions = {name: values[rows] for name, values in self.conditions.items()}
         return Inputs(self.sample[rows], self.timestep[rows], conditions)
+
+
+@dataclass(frozen=True)
+class InternalWeights:
+    """Weights of internal guidance for the rows of one call (`sampling/guidance.py` chooses them).
+
+    A row's prediction becomes g + w * (g - g_k), where g_k is read off after layer k.
+
+    Args:
+        layer: The layer k, 1..N-1.
+        weights: Weight w of each row, (batch,) float32 on the CPU; 0 for none.
+    """
+
+    layer: int
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,7 @@ class Session(ABC):
         policy: ExitPolicy,
         ties: Tensor | None = None,
         return_uncertainties: bool = False,
+        internal: InternalWeights | None = None,
     ) -> Prediction:
         """Predict one step of every row, and remember what later steps need.
 
@@ -114,19 +130,34 @@ class Session(ABC):
             ties: Groups of rows that exit together, once all of a group may: a group number for each row, (batch,)
                 int64 >= 0 on the CPU. None if each row exits on its own.
             return_uncertainties: Run the estimator after every layer, for all rows that have not exited.
+            internal: Internal guidance, for rows that run beyond its layer. Corrected exits before that layer are
+                guided too, as corrections lead to the guided prediction of a full step.
 
         Raises:
-            InputError: If the numbers of rows differ, the inputs do not fit the model, or the policy does not fit the
-                denoiser or rows at several steps.
+            InputError: If the numbers of rows differ, the inputs do not fit the model, or the policy or the internal
+                guidance does not fit the denoiser or rows at several steps.
         """
-        for name, rows in (("inputs", inputs), ("steps", steps), ("ties", steps if ties is None else ties)):
+        weights = steps if internal is None else internal.weights
+        given: dict[str, Sized] = {"inputs": inputs, "steps": steps, "ties": steps if ties is None else ties}
+        given["weights of internal guidance"] = weights
+        for name, rows in given.items():
             if len(rows) != len(self):
                 raise InputError(f"the {name} have {len(rows)} rows: give one for each row of the session, {len(self)}")
-        return self._predict(inputs, steps, policy, ties, return_uncertainties)
+        if internal is not None and not 1 <= internal.layer < self.denoiser.depth:
+            raise InputError(
+                f"internal guidance by layer {internal.layer}: choose one of the layers 1 to {self.denoiser.depth - 1}"
+            )
+        return self._predict(inputs, steps, policy, ties, return_uncertainties, internal)
 
     @abstractmethod
     def _predict(
-        self, inputs: Inputs, steps: Tensor, policy: ExitPolicy, ties: Tensor | None, return_uncertainties: bool
+        self,
+        inputs: Inputs,
+        steps: Tensor,
+        policy: ExitPolicy,
+        ties: Tensor | None,
+        return_uncertainties: bool,
+        internal: InternalWeights | None,
     ) -> Prediction:
         """Predict as `predict` says; the numbers of rows are equal."""
 

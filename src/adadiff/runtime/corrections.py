@@ -38,6 +38,12 @@ class Corrections:
         """Return whether a correction of `layer` was measured for any row."""
         return f"{layer}: last" in self.memory
 
+    def of_layer(self, layer: int, rows: Tensor) -> Tensor:
+        """Return for which rows, (selected,) int64, a correction of `layer` was measured, (selected,) bool."""
+        return (
+            self.memory[f"{layer}: step"][rows] >= 0 if self.known(layer) else torch.zeros(len(rows), dtype=torch.bool)
+        )
+
     def measure(self, layer: int, rows: Tensor, steps: Tensor, correction: Tensor) -> None:
         """Record the final prediction minus the prediction after `layer`, for rows that ran all layers.
 

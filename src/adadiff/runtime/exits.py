@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adadiff.backbones import Backbone, LayerState
 from adadiff.policies import ExitPolicy
-from adadiff.runtime.contract import Denoiser, Inputs, Prediction, Session
+from adadiff.runtime.contract import Denoiser, Inputs, InternalWeights, Prediction, Session
 from adadiff.runtime.corrections import Corrections
 from adadiff.runtime.rules import RowRules, at_rows
 
@@ -44,11 +44,17 @@ class ExitSession(Session):
     denoiser: ExitNetwork
 
     def _predict(
-        self, inputs: Inputs, steps: Tensor, policy: ExitPolicy, ties: Tensor | None, return_uncertainties: bool
+        self,
+        inputs: Inputs,
+        steps: Tensor,
+        policy: ExitPolicy,
+        ties: Tensor | None,
+        return_uncertainties: bool,
+        internal: InternalWeights | None,
     ) -> Prediction:
         network, corrections = self.denoiser, Corrections(self.memory)
         rules = RowRules.of(policy, steps, network.depth, corrections.exist(), ties, return_uncertainties)
-        forward = _Forward(network, inputs, rules, corrections)
+        forward = _Forward(network, inputs, rules, corrections, internal)
         forward.skip(rules.skipped)
         for i in range(1, network.depth + 1):
             if not len(forward.remaining):
@@ -57,7 +63,7 @@ class ExitSession(Session):
             forward.exit(i, rules.exits(i, forward.remaining, at_rows(forward.uncertainties, forward.remaining)[:, :i]))
             forward.read_off(i)
         forward.measure_corrections()
-        flops = network.part_flops.until_exit(forward.exit_layers, rules.estimated, rules.measured)
+        flops = network.part_flops.until_exit(forward.exit_layers, rules.estimated, forward.read)
         return Prediction(forward.sample, forward.exit_layers, forward.uncertainties, flops)
 
 
@@ -69,17 +75,28 @@ class _Forward:
         inputs: The inputs, (batch, ...) each.
         rules: What the policy says of each row.
         corrections: Those of the session's rows.
+        internal: Internal guidance, or None.
     """
 
-    def __init__(self, network: ExitNetwork, inputs: Inputs, rules: RowRules, corrections: Corrections) -> None:
+    def __init__(
+        self,
+        network: ExitNetwork,
+        inputs: Inputs,
+        rules: RowRules,
+        corrections: Corrections,
+        internal: InternalWeights | None,
+    ) -> None:
         batch, depth = len(inputs), network.depth
         self.network, self.inputs, self.rules, self.corrections = network, inputs, rules, corrections
+        self.internal, self.read = internal, rules.measured.clone()  # where heads run for rows that go on, (batch, N)
+        if internal is not None:
+            self.read[:, internal.layer - 1] |= internal.weights != 0
         self.sample = torch.empty_like(inputs.sample)
         self.exit_layers = torch.full((batch,), depth)  # (batch,)
         self.uncertainties = torch.full((batch, depth), torch.nan)  # (batch, N)
         self.remaining = torch.arange(batch)  # positions of the rows that have not exited
         self._early: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: positions of rows, their predictions there
-        self._estimates, self._measures = (mask.any(0).tolist() for mask in (rules.estimated, rules.measured))
+        self._estimates, self._reads = (mask.any(0).tolist() for mask in (rules.estimated, self.read))
 
     def skip(self, skipped: Tensor) -> None:
         """Carry on the predictions of some rows, `skipped` being (batch,) bool, and embed the others."""
@@ -112,6 +129,7 @@ class _Forward:
             return
         rows = self.remaining[exiting]
         prediction = self.network.predict(i, self._rows(exiting, self._state))
+        prediction = self._guided_internally(i, rows, prediction)
         if i < self.network.depth:
             prediction = self.corrections.correct(i, rows, self.rules.steps[rows], prediction)
         self.sample[rows.to(self.sample.device)] = prediction.to(self.sample.dtype)
@@ -121,9 +139,9 @@ class _Forward:
             self._state = self._rows(~exiting, self._state)
 
     def read_off(self, i: int) -> None:
-        """Predict after layer i for remaining rows whose corrections are measured there."""
-        if self._measures[i - 1]:
-            wanted = at_rows(self.rules.measured, self.remaining)[:, i - 1]
+        """Predict after layer i for remaining rows that are corrected or guided by the prediction there."""
+        if self._reads[i - 1]:
+            wanted = at_rows(self.read, self.remaining)[:, i - 1]
             if wanted.any():
                 self._early[i] = self.remaining[wanted], self.network.predict(i, self._rows(wanted, self._state))
 
@@ -133,12 +151,29 @@ class _Forward:
         if len(carried):
             self.corrections.measure(0, carried, self.rules.steps[carried], self.sample[carried.to(self.sample.device)])
         for i, (rows, early) in self._early.items():
-            full = self.exit_layers[rows] == self.network.depth
+            full = self.rules.measured[rows, i - 1] & (self.exit_layers[rows] == self.network.depth)
             if not full.any():
                 continue
             places = rows[full].to(self.sample.device)
             difference = self.sample[places] - early[full.to(early.device)]
             self.corrections.measure(i, rows[full], self.rules.steps[rows[full]], difference)
+
+    def _guided_internally(self, i: int, rows: Tensor, prediction: Tensor) -> Tensor:
+        """Lead predictions after layer i away from those of an earlier layer; corrected exits are guided already."""
+        if self.internal is None or self.internal.layer not in self._early:
+            return prediction
+        weights = torch.where(self.corrections.of_layer(i, rows), 0.0, self.internal.weights[rows])
+        read, early = self._early[self.internal.layer]
+        row_of = torch.full((len(self.inputs),), -1)
+        row_of[read] = torch.arange(len(read))
+        guided = ((row_of[rows] >= 0) & (weights != 0)).nonzero().squeeze(1)
+        if not len(guided):
+            return prediction
+        places = guided.to(prediction.device)
+        weaker = early[row_of[rows[guided]].to(early.device)]
+        scale = weights[guided].to(prediction).view(-1, *[1] * (prediction.dim() - 1))  # (guided, 1, 1, 1)
+        own = prediction[places]
+        return prediction.index_put((places,), own + scale * (own - weaker))
 
     def _rows(self, mask: Tensor, state: LayerState) -> LayerState:
         """Return the state of some of the remaining rows; `mask` is (remaining,) bool."""

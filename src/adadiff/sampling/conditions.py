@@ -31,9 +31,7 @@ class Conditions:
             "class_labels": [self.classes[k % len(self.classes)] for k in indices] if self.classes else None,
             "prompt": [self.prompts[k % len(self.prompts)] for k in indices] if self.prompts else None,
             "negative_prompt": self.negative_prompt,
-            "guidance_scale": self.guidance.scale,
-            "guidance_interval": self.guidance.interval,
-            "tied_exits": self.guidance.tied,
+            "guidance": self.guidance,
         }
 
 

@@ -9,7 +9,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from adadiff.policies import ExitPolicy
-from adadiff.runtime import Denoiser, Inputs, Trace, TraceRecorder
+from adadiff.runtime import Denoiser, Inputs, InternalWeights, Prediction, Trace, TraceRecorder
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.schedulers import noise_arguments
 
@@ -72,10 +72,9 @@ class Denoising:
     def _unguided(self, step: int, noisy: Tensor, timestep: Tensor) -> Tensor:
         if len(self.session) > self.images:  # guidance has ended: the unconditional rows are finished
             self.session = self.session.select(torch.arange(self.images))
-        steps = torch.full((self.images,), step)
         inputs = Inputs(noisy, timestep.to(noisy.device).expand(self.images), self.conditions)
-        output = self.session.predict(inputs, steps, self.policy, None, self.return_uncertainties)
-        self.recorder.record(steps, output)
+        output = self._predict(inputs, step)
+        self.recorder.record(torch.full((self.images,), step), output)
         return output.sample
 
     def _guided(self, step: int, noisy: Tensor, timestep: Tensor) -> Tensor:
@@ -84,8 +83,15 @@ class Denoising:
         pairs = 2 * self.images  # the conditional predictions, then the unconditional ones
         inputs = Inputs(torch.cat([noisy, noisy]), timestep.to(noisy.device).expand(pairs), self.pairs)
         ties = torch.arange(self.images).repeat(2) if self.guidance.tied else None
-        output = self.session.predict(inputs, torch.full((pairs,), step), self.policy, ties, self.return_uncertainties)
+        output = self._predict(inputs, step, ties)
         conditional = output.select(slice(self.images))
         unconditional = output.select(slice(self.images, None))
         self.recorder.record(torch.full((self.images,), step), conditional, unconditional)
         return self.guidance.combine(conditional.sample, unconditional.sample)
+
+    def _predict(self, inputs: Inputs, step: int, ties: Tensor | None = None) -> Prediction:
+        steps, leading = torch.full((len(inputs),), step), self.guidance.internal
+        internal = None
+        if leading is not None:
+            internal = InternalWeights(leading.layer, leading.weights(steps, len(self.timesteps)))
+        return self.session.predict(inputs, steps, self.policy, ties, self.return_uncertainties, internal)

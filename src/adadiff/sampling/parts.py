@@ -17,8 +17,10 @@ from adadiff.conditioning import TextEncoder
 from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy
 from adadiff.runtime import Denoiser
-from adadiff.sampling.schedulers import scheduler_like, scheduler_name
-from adadiff.sampling.settings import FolderSettings, SamplingSettings, resolve
+from adadiff.sampling.guidance import Guidance
+from adadiff.sampling.plan import PlanContext, SamplingPlan
+from adadiff.sampling.schedulers import scheduler_like, scheduler_name, times_of
+from adadiff.sampling.settings import FolderSettings, ResolvedPlan, resolve
 from adadiff.utils.errors import InputError, suggestion
 from adadiff.utils.files import is_stock, model_folder, packaged_models, write_checksums
 from adadiff.utils.verified import holds_weights_of, require_finite, verify_parts
@@ -93,8 +95,9 @@ class ModelParts(DiffusionPipeline):
         pipeline = _load_parts(super().from_pretrained, folder, kwargs)
         pipeline.own_settings = own.without_exits() if "transformer" in kwargs else own
         wanted = own.scheduler if chosen is None else chosen
-        if isinstance(wanted, str) and wanted != scheduler_name(pipeline.scheduler):
-            pipeline.scheduler = scheduler_like(wanted, pipeline.scheduler)
+        spacing = own.spacing if chosen is None else None
+        if isinstance(wanted, str) and (spacing is not None or wanted != scheduler_name(pipeline.scheduler)):
+            pipeline.scheduler = scheduler_like(wanted, pipeline.scheduler, spacing)
         if chosen is None:
             pipeline._own_scheduler = pipeline.scheduler
         return pipeline
@@ -140,7 +143,10 @@ class ModelParts(DiffusionPipeline):
         tau: float | Sequence[float] | None = None,
         policy: ExitPolicy | None = None,
         min_layer: int | None = None,
-    ) -> SamplingSettings:
+        guidance_interval: tuple[float, float] | None = None,
+        tied_exits: bool | None = None,
+        guidance: Guidance | None = None,
+    ) -> ResolvedPlan:
         """Resolve how a call with these arguments samples, by `resolve` with the folder's settings and the scheduler.
 
         Logs one warning if a calibrated policy is used with other settings than it was calibrated for.
@@ -151,11 +157,20 @@ class ModelParts(DiffusionPipeline):
         Examples:
             >>> from adadiff import AdaDiffPipeline
             >>> chosen = AdaDiffPipeline.from_pretrained("digits").sampling_settings(tau=0)
-            >>> chosen.steps, chosen.guidance_scale, chosen.policy
+            >>> chosen.steps, chosen.guidance.scale, chosen.policy
             (50, 1.0, NeverExit())
         """
         resolved = resolve(
-            self.own_settings, self.scheduler, num_inference_steps, guidance_scale, tau, policy, min_layer
+            self.own_settings,
+            self.scheduler,
+            num_inference_steps,
+            guidance_scale,
+            tau,
+            policy,
+            min_layer,
+            guidance_interval,
+            tied_exits,
+            guidance,
         )
         if resolved.warning is not None and resolved.warning not in self._warned:
             self._warned.add(resolved.warning)
@@ -174,6 +189,31 @@ class ModelParts(DiffusionPipeline):
         other._warned = self._warned
         other._denoiser = None if changed else self._denoiser
         other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return other
+
+    def with_plan(self, plan: SamplingPlan) -> Self:
+        """Make the same pipeline that samples by a plan: with its scheduler, steps, guidance and exits by default.
+
+        Raises:
+            InputError: If the plan does not fit the model.
+
+        Examples:
+            >>> from adadiff import AdaDiffPipeline
+            >>> from adadiff.sampling import SamplingPlan
+            >>> pipe = AdaDiffPipeline.from_pretrained("digits").with_plan(SamplingPlan(steps=5, scheduler="unipc"))
+            >>> pipe.set_progress_bar_config(disable=True)
+            >>> pipe().trace.steps, type(pipe.scheduler).__name__
+            (5, 'UniPCMultistepScheduler')
+        """
+        name = plan.scheduler or scheduler_name(self.scheduler)
+        changed = plan.spacing is not None or name != scheduler_name(self.scheduler)
+        scheduler = scheduler_like(name, self.scheduler, plan.spacing) if changed else self.scheduler
+        evaluations = len(times_of(scheduler, plan.steps))
+        plan.policy.check(self.denoiser.depth, evaluations)
+        other = self.with_parts(scheduler=scheduler)
+        context = PlanContext.of(plan, None, self.transformer.depth, name, evaluations)
+        other.own_settings = replace(self.own_settings, stored=context.stored(plan.policy, {}, {}))
+        other._own_scheduler = scheduler
         return other
 
     def with_denoiser(self, denoiser: Denoiser) -> Self:

@@ -84,8 +84,9 @@ class AdaptivePipeline(ModelParts):
         callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
         class_labels: int | str | Sequence[int | str] | NDArray[np.integer] | Tensor | None = None,
         batch_size: int | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        tied_exits: bool = True,
+        guidance_interval: tuple[float, float] | None = None,
+        tied_exits: bool | None = None,
+        guidance: Guidance | None = None,
         tau: float | Sequence[float] | None = None,
         policy: ExitPolicy | None = None,
         return_uncertainties: bool = False,
@@ -113,8 +114,11 @@ class AdaptivePipeline(ModelParts):
             class_labels: Class, or a list of classes, where the model takes them: names (str) or indices (int).
             batch_size: How many images to sample without conditions, or how often to repeat one prompt or label; by
                 default as many as there are prompts or labels, or 1.
-            guidance_interval: The steps that are guided, as fractions [start, end) of all the steps.
-            tied_exits: Whether the conditional and the unconditional prediction of an image leave together.
+            guidance_interval: The steps that are guided, as fractions [start, end) of all the steps; by default the
+                folder's, or all.
+            tied_exits: Whether the conditional and the unconditional prediction of an image leave together, as they
+                do by default.
+            guidance: All of the guidance, the internal one included, in place of scale, interval and `tied_exits`.
             tau: Exit threshold in [0, 1], one or one per step, from the folder's `min_layer` on. Larger is faster and
                 rougher; 0 is the full model.
             policy: When samples leave; by default the folder's policy or threshold, or never.
@@ -124,12 +128,20 @@ class AdaptivePipeline(ModelParts):
             InputError: If an argument is out of range or does not fit the model.
             NonFiniteImagesError: If an image came out NaN or infinite.
         """
-        chosen = self.sampling_settings(num_inference_steps, guidance_scale, tau, policy)
-        guidance = Guidance(chosen.guidance_scale, guidance_interval, tied_exits)
+        chosen = self.sampling_settings(
+            num_inference_steps,
+            guidance_scale,
+            tau,
+            policy,
+            guidance_interval=guidance_interval,
+            tied_exits=tied_exits,
+            guidance=guidance,
+        )
+        guidance = chosen.guidance
         callback = StepCallback.checked(callback_on_step_end, callback_on_step_end_tensor_inputs)
         output_type = self._checked_output_type(output_type)
         prompts, labels, size = listed(prompt, class_labels, batch_size)
-        self.check_inputs(size, chosen.steps, chosen.policy)
+        self.check_inputs(size, chosen.steps, chosen.policy, guidance)
         repeats = checked_count(num_images_per_prompt, "num_images_per_prompt")
         generator = checked_generator(generator, size * repeats)
         conditions = self.conditions(size, labels, prompts)
@@ -204,10 +216,17 @@ class AdaptivePipeline(ModelParts):
     def interrupt(self, value: bool) -> None:
         self._interrupt = value
 
-    def check_inputs(self, batch_size: int, num_inference_steps: int, policy: ExitPolicy) -> None:
+    def check_inputs(
+        self, batch_size: int, num_inference_steps: int, policy: ExitPolicy, guidance: Guidance | None = None
+    ) -> None:
         """Raise InputError where arguments of a call, or the scheduler, do not fit the model."""
         if batch_size < 1:
             raise InputError(f"the batch size is {batch_size}: it must be at least 1")
+        internal, depth = None if guidance is None else guidance.internal, self.denoiser.depth
+        if internal is not None and internal.layer >= depth:
+            raise InputError(
+                f"internal guidance by layer {internal.layer}: the model's layers before the last are 1 to {depth - 1}"
+            )
         evaluations = len(times_of(self.scheduler, num_inference_steps))
         try:
             policy.check(self.denoiser.depth, evaluations)

@@ -30,21 +30,25 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 }
 
 
-def scheduler_like(name: str, trained_with: SchedulerMixin) -> SchedulerMixin:
+def scheduler_like(name: str, trained_with: SchedulerMixin, spacing: str | None = None) -> SchedulerMixin:
     """Build the named scheduler for the same forward process.
 
     Args:
         name: A short name, or the class name of a diffusers scheduler, as `scheduler_name` returns them.
         trained_with: A scheduler of that process.
+        spacing: Spacing of the time steps, leading, linspace or trailing; by default as `trained_with` spaces them.
 
     Raises:
-        InputError: If there is no such scheduler, or it does not support that process.
+        InputError: If there is no such scheduler, or it does not support that process or that spacing.
     """
     kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         kind = lookup(name, SCHEDULERS, "scheduler")
+    spaced = {} if spacing is None else {"timestep_spacing": spacing}
+    if spaced and "timestep_spacing" not in inspect.signature(kind.__init__).parameters:
+        raise InputError(f"{name} has no spacing of time steps to choose: leave it out, or choose another scheduler")
     try:
-        return kind.from_config(trained_with.config)
+        return kind.from_config(trained_with.config, **spaced)
     except (TypeError, ValueError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name} cannot take the place of {type(trained_with).__name__}: {reason}") from error
@@ -54,6 +58,11 @@ def scheduler_name(scheduler: SchedulerMixin) -> str:
     """Return a scheduler's short name, or its class name if it has none."""
     names = {kind: name for name, kind in SCHEDULERS.items()}
     return names.get(type(scheduler), type(scheduler).__name__)
+
+
+def spacing_of(scheduler: SchedulerMixin) -> str | None:
+    """Return the spacing of a scheduler's time steps: leading, linspace or trailing; None if it has but one."""
+    return scheduler.config.get("timestep_spacing")
 
 
 def require_suitable(scheduler: SchedulerMixin) -> None:

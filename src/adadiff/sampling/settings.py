@@ -13,12 +13,14 @@ from diffusers import SchedulerMixin
 from typing_extensions import Self
 
 from adadiff.policies import ExitPolicy, NeverExit, ThresholdExit
-from adadiff.policies.stored import EXIT_POLICY, StoredPolicy
+from adadiff.policies.stored import EXIT_POLICY
 from adadiff.sampling.defaults import SAMPLING, SamplingDefaults
-from adadiff.sampling.schedulers import scheduler_name, times_of
+from adadiff.sampling.guidance import Guidance
+from adadiff.sampling.plan import SamplingPlan, StoredPlan
+from adadiff.sampling.schedulers import scheduler_name, spacing_of, times_of
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import weights_checksum
-from adadiff.utils.ranges import as_float, as_int, shown
+from adadiff.utils.ranges import as_int, shown
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class FolderSettings:
 
     folder: Path | None = None
     defaults: SamplingDefaults | None = None
-    stored: StoredPolicy | None = None
+    stored: StoredPlan | None = None
 
     @classmethod
     def load(cls, folder: Path, policy: bool = True) -> Self:
@@ -47,7 +49,7 @@ class FolderSettings:
             InputError: If a file is damaged, has values out of range, or belongs to other weights.
         """
         defaults = SamplingDefaults.load(folder) if (folder / SAMPLING).is_file() else None
-        stored = StoredPolicy.load(folder) if policy and (folder / EXIT_POLICY).is_file() else None
+        stored = StoredPlan.load(folder) if policy and (folder / EXIT_POLICY).is_file() else None
         return cls(folder.absolute(), defaults, stored)
 
     def save(self, folder: Path) -> None:
@@ -74,6 +76,16 @@ class FolderSettings:
             scheduler=made_for.scheduler, steps=made_for.steps, guidance_scale=made_for.guidance_scale
         )
 
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance of a run for which the caller chooses none."""
+        return Guidance(self.sampling.guidance_scale) if self.stored is None else self.stored.plan.guidance
+
+    @property
+    def spacing(self) -> str | None:
+        """The spacing of time steps; None for that of the scheduler saved in the folder."""
+        return None if self.stored is None else self.stored.plan.spacing
+
     def without_exits(self) -> Self:
         """Return the settings without policy and threshold, which are only valid for the folder's own weights."""
         if self.scheduler is None:
@@ -82,19 +94,13 @@ class FolderSettings:
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """The resolved settings of a sampling run, without defaults left open.
+class ResolvedPlan(SamplingPlan):
+    """The plan of a sampling run, without defaults left open.
 
     Args:
-        steps: Number of sampling steps.
-        guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
-        policy: The exit policy.
         differences: Differences from the settings that the policy was calibrated for, as text.
     """
 
-    steps: int
-    guidance_scale: float
-    policy: ExitPolicy
     differences: tuple[str, ...] = ()
 
     @property
@@ -116,8 +122,11 @@ def resolve(
     tau: Any = None,
     policy: ExitPolicy | None = None,
     min_layer: int | None = None,
-) -> SamplingSettings:
-    """Resolve the settings of a sampling run: the caller's choices, and the model folder's for choices that are None.
+    guidance_interval: tuple[float, float] | None = None,
+    tied_exits: bool | None = None,
+    guidance: Guidance | None = None,
+) -> ResolvedPlan:
+    """Resolve the plan of a sampling run: the caller's choices, and the model folder's for choices that are None.
 
     A calibrated policy is stretched if it is used with another number of steps than it was calibrated for.
 
@@ -129,25 +138,33 @@ def resolve(
         tau: Exit threshold in [0, 1], one number or one per step, in place of a calibrated policy; 0 runs all layers.
         policy: The exit policy, in place of the folder's policy or threshold.
         min_layer: First layer after which a sample may exit, with `tau` or the folder's threshold.
+        guidance_interval: The steps that are guided, as fractions [start, end) of all steps.
+        tied_exits: Whether the two predictions of a guided pair exit together.
+        guidance: All of the guidance, in place of the three settings above.
 
     Raises:
         InputError: If both `tau` and `policy` are given, or an argument has the wrong type or is out of range.
     """
     sampling = own.sampling
     steps = sampling.steps if num_inference_steps is None else as_int(num_inference_steps, "the number of steps")
-    scale = sampling.guidance_scale if guidance_scale is None else as_float(guidance_scale, "the guidance scale")
+    parts: dict[str, Any] = {"scale": guidance_scale, "interval": guidance_interval, "tied": tied_exits}
+    chosen = {name: value for name, value in parts.items() if value is not None}
+    if guidance is not None and chosen:
+        raise InputError("give either guidance, or its scale, interval and tied_exits, not both")
+    guidance = replace(own.guidance if guidance is None else guidance, **chosen)
+    named: dict[str, Any] = {"scheduler": scheduler_name(scheduler), "spacing": own.spacing and spacing_of(scheduler)}
     if policy is not None:
         if tau is not None:
             raise InputError("give either tau or a policy, not both")
         if not isinstance(policy, ExitPolicy):
             raise InputError(f"the policy is {shown(policy)}: give an ExitPolicy, or a threshold as tau")
-        return SamplingSettings(steps, scale, policy)
+        return ResolvedPlan(steps, policy, guidance, **named)
     if own.stored is None or tau is not None or min_layer is not None:
         threshold = ThresholdExit(
             sampling.tau if tau is None else tau,
             min_layer=sampling.min_layer if min_layer is None else min_layer,
         )
-        return SamplingSettings(steps, scale, NeverExit() if threshold.tau == 0 else threshold)
-    differences = own.stored.differences(scheduler_name(scheduler), steps, scale)
+        return ResolvedPlan(steps, NeverExit() if threshold.tau == 0 else threshold, guidance, **named)
     stretched = own.stored.for_steps(len(times_of(scheduler, steps)))
-    return SamplingSettings(steps, scale, stretched, tuple(differences))
+    plan = ResolvedPlan(steps, stretched, guidance, **named)
+    return replace(plan, differences=tuple(own.stored.differences_of(plan)))
