@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adadiff import AdaDiffPipeline, AdaptiveModel, ExitPolicy, NeverExit
 from adadiff.conditioning import ByteTextEncoder
-from adadiff.runtime import Denoiser, Inputs, Prediction, Session
+from adadiff.runtime import Denoiser, Inputs, InternalWeights, Prediction, Session
 from adadiff.training.config import DiffusionConfig
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
@@ -67,13 +67,15 @@ def predict(
     step: int | list[int] = 0,
     ties: Tensor | None = None,
     return_uncertainties: bool = False,
+    internal: tuple[int, Tensor] | None = None,
     **conditions: Tensor,
 ) -> Prediction:
     """Predict a step of every row with a session, or with a new one of a denoiser; all layers run by default."""
     session = runner if isinstance(runner, Session) else runner.session(len(sample))
     inputs = Inputs(sample, torch.as_tensor(timestep).expand(len(sample)), conditions)
     steps = torch.tensor(step).expand(len(sample))
-    return session.predict(inputs, steps, policy or NeverExit(), ties, return_uncertainties)
+    weights = None if internal is None else InternalWeights(*internal)
+    return session.predict(inputs, steps, policy or NeverExit(), ties, return_uncertainties, weights)
 
 
 def run_launched(*words: str, processes: int = 2) -> str:

@@ -18,8 +18,7 @@ from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy
 from adadiff.runtime import Denoiser
 from adadiff.sampling.guidance import Guidance
-from adadiff.sampling.plan import PlanContext, SamplingPlan
-from adadiff.sampling.schedulers import scheduler_like, scheduler_name, times_of
+from adadiff.sampling.schedulers import scheduler_like, scheduler_name
 from adadiff.sampling.settings import FolderSettings, ResolvedPlan, resolve
 from adadiff.utils.errors import InputError, suggestion
 from adadiff.utils.files import is_stock, model_folder, packaged_models, write_checksums
@@ -189,31 +188,6 @@ class ModelParts(DiffusionPipeline):
         other._warned = self._warned
         other._denoiser = None if changed else self._denoiser
         other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
-        return other
-
-    def with_plan(self, plan: SamplingPlan) -> Self:
-        """Make the same pipeline that samples by a plan: with its scheduler, steps, guidance and exits by default.
-
-        Raises:
-            InputError: If the plan does not fit the model.
-
-        Examples:
-            >>> from adadiff import AdaDiffPipeline
-            >>> from adadiff.sampling import SamplingPlan
-            >>> pipe = AdaDiffPipeline.from_pretrained("digits").with_plan(SamplingPlan(steps=5, scheduler="unipc"))
-            >>> pipe.set_progress_bar_config(disable=True)
-            >>> pipe().trace.steps, type(pipe.scheduler).__name__
-            (5, 'UniPCMultistepScheduler')
-        """
-        name = plan.scheduler or scheduler_name(self.scheduler)
-        changed = plan.spacing is not None or name != scheduler_name(self.scheduler)
-        scheduler = scheduler_like(name, self.scheduler, plan.spacing) if changed else self.scheduler
-        evaluations = len(times_of(scheduler, plan.steps))
-        plan.policy.check(self.denoiser.depth, evaluations)
-        other = self.with_parts(scheduler=scheduler)
-        context = PlanContext.of(plan, None, self.transformer.depth, name, evaluations)
-        other.own_settings = replace(self.own_settings, stored=context.stored(plan.policy, {}, {}))
-        other._own_scheduler = scheduler
         return other
 
     def with_denoiser(self, denoiser: Denoiser) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 from adadiff.conditioning import class_indices
 from adadiff.policies import ExitPolicy
@@ -31,7 +32,8 @@ from adadiff.sampling.denoising import Denoising
 from adadiff.sampling.finite import require_finite_images
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.parts import ModelParts
-from adadiff.sampling.schedulers import started, times_of
+from adadiff.sampling.plan import PlanContext, SamplingPlan
+from adadiff.sampling.schedulers import scheduler_like, scheduler_name, started, times_of
 from adadiff.utils.errors import InputError
 
 DECODE_BATCH = 8
@@ -215,6 +217,31 @@ class AdaptivePipeline(ModelParts):
     @interrupt.setter
     def interrupt(self, value: bool) -> None:
         self._interrupt = value
+
+    def with_plan(self, plan: SamplingPlan) -> Self:
+        """Make the same pipeline that samples by a plan: with its scheduler, steps, guidance and exits by default.
+
+        Raises:
+            InputError: If the plan does not fit the model.
+
+        Examples:
+            >>> from adadiff import AdaDiffPipeline
+            >>> from adadiff.sampling import SamplingPlan
+            >>> pipe = AdaDiffPipeline.from_pretrained("digits").with_plan(SamplingPlan(steps=5, scheduler="unipc"))
+            >>> pipe.set_progress_bar_config(disable=True)
+            >>> pipe().trace.steps, type(pipe.scheduler).__name__
+            (5, 'UniPCMultistepScheduler')
+        """
+        name = plan.scheduler or scheduler_name(self.scheduler)
+        changed = plan.spacing is not None or name != scheduler_name(self.scheduler)
+        scheduler = scheduler_like(name, self.scheduler, plan.spacing) if changed else self.scheduler
+        other = self.with_parts(scheduler=scheduler)
+        other.check_inputs(1, plan.steps, plan.policy, plan.guidance)
+        evaluations = len(times_of(scheduler, plan.steps))
+        context = PlanContext.of(plan, None, self.transformer.depth, name, evaluations)
+        other.own_settings = replace(self.own_settings, stored=context.stored(plan.policy, {}, {}))
+        other._own_scheduler = scheduler
+        return other
 
     def check_inputs(
         self, batch_size: int, num_inference_steps: int, policy: ExitPolicy, guidance: Guidance | None = None
