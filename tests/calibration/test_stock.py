@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,25 @@ def test_an_error_leaves_the_pipeline_as_it_was(tmp_path: Path):
         adadiff.trace(pipe)
     policy = adadiff.CorrectedScheduleExit((4, 1) * (STEPS // 2))
     adadiff.enable(pipe, policy)
-    with pytest.raises(InputError, match="one layer at every step takes"):
+    with pytest.raises(InputError, match=r"with 8 evaluations of the model no policy takes less than 0\.\d+ of"):
         calibrate(pipe, compute=0.05)
     pipe(class_labels=[1], num_inference_steps=STEPS)
     assert adadiff.trace(pipe).exit_layers["transformer", "call 0"] == dict(enumerate(policy.layers))
+
+
+@pytest.mark.parametrize("compute", [0.55, 0.7])
+def test_a_budget_is_kept_in_few_steps(pipe: Any, compute: float):
+    assert compute - 0.25 < calibrate(pipe, compute=compute, num_inference_steps=4).checked.compute <= compute + 0.005
+
+
+def test_the_least_compute_is_that_of_one_full_step(pipe: Any, found: adadiff.calibration.Calibration):
+    costs = found.stored.costs["transformer"]  # type: ignore[attr-defined]
+    least = (1 + 11 * costs.of(0)) / 12
+    with pytest.raises(InputError, match=f"no policy takes less than {math.ceil(1000 * least) / 1000:.3f} of"):
+        calibrate(pipe, compute=least - 0.01, num_inference_steps=12)
+    cheapest = calibrate(pipe, compute=least + 0.01, num_inference_steps=12)
+    assert cheapest.policy.layers == (4, *[0] * 11)
+    assert cheapest.checked.compute == pytest.approx(least)
 
 
 def test_a_calibration_goes_on_where_it_was_interrupted(

@@ -20,7 +20,7 @@ from adadiff.policies.stored import CalibrationContext
 from adadiff.runtime import Denoiser, Inputs, PartFlops, Prediction, Session
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, Guidance, sample_seeded
 from adadiff.sampling.folder import sampling_request
-from adadiff.sampling.schedulers import scheduler_name
+from adadiff.sampling.schedulers import scheduler_name, times_of
 from adadiff.utils.files import weights_checksum
 
 
@@ -44,6 +44,10 @@ class AdaptiveSampling(Sampling):
     def parts(self) -> PartFlops:
         return self.pipeline.transformer.part_flops
 
+    @property
+    def evaluations(self) -> int:
+        return len(times_of(self.pipeline.scheduler, self.steps))
+
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         output = sample_seeded(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
         trace = output.trace
@@ -65,7 +69,7 @@ class AdaptiveSampling(Sampling):
     def settings(self) -> dict[str, Any]:
         return sampling_request(self.pipeline, self.steps, NeverExit(), self.seed, self.conditions)
 
-    def context(self, evaluations: int) -> CalibrationContext:
+    def context(self) -> CalibrationContext:
         model = self.pipeline.transformer
         return CalibrationContext(
             weights_checksum(Path(model.config.get("_name_or_path", ""))),
@@ -73,10 +77,10 @@ class AdaptiveSampling(Sampling):
             scheduler_name(self.pipeline.scheduler),
             self.steps,
             self.conditions.guidance.scale,
-            evaluations,
+            self.evaluations,
         )
 
-    def coefficients(self, evaluations: int) -> Tensor:
+    def coefficients(self) -> Tensor:
         return step_influence(self.pipeline.scheduler, self.steps)
 
 

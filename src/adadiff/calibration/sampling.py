@@ -41,6 +41,11 @@ class Sampling(ABC):
     def parts(self) -> PartFlops:
         """FLOPs from one recorded exit to the next, and of reading a prediction off; known once a batch is recorded."""
 
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Number of evaluations of the model in a trajectory."""
+
     @abstractmethod
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         """Sample one batch with a policy of the model."""
@@ -54,10 +59,10 @@ class Sampling(ABC):
         """Describe, as plain values, everything that samples depend on, except for their numbers."""
 
     @abstractmethod
-    def context(self, evaluations: int) -> CalibrationContext:
-        """Return what a policy calibrated here fits; a trajectory has so many evaluations of the model."""
+    def context(self) -> CalibrationContext:
+        """Return what a policy calibrated here fits."""
 
-    def coefficients(self, evaluations: int) -> Tensor | None:
+    def coefficients(self) -> Tensor | None:
         """Return what the scheduler makes of an error at each evaluation, (evaluations,); None if it is not known."""
         return None
 

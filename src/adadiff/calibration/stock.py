@@ -67,6 +67,10 @@ class StockSampling(Sampling):
             unread=round(UNIT * mean.of(0)),
         )
 
+    @property
+    def evaluations(self) -> int:
+        return self._pilot.steps
+
     @cached_property
     def costs(self) -> dict[str, LayerCosts]:
         """FLOPs of the parts of each transformer, by its name."""
@@ -101,8 +105,8 @@ class StockSampling(Sampling):
             "output_type": self.output_type,
         }
 
-    def context(self, evaluations: int) -> StockContext:
-        return replace(self._context, evaluations=evaluations)
+    def context(self) -> StockContext:
+        return self._context
 
     def on_model(self, policy: ExitPolicy) -> ExitPolicy:
         if not isinstance(policy, ScheduleExit):
