@@ -17,6 +17,7 @@ from adadiff import InputError
 from adadiff.calibration import stock
 from adadiff.calibration.bound import upper_bound
 from adadiff.stock import StockPolicy, StockSampler
+from adadiff.utils.files import PRETRAINED
 from tests.stock.tiny import build
 
 STEPS = 8
@@ -161,7 +162,7 @@ def test_a_budget_is_kept_in_few_steps(pipe: Any, compute: float):
 
 
 def test_the_least_compute_is_that_of_one_full_step(pipe: Any, found: adadiff.calibration.Calibration):
-    costs = found.stored.costs["transformer"]  # type: ignore[attr-defined]
+    costs = found.stored.costs["transformer"]
     least = (1 + 11 * costs.of(0)) / 12
     with pytest.raises(InputError, match=f"no policy takes less than {math.ceil(1000 * least) / 1000:.3f} of"):
         calibrate(pipe, compute=least - 0.01, num_inference_steps=12)
@@ -229,6 +230,7 @@ def test_a_policy_goes_to_the_hub_and_comes_back(
 
     assert isinstance(found.stored, StockPolicy)
     monkeypatch.setattr("adadiff.stock.stored.HfApi", Hub)
+    monkeypatch.setattr("adadiff.stock.stored.require_on_hub", lambda *_: None)
     monkeypatch.setattr("adadiff.stock.stored.hf_hub_download", lambda name, file: str(tmp_path / name / file))
     assert found.stored.push_to_hub("someone/policy", token="secret") == "https://hub/someone/policy"
     pipe = make_pipe()
@@ -237,10 +239,22 @@ def test_a_policy_goes_to_the_hub_and_comes_back(
     assert adadiff.trace(pipe).exit_layers["transformer", "call 0"] == dict(enumerate(found.policy.layers))
 
 
+def test_a_packaged_models_policy_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("adadiff.stock.stored.require_on_hub", lambda *_: pytest.fail("the Hub was asked"))
+    packaged = StockPolicy.load(PRETRAINED / "digits-dit")
+    assert StockPolicy.from_pretrained("digits-dit") == packaged
+    pipe = diffusers.DiTPipeline.from_pretrained(PRETRAINED / "digits-dit")
+    adadiff.enable(pipe, "digits-dit")
+    pipe(class_labels=[1], **packaged.calibrated_for.arguments)
+    assert adadiff.trace(pipe).compute_fraction == pytest.approx(packaged.found["compute"])
+
+
 def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    def missing(name: str, file: str) -> str:
+    def missing(*_: Any, **__: Any) -> str:
         raise OSError("no connection\nand more")
 
-    monkeypatch.setattr("adadiff.stock.stored.hf_hub_download", missing)
-    with pytest.raises(InputError, match=r"^there is no folder no/where, and no exit_policy.json .*: no connection$"):
+    monkeypatch.setattr("adadiff.utils.hub.get_hf_file_metadata", missing)
+    message = r"^there is no folder no/where, and exit_policy\.json .* \(no connection\); in the package: choose"
+    with pytest.raises(InputError, match=message) as caught:
         adadiff.enable(make_pipe(), "no/where")
+    assert "\n" not in str(caught.value)

@@ -29,6 +29,7 @@ from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of
 from adadiff.utils.errors import InputError
 from adadiff.utils.fingerprints import settings_of
+from adadiff.utils.hub import require_on_hub
 
 OWN_OPTIONS = ("tau_per", "min_layer", "patience", "last_patient_layer", "guidance_interval", "tied_exits")
 
@@ -38,7 +39,12 @@ def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str |
     place = device_of(device)
     disable_progress_bar()
     set_verbosity_error()  # it warns of its own types
-    pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
+    if not model.is_dir():
+        require_on_hub(str(model), "model_index.json")
+    try:
+        pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{model} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))
