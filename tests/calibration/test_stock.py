@@ -14,7 +14,7 @@ import torch
 
 import adadiff
 from adadiff import InputError
-from adadiff.calibration import stock
+from adadiff.calibration import calibration_table, draw_calibration, stock
 from adadiff.calibration.bound import upper_bound
 from adadiff.stock import StockPolicy, StockSampler
 from adadiff.utils.files import PRETRAINED
@@ -77,22 +77,29 @@ def test_the_schedule_beats_one_that_anybody_could_set(pipe: Any, found: adadiff
     assert errors[found.policy] < min(error for policy, error in errors.items() if policy != found.policy)
 
 
-def test_fewer_steps_are_measured_beside_it(pipe: Any, found: adadiff.calibration.Calibration):
-    assert found.fewer_steps is not None
+def test_fewer_steps_are_measured_beside_it(pipe: Any, found: adadiff.calibration.Calibration, tmp_path: Path):
+    draw_calibration(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert list(calibration_table(found).columns[0].cells)[-2:] == ["4 steps", "5 steps"]
     adadiff.disable(pipe)
     sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
-    fewer = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": 5, "guidance_scale": 2.0})
-    difference = fewer(range(8, 16)) - sampler(range(8, 16))
-    error = difference.square().mean() / sampler(range(8)).var(0, correction=0).mean()
-    assert found.fewer_steps.error == pytest.approx(error.item(), rel=1e-3)
-    assert found.fewer_steps.compute == pytest.approx(5 / 8)
+    for steps, point in zip((4, 5), found.fewer_steps, strict=True):
+        fewer = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": steps, "guidance_scale": 2.0})
+        difference = fewer(range(8, 16)) - sampler(range(8, 16))
+        error = difference.square().mean() / sampler(range(8)).var(0, correction=0).mean()
+        assert point.error == pytest.approx(error.item(), rel=1e-3)
+        assert point.compute == pytest.approx(steps / 8)
 
 
 def test_where_early_exits_save_nothing_it_says_so(pipe: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any):
-    monkeypatch.setattr(stock.StockSampling, "fewer_steps", lambda self, compute: self)  # as good as the full model
+    monkeypatch.setattr(
+        stock.StockSampling, "fewer_steps", lambda self, compute: {7: self}
+    )  # as good as the full model
     with caplog.at_level(logging.WARNING, "adadiff"):
-        calibrate(pipe)
-    assert any("early exits save nothing here" in message for message in caplog.messages)
+        assert calibrate(pipe).beats_fewer_steps is False
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "early exits are not shown to save anything here"
+    ]
 
 
 def test_a_stored_policy_does_the_same_elsewhere(found: adadiff.calibration.Calibration, tmp_path: Path):

@@ -36,10 +36,14 @@ def make_pipe(dtype: torch.dtype) -> Any:
     ids=["calibrate", "adapt", "sample"],
 )
 def test_samples_that_are_not_finite_are_one_error_that_names_the_precision(make: Callable[[Any], Any]):
-    with pytest.raises(NonFiniteImagesError, match=r"1 of 1 images are NaN .* the model computes in torch.bfloat16; try"):
+    with pytest.raises(
+        NonFiniteImagesError, match=r"1 of 1 images are NaN .* the model computes in torch.bfloat16; try"
+    ):
         make(make_pipe(torch.bfloat16))
 
 
 def test_full_precision_is_not_blamed():
-    with pytest.raises(NonFiniteImagesError, match=r"\(at positions 0, 1\): try float32, another scheduler or more steps"):
+    with pytest.raises(
+        NonFiniteImagesError, match=r"\(at positions 0, 1\): try float32, another scheduler or more steps"
+    ):
         StockSampler(make_pipe(torch.float32), [1, 2], arguments=CALL)(range(2))

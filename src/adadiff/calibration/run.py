@@ -99,7 +99,7 @@ def calibrated(
     fresh = range(samples, 2 * samples)
     predicted = search.for_goal(goal, fresh)
     checked = trials.sample(predicted.kind, predicted.policy, fresh)
-    fewer = sampling.fewer_steps(checked.compute)
+    fewer = sampling.fewer_steps(checked.compute).items()
     calibration = Calibration(
         goal,
         tuple(search.trade_off),
@@ -109,7 +109,7 @@ def calibrated(
         trials.speedup(predicted.policy),
         sampling.context(),
         judged_by,
-        None if fewer is None else trials.sample_fewer_steps(fewer, fresh),
+        tuple(trials.sample_fewer_steps(steps, other, fresh) for steps, other in fewer),
     )
     cache.discard()
     return calibration

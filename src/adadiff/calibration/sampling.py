@@ -66,9 +66,12 @@ class Sampling(ABC):
         """Return what the scheduler makes of an error at each evaluation, (evaluations,); None if it is not known."""
         return None
 
-    def fewer_steps(self, compute: float) -> Sampling | None:
-        """Return the same sampling with fewer steps, for that fraction of the compute, to compare with, if it can."""
-        return None
+    def fewer_steps(self, compute: float) -> dict[int, Sampling]:
+        """Return the same sampling with fewer steps, by their number: just below and above a fraction of the compute.
+
+        Empty if it is not known how.
+        """
+        return {}
 
     def on_model(self, policy: ExitPolicy) -> ExitPolicy:
         """Return the policy of the model for a policy that counts recorded exits."""

@@ -23,6 +23,6 @@ def require_on_hub(name: str, file: str) -> None:
     except Exception as error:  # of the client's HTTP library, which differs between its versions
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"there is no folder {name}, and {file} of that name cannot be had from the Hugging Face Hub ({reason}); in "
-            f"the package: {suggestion(name, packaged_models())}"
+            f"there is no folder {name}, and {file} of that name cannot be had from the Hugging Face Hub ({reason}); "
+            f"in the package: {suggestion(name, packaged_models())}"
         ) from error
