@@ -112,8 +112,6 @@ class StockPolicy(StoredPolicy):
         differences = []
         if weights_fingerprint(transformers) != made_for.weights:
             differences.append("other weights, or weights in another precision")
-        if (adapters := active_adapters(pipe)) != made_for.adapters:
-            differences.append(f"adapters {_named(adapters)} in place of {_named(made_for.adapters)}")
         scheduler = type(pipe.scheduler).__name__
         if scheduler != made_for.scheduler:
             differences.append(f"scheduler {scheduler} in place of {made_for.scheduler}")
@@ -121,15 +119,20 @@ class StockPolicy(StoredPolicy):
             differences.append("other settings of the scheduler")
         return differences
 
-    def differences_in_call(self, guidance_scale: float | None, shape: tuple[int, ...]) -> list[str]:
+    def differences_in_call(
+        self, guidance_scale: float | None, shape: tuple[int, ...], adapters: tuple[str, ...] = ()
+    ) -> list[str]:
         """List, as short phrases, what differs in a call from those that the policy was calibrated for.
 
         Args:
             guidance_scale: Scale of the guidance; None if it is not known.
             shape: Shape of what a transformer predicts for one row.
+            adapters: Names of the active adapters, which come and go while the policy is enabled.
         """
         made_for = self.calibrated_for
         differences = []
+        if adapters != made_for.adapters:
+            differences.append(f"adapters {_named(adapters)} in place of {_named(made_for.adapters)}")
         if guidance_scale is not None and guidance_scale != made_for.guidance_scale:
             differences.append(f"guidance scale {guidance_scale:g} in place of {made_for.guidance_scale:g}")
         if shape not in made_for.shapes:
@@ -182,11 +185,12 @@ def weights_fingerprint(transformers: Sequence[tuple[str, nn.Module]]) -> str:
 
 
 def active_adapters(pipe: Any) -> tuple[str, ...]:
-    """Return the names of a pipeline's active adapters."""
+    """Return the names of a pipeline's active adapters, without those that are disabled."""
     transformer = unwrap_module(getattr(pipe, "transformer", None))
     if not getattr(transformer, "_hf_peft_config_loaded", False):
         return ()
-    return tuple(transformer.active_adapters())
+    disabled = [getattr(layer, "disable_adapters", None) for layer in transformer.modules()]  # of PEFT's layers, a bool
+    return tuple(transformer.active_adapters()) if False in disabled else ()
 
 
 def _named(adapters: Sequence[str]) -> str:
