@@ -88,9 +88,10 @@ class Ours(Method):
     def _calibrated(self, compute: float, steps: int) -> Setting:
         found = self.calibrate(compute, steps)
         adadiff.disable(self.pipe)
-        fewer, note = found.fewer_steps, ""
-        if fewer is not None and fewer.error <= found.checked.error:
-            note = f"calibrate says that early exits save nothing: {fewer.kind} err {fewer.error:.2%} on its samples"
+        note = ""
+        if found.beats_fewer_steps is False:
+            errors = ", ".join(f"{point.kind} err {point.error:.2%}" for point in found.fewer_steps)
+            note = f"calibrate says that early exits are not shown to save anything: {errors} on its samples"
         arguments = {"num_inference_steps": steps}
         return Setting(describe(found.policy), lambda: self._enabled(found.stored), arguments, note)
 

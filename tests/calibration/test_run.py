@@ -167,7 +167,9 @@ def test_goals_that_make_no_sense(digits, goal, message):
 
 
 def test_what_cannot_be_met_says_what_can(digits):
-    with pytest.raises(InputError, match=r"compute is 0\.01, but one layer at every step takes 0\.\d+ of"):
+    with pytest.raises(
+        InputError, match=r"compute is 0\.01, but with 2 evaluations of the model no policy takes less than 0\.056 of"
+    ):
         digits.calibrate(compute=0.01, num_inference_steps=2, samples=8)
     with pytest.raises(InputError, match=r"8 samples are too few .* calibrate on at least 1"):
         digits.calibrate(error=0.02, samples=8)
@@ -180,8 +182,26 @@ def test_what_cannot_be_met_says_what_can(digits):
 
 def test_an_impossible_budget_is_refused_before_anything_is_sampled(digits, monkeypatch):
     monkeypatch.setattr("adadiff.calibration.run.record_exits", None)
-    with pytest.raises(InputError, match=r"one layer at every step takes 0\.055"):
+    with pytest.raises(InputError, match=r"no policy takes less than 0\.056 of"):
         calibrate(digits, Goal(compute=0.01), STEPS, samples=8)
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+def test_a_corrected_schedule_spends_as_little_as_one_full_step(digits, steps):
+    kinds = (CorrectedSchedule(),)
+    with pytest.raises(InputError, match=f"no policy takes less than {0.084 if steps == 12 else 0.056:.3f} of"):
+        calibrate(digits, Goal(compute=0.05), steps, samples=8, kinds=kinds)
+    if steps == 12:
+        found = calibrate(digits, Goal(compute=0.09), steps, samples=8, kinds=kinds)
+        assert found.policy.layers == (digits.transformer.depth, *[0] * 11)
+        assert found.checked.compute == pytest.approx(1 / 12)
+
+
+def test_only_kinds_that_spend_so_little_are_chosen(digits):
+    """With 12 steps one full step takes 8% of the compute, one layer at every step 6%."""
+    found = calibrate(digits, Goal(compute=0.06), 12, samples=8, kinds=(Schedule(), CorrectedSchedule()))
+    assert found.predicted.kind == "step schedule"
+    assert found.checked.compute <= 0.063
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 
 import adadiff
 from adadiff import InputError
-from adadiff.calibration import stock
+from adadiff.calibration import calibration_table, draw_calibration, stock
 from adadiff.calibration.bound import upper_bound
 from adadiff.stock import StockPolicy, StockSampler
+from adadiff.utils.files import PRETRAINED
 from tests.stock.tiny import build
 
 STEPS = 8
@@ -75,22 +77,29 @@ def test_the_schedule_beats_one_that_anybody_could_set(pipe: Any, found: adadiff
     assert errors[found.policy] < min(error for policy, error in errors.items() if policy != found.policy)
 
 
-def test_fewer_steps_are_measured_beside_it(pipe: Any, found: adadiff.calibration.Calibration):
-    assert found.fewer_steps is not None
+def test_fewer_steps_are_measured_beside_it(pipe: Any, found: adadiff.calibration.Calibration, tmp_path: Path):
+    draw_calibration(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert list(calibration_table(found).columns[0].cells)[-2:] == ["4 steps", "5 steps"]
     adadiff.disable(pipe)
     sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
-    fewer = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": 5, "guidance_scale": 2.0})
-    difference = fewer(range(8, 16)) - sampler(range(8, 16))
-    error = difference.square().mean() / sampler(range(8)).var(0, correction=0).mean()
-    assert found.fewer_steps.error == pytest.approx(error.item(), rel=1e-3)
-    assert found.fewer_steps.compute == pytest.approx(5 / 8)
+    for steps, point in zip((4, 5), found.fewer_steps, strict=True):
+        fewer = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": steps, "guidance_scale": 2.0})
+        difference = fewer(range(8, 16)) - sampler(range(8, 16))
+        error = difference.square().mean() / sampler(range(8)).var(0, correction=0).mean()
+        assert point.error == pytest.approx(error.item(), rel=1e-3)
+        assert point.compute == pytest.approx(steps / 8)
 
 
 def test_where_early_exits_save_nothing_it_says_so(pipe: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any):
-    monkeypatch.setattr(stock.StockSampling, "fewer_steps", lambda self, compute: self)  # as good as the full model
+    monkeypatch.setattr(
+        stock.StockSampling, "fewer_steps", lambda self, compute: {7: self}
+    )  # as good as the full model
     with caplog.at_level(logging.WARNING, "adadiff"):
-        calibrate(pipe)
-    assert any("early exits save nothing here" in message for message in caplog.messages)
+        assert calibrate(pipe).beats_fewer_steps is False
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "early exits are not shown to save anything here"
+    ]
 
 
 def test_a_stored_policy_does_the_same_elsewhere(found: adadiff.calibration.Calibration, tmp_path: Path):
@@ -148,10 +157,25 @@ def test_an_error_leaves_the_pipeline_as_it_was(tmp_path: Path):
         adadiff.trace(pipe)
     policy = adadiff.CorrectedScheduleExit((4, 1) * (STEPS // 2))
     adadiff.enable(pipe, policy)
-    with pytest.raises(InputError, match="one layer at every step takes"):
+    with pytest.raises(InputError, match=r"with 8 evaluations of the model no policy takes less than 0\.\d+ of"):
         calibrate(pipe, compute=0.05)
     pipe(class_labels=[1], num_inference_steps=STEPS)
     assert adadiff.trace(pipe).exit_layers["transformer", "call 0"] == dict(enumerate(policy.layers))
+
+
+@pytest.mark.parametrize("compute", [0.55, 0.7])
+def test_a_budget_is_kept_in_few_steps(pipe: Any, compute: float):
+    assert compute - 0.25 < calibrate(pipe, compute=compute, num_inference_steps=4).checked.compute <= compute + 0.005
+
+
+def test_the_least_compute_is_that_of_one_full_step(pipe: Any, found: adadiff.calibration.Calibration):
+    costs = found.stored.costs["transformer"]
+    least = (1 + 11 * costs.of(0)) / 12
+    with pytest.raises(InputError, match=f"no policy takes less than {math.ceil(1000 * least) / 1000:.3f} of"):
+        calibrate(pipe, compute=least - 0.01, num_inference_steps=12)
+    cheapest = calibrate(pipe, compute=least + 0.01, num_inference_steps=12)
+    assert cheapest.policy.layers == (4, *[0] * 11)
+    assert cheapest.checked.compute == pytest.approx(least)
 
 
 def test_a_calibration_goes_on_where_it_was_interrupted(
@@ -213,6 +237,7 @@ def test_a_policy_goes_to_the_hub_and_comes_back(
 
     assert isinstance(found.stored, StockPolicy)
     monkeypatch.setattr("adadiff.stock.stored.HfApi", Hub)
+    monkeypatch.setattr("adadiff.stock.stored.require_on_hub", lambda *_: None)
     monkeypatch.setattr("adadiff.stock.stored.hf_hub_download", lambda name, file: str(tmp_path / name / file))
     assert found.stored.push_to_hub("someone/policy", token="secret") == "https://hub/someone/policy"
     pipe = make_pipe()
@@ -221,10 +246,22 @@ def test_a_policy_goes_to_the_hub_and_comes_back(
     assert adadiff.trace(pipe).exit_layers["transformer", "call 0"] == dict(enumerate(found.policy.layers))
 
 
+def test_a_packaged_models_policy_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("adadiff.stock.stored.require_on_hub", lambda *_: pytest.fail("the Hub was asked"))
+    packaged = StockPolicy.load(PRETRAINED / "digits-dit")
+    assert StockPolicy.from_pretrained("digits-dit") == packaged
+    pipe = diffusers.DiTPipeline.from_pretrained(PRETRAINED / "digits-dit")
+    adadiff.enable(pipe, "digits-dit")
+    pipe(class_labels=[1], **packaged.calibrated_for.arguments)
+    assert adadiff.trace(pipe).compute_fraction == pytest.approx(packaged.found["compute"])
+
+
 def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    def missing(name: str, file: str) -> str:
+    def missing(*_: Any, **__: Any) -> str:
         raise OSError("no connection\nand more")
 
-    monkeypatch.setattr("adadiff.stock.stored.hf_hub_download", missing)
-    with pytest.raises(InputError, match=r"^there is no folder no/where, and no exit_policy.json .*: no connection$"):
+    monkeypatch.setattr("adadiff.utils.hub.get_hf_file_metadata", missing)
+    message = r"^there is no folder no/where, and exit_policy\.json .* \(no connection\); in the package: choose"
+    with pytest.raises(InputError, match=message) as caught:
         adadiff.enable(make_pipe(), "no/where")
+    assert "\n" not in str(caught.value)

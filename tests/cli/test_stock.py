@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -123,17 +124,31 @@ def test_the_demo_compares_the_same_noise(folder: Path, tmp_path: Path, capsys: 
         ("sample {folder} --out {out} --policy {out}", "there is no folder"),
         ("demo --model {folder} --out {out} --tau 0.3", "--tau and --min-layer are for models of adadiff's own"),
         ("calibrate {folder} --compute 0.6", "already holds an exit_policy.json"),
-        ("calibrate {folder} --compute 0.01 --replace", "one layer at every step takes"),
+        ("calibrate {folder} --compute 0.01 --replace", "no policy takes less than"),
         ("calibrate some/one --compute 0.6", "say where the policy goes, with --out FOLDER"),
+        ("sample some/one --out {out}", "there is no folder some/one, and model_index.json of that name cannot be had"),
+        ("demo --model some/one --out {out}", "there is no folder some/one, and model_index.json of that name cannot"),
+        ("sample {folder} --out {out} --policy some/one", "there is no folder some/one, and exit_policy.json of that"),
         ("calibrate digits --compute 0.6 --out {out}", "--out and --argument are for stock pipelines"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(
-    folder: Path, tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    words: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr("adadiff.utils.hub.get_hf_file_metadata", unreachable)
     before = files(folder)
     with pytest.raises(SystemExit, match="2"):
         run(words.format(folder=folder, out=tmp_path / "out"))
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
     assert files(folder) == before
     assert not images_in(tmp_path / "out")

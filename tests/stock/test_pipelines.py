@@ -1,8 +1,7 @@
-"""Arrangements of pipelines: guidance of several kinds, several transformers, ControlNets, LoRA, changing sizes."""
+"""Arrangements of pipelines: guidance of several kinds, several transformers, ControlNets, changing sizes."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -156,22 +155,6 @@ def test_weights_are_saved_and_loaded_as_before(tmp_path: Path):
     tiny.transformer.save_pretrained(tmp_path / "enabled")
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         assert (tmp_path / "enabled" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="LoRA needs peft")
-def test_adapters_come_and_go_while_enabled():
-    from peft import LoraConfig
-
-    tiny = build("sd3")
-    stock, cut = sampled(tiny, schedule(tiny))
-    config = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    tiny.transformer.add_adapter(config, "style")
-    assert not torch.equal(tiny(), cut)
-    tiny.transformer.disable_adapters()
-    assert torch.equal(tiny(), cut)
-    tiny.transformer.delete_adapters("style")
-    adadiff.disable(tiny.pipe)
-    assert torch.equal(tiny(), stock)
 
 
 def test_calls_with_gradients_are_left_alone():

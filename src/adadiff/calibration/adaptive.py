@@ -21,7 +21,7 @@ from adadiff.runtime import Denoiser, Inputs, InternalWeights, PartFlops, Predic
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, Guidance, sample_seeded
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.plan import PlanContext, SamplingPlan
-from adadiff.sampling.schedulers import scheduler_name
+from adadiff.sampling.schedulers import scheduler_name, times_of
 from adadiff.utils.files import weights_checksum
 
 
@@ -45,6 +45,10 @@ class AdaptiveSampling(Sampling):
     def parts(self) -> PartFlops:
         return self.pipeline.transformer.part_flops
 
+    @property
+    def evaluations(self) -> int:
+        return len(times_of(self.pipeline.scheduler, self.steps))
+
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         output = sample_seeded(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
         trace = output.trace
@@ -66,17 +70,17 @@ class AdaptiveSampling(Sampling):
     def settings(self) -> dict[str, Any]:
         return sampling_request(self.pipeline, self.steps, NeverExit(), self.seed, self.conditions)
 
-    def context(self, evaluations: int) -> CalibrationContext:
+    def context(self) -> CalibrationContext:
         model = self.pipeline.transformer
         return PlanContext.of(
             SamplingPlan(self.steps, guidance=self.conditions.guidance),
             weights_checksum(Path(model.config.get("_name_or_path", ""))),
             model.depth,
             scheduler_name(self.pipeline.scheduler),
-            evaluations,
+            self.evaluations,
         )
 
-    def coefficients(self, evaluations: int) -> Tensor:
+    def coefficients(self) -> Tensor:
         return step_influence(self.pipeline.scheduler, self.steps)
 
 

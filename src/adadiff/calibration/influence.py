@@ -36,7 +36,7 @@ def measured_influence(sampling: Sampling, record: ExitRecord) -> Tensor:
         (steps,) float64, up to a factor that is the same for all steps.
     """
     steps, depth = len(record.errors), len(sampling.parts.layers)
-    coefficients, layer = sampling.coefficients(steps), (depth + 1) // 2
+    coefficients, layer = sampling.coefficients(), (depth + 1) // 2
     expected = record.errors[:, layer - 1].double() * (1 if coefficients is None else coefficients[:, None])
     samples = range(min(PROBED_SAMPLES, len(record.images)))
     probed = np.unique(np.linspace(0, steps - 1, min(steps, PROBED_STEPS)).round().astype(int))

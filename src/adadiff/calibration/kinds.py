@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import LONGEST_GAP
 from adadiff.policies import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
+from adadiff.runtime import PartFlops
 
 HALVINGS = 30  # bisection steps on the logarithm of the price
 
@@ -36,6 +37,15 @@ class Kind(ABC):
     @abstractmethod
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
         """Return the policy of this kind for a value of the knob."""
+
+    def least_compute(self, parts: PartFlops, steps: int) -> float:
+        """Return the least FLOPs of a policy of this kind over the full model's: an exit after layer 1 at every step.
+
+        Args:
+            parts: FLOPs of the model's parts.
+            steps: Number of steps, in evaluations of the model.
+        """
+        return float(_costs_after_layers(parts)[0])
 
     def meeting(self, problem: Problem, compute: float) -> ExitPolicy:
         """Find, by bisection of the knob, the policy whose cost is closest to this fraction of the full FLOPs."""
@@ -79,7 +89,7 @@ class Schedule(Kind):
     name, smallest, largest = "step schedule", 1e-12, 1e6
 
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
-        objective = problem.errors.mean(2) + knob * torch.from_numpy(_schedule_costs(problem))
+        objective = problem.errors.mean(2) + knob * torch.from_numpy(_costs_after_layers(problem.parts))
         return ScheduleExit(tuple((objective.argmin(1) + 1).tolist()))
 
 
@@ -94,6 +104,14 @@ class CorrectedSchedule(Kind):
     """
 
     name, smallest, largest = "corrected schedule", 1e-12, 1e6
+
+    def least_compute(self, parts: PartFlops, steps: int) -> float:
+        """Return the least FLOPs of a schedule over the full model's: all layers at one step, none at the others.
+
+        In a few steps, exits after layer 1 that nothing corrects may take less.
+        """
+        once = (1 + (steps - 1) * parts.unread / parts.full) / steps
+        return min(once, super().least_compute(parts, steps)) if steps <= LONGEST_GAP else once
 
     def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
         costs = knob * _costs_from_layer_0(problem)
@@ -123,10 +141,13 @@ class CorrectedSchedule(Kind):
     def meeting(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
         """Find the best policy within the budget, then spend the rest on deeper exits at single steps.
 
-        Each round deepens the step that lowers the error most per additional FLOP.
+        Each round deepens the step that lowers the error most per additional FLOP. A budget below that of full steps
+        `LONGEST_GAP` apart is spent on fewer of them, at equal distances, and the network does not run in between.
         """
         within = [pair for pair in self._bisected(problem, compute) if pair[0] <= compute]
-        policy = max(within, key=lambda pair: pair[0])[1] if within else self.at(problem, self.largest)
+        if not within:
+            return self._sparse(problem, compute)
+        policy = max(within, key=lambda pair: pair[0])[1]
         assert isinstance(policy, CorrectedScheduleExit)
         costs = _costs_from_layer_0(problem)
         while True:
@@ -142,6 +163,14 @@ class CorrectedSchedule(Kind):
             if values.get(best, 0) <= 0:
                 return policy
             policy = best
+
+    def _sparse(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
+        """Return as many full steps as the budget takes, at least one, at equal distances, with layer 0 in between."""
+        steps, depth = len(problem.influence), len(problem.parts.layers)
+        unread = problem.parts.unread / problem.parts.full
+        count = max(1, int(steps * (compute - unread) / (1 - unread) + 1e-9))
+        full = {steps * k // count for k in range(count)}
+        return CorrectedScheduleExit(tuple(depth if step in full else 0 for step in range(steps)))
 
     def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
         """Return the expected error; infinite if an exit is more than `LONGEST_GAP` steps after a full step."""
@@ -184,11 +213,13 @@ def _uncorrected_start(problem: Problem, costs: NDArray[np.floating], from_full:
 def _costs_from_layer_0(problem: Problem) -> NDArray[np.floating]:
     """Return the cost of exiting after each of the layers 0..N, (layers + 1,)."""
     parts = problem.parts
-    return np.concatenate([[parts.unread / parts.full], _schedule_costs(problem)])
+    return np.concatenate([[parts.unread / parts.full], _costs_after_layers(parts)])
 
 
-def _schedule_costs(problem: Problem) -> NDArray[np.floating]:
-    return problem.costs(torch.zeros(len(problem.parts.layers), dtype=torch.bool)).numpy()
+def _costs_after_layers(parts: PartFlops) -> NDArray[np.floating]:
+    """Return the cost of exiting after each of the layers 1..N if no estimator runs, (layers,)."""
+    layers = torch.arange(1, len(parts.layers) + 1)
+    return parts.until_exit(layers, torch.zeros(len(layers), dtype=torch.bool)).double().numpy() / parts.full
 
 
 class ExcessError(Kind):

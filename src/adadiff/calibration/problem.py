@@ -184,6 +184,7 @@ class Problem:
         error, cost = 0.0, 0.0
         for step in range(len(self.influence)):
             if policy.skips(step):
+                cost += self.parts.unread / self.parts.full
                 continue
             exits = exit_layers(policy, step, self.record.uncertainties[step])
             depth = len(self.parts.layers)
@@ -207,9 +208,3 @@ def exit_layers(policy: ExitPolicy, step: int, uncertainties: Tensor) -> Tensor:
         exits[remaining[exiting]] = layer
         remaining = remaining[~exiting]
     return exits
-
-
-def least_compute(parts: PartFlops) -> float:
-    """Return the least possible compute: FLOPs of exiting after layer 1 at every step, over the full model's."""
-    no_estimator = torch.zeros(len(parts.layers), dtype=torch.bool)
-    return parts.until_exit(torch.tensor([1]), no_estimator).item() / parts.full

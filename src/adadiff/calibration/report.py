@@ -25,18 +25,26 @@ def calibration_table(calibration: Calibration) -> Table:
     table.add_section()
     table.add_row(*_row(calibration.predicted), "chosen")
     table.add_row(*_row(calibration.checked), "fresh samples", style="bold")
-    if calibration.fewer_steps is not None:
-        table.add_row(*_row(calibration.fewer_steps), "fresh samples, all layers")
+    for point in calibration.fewer_steps:
+        table.add_row(*_row(point), "fresh samples, all layers")
     return table
 
 
 def draw_calibration(calibration: Calibration, path: Path) -> None:
-    """Plot error against compute into an image file, one line per kind of policy, with a star for the chosen one."""
+    """Plot error against compute into an image file, one line per kind of policy, with a star for the chosen one.
+
+    Fewer steps with all layers are another line, where they were measured.
+    """
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for kind in dict.fromkeys(point.kind for point in calibration.trade_off):
         points = sorted((p for p in calibration.trade_off if p.kind == kind), key=lambda point: point.compute)
         axes.plot([p.compute for p in points], [p.error for p in points], marker="o", markersize=4, label=kind)
+    if fewer := calibration.fewer_steps:
+        computes, errors = [p.compute for p in fewer], [p.error for p in fewer]
+        axes.plot(computes, errors, marker="s", color="gray", linestyle="--", label="fewer steps, all layers")
+        for point in fewer:
+            axes.annotate(point.kind, (point.compute, point.error), (6, 4), textcoords="offset points", color="gray")
     checked = calibration.checked
     axes.plot(checked.compute, checked.error, marker="*", markersize=16, color="black", linestyle="", label="chosen")
     bound, confidence = calibration.error_bound, f"{calibration.goal.confidence:.0%} confidence"

@@ -55,7 +55,8 @@ class Calibration:
         speedup: Speedup on a batch of `TIMED_IMAGES` images, timed alternately with the full model.
         calibrated_for: The model and sampling settings that the policy fits.
         metric: Description of the loss, or the name of the metric function.
-        fewer_steps: What as much compute gives with all layers and fewer steps, on the fresh samples, if measured.
+        fewer_steps: All layers with fewer steps on the fresh samples, if measured: the numbers of steps that cost just
+            less and just more than the policy.
 
     Examples:
         >>> import numpy as np
@@ -75,12 +76,27 @@ class Calibration:
     speedup: float
     calibrated_for: CalibrationContext
     metric: str
-    fewer_steps: Point | None = None
+    fewer_steps: tuple[Point, ...] = ()
 
     @property
     def policy(self) -> ExitPolicy:
         """The chosen exit policy."""
         return self.predicted.policy
+
+    @property
+    def beats_fewer_steps(self) -> bool | None:
+        """Whether the policy errs less than fewer steps at its compute, by 2 standard errors; None if not measured.
+
+        Between two numbers of steps, losses are interpolated: so much a mix of both costs and errs.
+        """
+        if not self.fewer_steps:
+            return None
+        policy = self.checked
+        computes = [*(point.compute for point in self.fewer_steps), 1.0]
+        losses = np.array([*(point.losses for point in self.fewer_steps), np.zeros_like(policy.losses)])
+        by_sample = [np.interp(policy.compute, computes, each) for each in losses.T]
+        saved = Point("", policy.policy, policy.compute, by_sample - policy.losses)
+        return saved.error > 2 * saved.standard_error
 
     @property
     def stored(self) -> StoredPolicy:

@@ -7,6 +7,7 @@ kind is chosen (`search.py`). The reported measurements of the chosen policy com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,14 +20,12 @@ from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.goal import SEED, Goal
 from adadiff.calibration.kinds import KINDS, Kind
 from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_name, normalised_squared_error
-from adadiff.calibration.problem import least_compute
 from adadiff.calibration.record import ExitRecord, record_exits
 from adadiff.calibration.result import Calibration
 from adadiff.calibration.sampling import Sampling
 from adadiff.calibration.search import Search
 from adadiff.calibration.trials import Trials
 from adadiff.policies import NeverExit
-from adadiff.runtime import PartFlops
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions
 from adadiff.utils.errors import InputError
 
@@ -84,7 +83,7 @@ def calibrated(
     keep: Path | None,
 ) -> Calibration:
     """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate`."""
-    check_compute(goal, sampling.parts)
+    check_compute(goal, sampling, kinds)
     judged_by = SQUARED_ERROR if metric is None else metric_name(metric)
     settings = {
         **sampling.settings(),
@@ -100,7 +99,7 @@ def calibrated(
     fresh = range(samples, 2 * samples)
     predicted = search.for_goal(goal, fresh)
     checked = trials.sample(predicted.kind, predicted.policy, fresh)
-    fewer = sampling.fewer_steps(checked.compute)
+    fewer = sampling.fewer_steps(checked.compute).items()
     calibration = Calibration(
         goal,
         tuple(search.trade_off),
@@ -108,9 +107,9 @@ def calibrated(
         checked,
         goal.error or upper_bound(checked.losses, 1 - goal.confidence),
         trials.speedup(predicted.policy),
-        sampling.context(evaluations=len(record.errors)),
+        sampling.context(),
         judged_by,
-        None if fewer is None else trials.sample_fewer_steps(fewer, fresh),
+        tuple(trials.sample_fewer_steps(steps, other, fresh) for steps, other in fewer),
     )
     cache.discard()
     return calibration
@@ -127,10 +126,12 @@ def check_request(goal: Goal, samples: int) -> None:
         )
 
 
-def check_compute(goal: Goal, parts: PartFlops) -> None:
-    """Raise InputError if not even one layer at every step keeps the compute that is asked for."""
-    if goal.compute is not None and goal.compute < (least := least_compute(parts)):
+def check_compute(goal: Goal, sampling: Sampling, kinds: Sequence[Kind]) -> None:
+    """Raise InputError if no policy of these kinds spends as little compute as is asked for."""
+    steps = sampling.evaluations
+    least = min(kind.least_compute(sampling.parts, steps) for kind in kinds)
+    if goal.compute is not None and goal.compute < least:
         raise InputError(
-            f"compute is {goal.compute}, but one layer at every step takes {least:.3f} of the full model's "
-            f"compute: request more, or set fewer steps"
+            f"compute is {goal.compute}, but with {steps} evaluations of the model no policy takes less than "
+            f"{math.ceil(1000 * least) / 1000:.3f} of the full model's: request that, or set fewer steps"
         )

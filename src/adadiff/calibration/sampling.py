@@ -41,6 +41,11 @@ class Sampling(ABC):
     def parts(self) -> PartFlops:
         """FLOPs from one recorded exit to the next, and of reading a prediction off; known once a batch is recorded."""
 
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Number of evaluations of the model in a trajectory."""
+
     @abstractmethod
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         """Sample one batch with a policy of the model."""
@@ -54,16 +59,19 @@ class Sampling(ABC):
         """Describe, as plain values, everything that samples depend on, except for their numbers."""
 
     @abstractmethod
-    def context(self, evaluations: int) -> CalibrationContext:
-        """Return what a policy calibrated here fits; a trajectory has so many evaluations of the model."""
+    def context(self) -> CalibrationContext:
+        """Return what a policy calibrated here fits."""
 
-    def coefficients(self, evaluations: int) -> Tensor | None:
+    def coefficients(self) -> Tensor | None:
         """Return what the scheduler makes of an error at each evaluation, (evaluations,); None if it is not known."""
         return None
 
-    def fewer_steps(self, compute: float) -> Sampling | None:
-        """Return the same sampling with fewer steps, for that fraction of the compute, to compare with, if it can."""
-        return None
+    def fewer_steps(self, compute: float) -> dict[int, Sampling]:
+        """Return the same sampling with fewer steps, by their number: just below and above a fraction of the compute.
+
+        Empty if it is not known how.
+        """
+        return {}
 
     def on_model(self, policy: ExitPolicy) -> ExitPolicy:
         """Return the policy of the model for a policy that counts recorded exits."""

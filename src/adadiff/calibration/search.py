@@ -14,7 +14,7 @@ from adadiff.calibration.bound import last_safe, upper_bound
 from adadiff.calibration.goal import Goal
 from adadiff.calibration.influence import measured_influence
 from adadiff.calibration.kinds import Kind
-from adadiff.calibration.problem import Problem, least_compute
+from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import ExitRecord
 from adadiff.calibration.result import Point
 from adadiff.calibration.trials import Trials
@@ -50,15 +50,19 @@ class Search:
         )["steps"]
         parts = trials.sampling.parts
         self.problem = Problem(record.select(torch.arange(optimised)), influence, parts)
-        self.least_compute = least_compute(parts)
+        self.least_compute = {kind.name: kind.least_compute(parts, len(record.errors)) for kind in kinds}
         self.choosing = range(half, samples)
         trials.cache_full_images(record.images)
 
     @cached_property
     def trade_off(self) -> list[Point]:
         """Policies of every kind at several fractions of the full compute."""
-        computes = [compute for compute in COMPUTES if compute > self.least_compute]
-        return [self._at(kind, compute) for kind in self.kinds for compute in computes]
+        return [
+            self._at(kind, compute)
+            for kind in self.kinds
+            for compute in COMPUTES
+            if compute > self.least_compute[kind.name]
+        ]
 
     def for_goal(self, goal: Goal, fresh: Sequence[int]) -> Point:
         """Find the policy for a goal.
@@ -79,21 +83,26 @@ class Search:
 
     def for_compute(self, compute: float) -> Point:
         """Return the policy for a compute budget, of the kind with the least expected error at it."""
-        return self.meeting(min(self.kinds, key=lambda kind: self._curve(kind).error_at(compute)), compute)
+        return self.meeting(self._best_at(compute), compute)
 
     def meeting(self, kind: Kind, compute: float) -> Point:
-        """Find the policy of this kind with the given compute, as measured by sampling with it.
+        """Find the policy of this kind with the most compute within the given one, as measured by sampling with it.
 
-        The budget is adjusted by the difference between measured and requested compute until they agree.
+        The budget is adjusted by the difference between measured and requested compute until they agree, and lowered
+        further until a policy is within it. Policies above it are returned only if the kind has no other.
         """
-        budget, found = compute, []
-        for _ in range(CORRECTIONS):
+        found: list[Point] = []
+        within: list[Point] = []
+        budget = compute
+        while len(found) < CORRECTIONS or not within:
             found.append(self._at(kind, budget))
             excess = found[-1].compute - compute
-            if abs(excess) <= TOLERANCE:
+            if excess <= TOLERANCE:
+                within.append(found[-1])
+            if abs(excess) <= TOLERANCE or (excess > 0 and budget <= self.least_compute[kind.name]):
                 break
             budget -= excess
-        return min(found, key=lambda point: abs(point.compute - compute))
+        return min(within or found, key=lambda point: abs(point.compute - compute))
 
     def for_speedup(self, speedup: float) -> Point:
         """Find the policy that reaches a speedup, of the kind with the least expected error at compute 1 / speedup.
@@ -101,8 +110,8 @@ class Search:
         Raises:
             InputError: If no trial reaches the speedup.
         """
-        kind = min(self.kinds, key=lambda kind: self._curve(kind).error_at(1 / speedup))
-        low, high = self.least_compute, 1.0
+        kind = self._best_at(1 / speedup)
+        low, high = self.least_compute[kind.name], 1.0
         reached: dict[float, ExitPolicy] = {}
         for _ in range(SPEED_TRIALS):
             compute = (low + high) / 2
@@ -147,6 +156,11 @@ class Search:
                 f"{shown:.3g} at {tried[0].compute:.0%} of the compute; request that error, or set more --samples"
             )
         return self.trials.sample(kind.name, tried[position].policy, self.choosing)
+
+    def _best_at(self, compute: float) -> Kind:
+        """Return the kind with the least expected error at this compute, of those that can spend so little."""
+        able = [kind for kind in self.kinds if self.least_compute[kind.name] <= compute]
+        return min(able or self.kinds, key=lambda kind: self._curve(kind).error_at(compute))
 
     def _at(self, kind: Kind, compute: float) -> Point:
         return self.trials.sample(kind.name, self._meeting(kind, compute), self.choosing)

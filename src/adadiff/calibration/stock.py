@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ from adadiff.stock.samples import StockSampler
 from adadiff.stock.stored import StockContext, StockPolicy, stock_context
 from adadiff.stock.switch import depth_of, enable, kept, recording, switch_on, trace, transformers_of
 from adadiff.utils.errors import InputError
+from adadiff.utils.text import with_error
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,10 @@ class StockSampling(Sampling):
             unread=round(UNIT * mean.of(0)),
         )
 
+    @property
+    def evaluations(self) -> int:
+        return self._pilot.steps
+
     @cached_property
     def costs(self) -> dict[str, LayerCosts]:
         """FLOPs of the parts of each transformer, by its name."""
@@ -101,8 +107,8 @@ class StockSampling(Sampling):
             "output_type": self.output_type,
         }
 
-    def context(self, evaluations: int) -> StockContext:
-        return replace(self._context, evaluations=evaluations)
+    def context(self) -> StockContext:
+        return self._context
 
     def on_model(self, policy: ExitPolicy) -> ExitPolicy:
         if not isinstance(policy, ScheduleExit):
@@ -110,16 +116,18 @@ class StockSampling(Sampling):
         layers = (0, *self.exits, self.depth)
         return replace(policy, layers=tuple(layers[position] for position in policy.layers))
 
-    def fewer_steps(self, compute: float) -> StockSampling | None:
-        """Return the same sampling with fewer steps, for that fraction of the compute; None if none are fewer."""
-        steps = self._context.steps
-        fewer = max(1, round(compute * steps))
-        if fewer >= steps:
-            return None
-        fewer_steps = copy.copy(self)  # what is known of the costs included
-        arguments = {**self.sampler.arguments, "num_inference_steps": fewer}
-        fewer_steps.sampler = replace(self.sampler, arguments=arguments)
-        return fewer_steps
+    def fewer_steps(self, compute: float) -> dict[int, Sampling]:
+        steps = compute * self._context.steps
+        return {
+            fewer: self._with_steps(fewer)
+            for fewer in sorted({math.floor(steps), math.ceil(steps)})
+            if 0 < fewer < self._context.steps
+        }
+
+    def _with_steps(self, steps: int) -> StockSampling:
+        other = copy.copy(self)  # what is known of the costs included
+        other.sampler = replace(self.sampler, arguments={**self.sampler.arguments, "num_inference_steps": steps})
+        return other
 
     @cached_property
     def _context(self) -> StockContext:
@@ -203,14 +211,10 @@ def calibrate(
         found = calibrated(sampling, goal, samples, metric, (CorrectedSchedule(),), batch_size, keep)
     assert isinstance(found.stored, StockPolicy)
     enable(pipe, found.stored, layers)
-    if found.fewer_steps is not None and found.fewer_steps.error <= found.checked.error:
+    if found.beats_fewer_steps is False:
+        points = (*found.fewer_steps, replace(found.checked, kind="the policy"))
+        each = (f"{with_error(p.error, p.standard_error)} ({p.kind}, {p.compute:.0%} of the compute)" for p in points)
         logger.warning(
-            "early exits save nothing here: %s with all layers err %.2g at %.0f%% of the compute, and the policy %.2g "
-            "at %.0f%%",
-            found.fewer_steps.kind,
-            found.fewer_steps.error,
-            100 * found.fewer_steps.compute,
-            found.checked.error,
-            100 * found.checked.compute,
+            "early exits are not shown to save anything here, against fewer steps: errors of %s", ", ".join(each)
         )
     return found

@@ -49,19 +49,20 @@ class Trials:
         measured = self.cache.compute_once(f"{policy} on {indices}", measure)
         return Point(kind, policy, measured["compute"].item(), measured["losses"].numpy())
 
-    def sample_fewer_steps(self, fewer: Sampling, indices: Sequence[int]) -> Point:
+    def sample_fewer_steps(self, steps: int, fewer: Sampling, indices: Sequence[int]) -> Point:
         """Sample these images with fewer steps and all layers, and compare them; all else is as in this sampling."""
+        kind = f"{steps} steps"
 
         def measure() -> Tensors:
             full = self._full_images(indices)
-            batches = self._batches(fewer, NeverExit(), indices, f"fewer steps, {len(indices)} samples")
+            batches = self._batches(fewer, NeverExit(), indices, f"{kind}, {len(indices)} samples")
             one = self.sampling.batch(NeverExit(), indices[:1])  # what an image costs with all steps
             compute = sum(batch.flops for batch in batches) / (one.full_flops * len(indices))
             losses = losses_by(self.metric, full, torch.cat([batch.images for batch in batches]))
             return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
 
-        measured = self.cache.compute_once(f"fewer steps on {indices}", measure)
-        return Point("fewer steps", NeverExit(), measured["compute"].item(), measured["losses"].numpy())
+        measured = self.cache.compute_once(f"{kind} on {indices}", measure)
+        return Point(kind, NeverExit(), measured["compute"].item(), measured["losses"].numpy())
 
     def repeat_error(self, indices: Sequence[int]) -> float:
         """Return the mean loss of the full model against itself at batch size 1, which is due to rounding."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from adadiff.calibration.goal import SEED, Goal
-from adadiff.cli.options import Dtype
+from adadiff.cli.options import FitOptions
 from adadiff.utils.errors import InputError, imported
 from adadiff.utils.files import is_stock, model_folder
-from adadiff.utils.ranges import Count, CountOrZero, GuidanceScale, Seed, checked
+from adadiff.utils.ranges import Count, Seed, checked
 
 if TYPE_CHECKING:
     from adadiff.calibration.metric import Metric
@@ -24,20 +24,12 @@ def calibrate_command(
     error: float | None = None,
     speedup: float | None = None,
     confidence: float = 0.95,
-    steps: Count | None = None,
-    scheduler: str | None = None,
-    guidance_scale: GuidanceScale | None = None,
-    prompts: Path | None = None,
-    class_index: tuple[CountOrZero, ...] = (),
-    argument: tuple[str, ...] = (),
     metric: str | None = None,
     samples: Count | None = None,
     batch_size: Count | None = None,
     seed: Seed = SEED,
-    dtype: Dtype = "float32",
-    device: str = "auto",
-    out: Path | None = None,
-    replace: bool = False,
+    *,
+    options: Annotated[FitOptions, arg(name="")],
 ) -> None:
     """Find the exit policy for a compute budget, an error bound or a speedup, and store it with the model.
 
@@ -53,63 +45,46 @@ def calibrate_command(
         error: Bound on the mean error, in (0, 1); the least compute that keeps it is found.
         speedup: Speed relative to the full model on this machine, above 1; the least error at that speed is found.
         confidence: Confidence of the bound on the error, in (0, 1).
-        steps: Number of sampling steps; by default the model's own.
-        scheduler: Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
-        guidance_scale: Scale of classifier-free guidance, 1 for none; by default the model's own.
-        prompts: Text file with one prompt per line, for a model that takes text.
-        class_index: Indices of the classes to sample in turn; by default all classes of the model.
-        argument: For a stock pipeline, other arguments of its call, as max_sequence_length=77.
         metric: Error function, as package.module:name; it maps two batches of images in [0, 1], the full model's and
             those with early exits, (batch, channels, height, width), to errors, (batch,) in [0, 1].
         samples: Number of samples to calibrate on; as many fresh ones check the result. By default 192, or 16 for a
             stock pipeline.
         batch_size: Images per batch; by default 32, or 8 for a stock pipeline.
         seed: Seed of the noise, at least 0.
-        dtype: Precision of the model.
-        device: Device: cpu, cuda, ..., or auto for cuda if available.
-        out: For a stock pipeline, the folder for the policy; by default the model's.
-        replace: Replace an earlier exit_policy.json.
+        options: How the model is sampled, and where the policy is stored.
     """
     from adadiff.policies.stored import EXIT_POLICY
 
     goal, folder = Goal(compute, error, speedup, confidence), model_folder(model)
-    if ((out or model) / EXIT_POLICY).exists() and not replace:
-        raise InputError(f"{out or model} already holds an {EXIT_POLICY}: add --replace, or move it away")
-    calling = (steps, scheduler, guidance_scale, prompts, class_index)
+    place = options.out or model
+    if (place / EXIT_POLICY).exists() and not options.replace:
+        raise InputError(f"{place} already holds an {EXIT_POLICY}: add --replace, or move it away")
     judged_by = None if metric is None else imported(metric)
     if is_stock(folder):
         from adadiff.cli.stock import calibrate_stock
 
-        place = out or model
-        if out is None and (folder != model or not model.is_dir()):
+        if options.out is None and (folder != model or not model.is_dir()):
             raise InputError(f"{model} is no folder of yours: say where the policy goes, with --out FOLDER")
-        sizes = (samples or 16, batch_size or 8)
-        calibrate_stock(folder, goal, place, *calling, argument, judged_by, *sizes, seed, dtype, device)
+        calibrate_stock(folder, goal, place, options, judged_by, samples or 16, batch_size or 8, seed)
         return
-    if out is not None or argument:
+    if options.out is not None or options.argument:
         raise InputError("--out and --argument are for stock pipelines; the policy goes into the model's own folder")
     if folder != model:
         raise InputError(
             f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
             f"calibrate the copy"
         )
-    _calibrate_own(model, goal, *calling, judged_by, samples or 192, batch_size or 32, seed, dtype, device)
+    _calibrate_own(model, goal, options, judged_by, samples or 192, batch_size or 32, seed)
 
 
 def _calibrate_own(
     model: Path,
     goal: Goal,
-    steps: int | None,
-    scheduler: str | None,
-    guidance_scale: float | None,
-    prompts: Path | None,
-    class_index: tuple[int, ...],
+    options: FitOptions,
     metric: Metric | None,
     samples: int,
     batch_size: int,
     seed: int,
-    dtype: Dtype,
-    device: str,
 ) -> None:
     """Calibrate a model of our own; for the arguments see `calibrate_command`."""
     from adadiff.calibration import calibrate
@@ -119,10 +94,11 @@ def _calibrate_own(
     from adadiff.sampling.settings import FolderSettings, resolve
 
     own = FolderSettings.load(model, policy=False)  # an earlier policy may be damaged, or for other weights
-    pipeline = load_pipeline(model, dtype, device, scheduler or own.scheduler, own_settings=False)
-    chosen = resolve(own, pipeline.scheduler, steps, guidance_scale, policy=NeverExit())
-    classes = class_index or pipeline.transformer.class_indices
-    texts = chosen_prompts((), prompts)
+    scheduler = options.scheduler or own.scheduler
+    pipeline = load_pipeline(model, options.dtype, options.device, scheduler, own_settings=False)
+    chosen = resolve(own, pipeline.scheduler, options.steps, options.guidance_scale, policy=NeverExit())
+    classes = options.class_index or pipeline.transformer.class_indices
+    texts = chosen_prompts((), options.prompts)
     found = calibrate(
         pipeline,
         goal,

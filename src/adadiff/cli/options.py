@@ -82,3 +82,29 @@ class SampleOptions:
     """Precision of the model."""
     device: str = "auto"
     """Device: cpu, cuda, ..., or auto for cuda if available."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a model is sampled to find something for it, a policy or an adaptation, and where that is stored."""
+
+    steps: Count | None = None
+    """Number of sampling steps; by default the model's own."""
+    scheduler: str | None = None
+    """Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own."""
+    guidance_scale: GuidanceScale | None = None
+    """Scale of classifier-free guidance, 1 for none; by default the model's own."""
+    prompts: Path | None = None
+    """Text file with one prompt per line, for a model that takes text."""
+    class_index: tuple[CountOrZero, ...] = ()
+    """Indices of the classes to sample in turn; by default all classes of the model."""
+    argument: tuple[str, ...] = ()
+    """For a stock pipeline, other arguments of its call, as max_sequence_length=77."""
+    dtype: Dtype = "float32"
+    """Precision of the model."""
+    device: str = "auto"
+    """Device: cpu, cuda, ..., or auto for cuda if available."""
+    out: Path | None = None
+    """For a stock pipeline, the folder to store the result in; by default the model's."""
+    replace: bool = False
+    """Replace an earlier result."""

@@ -16,7 +16,7 @@ from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 from adadiff.calibration import Goal
 from adadiff.calibration.metric import Metric
 from adadiff.calibration.stock import calibrate
-from adadiff.cli.options import Dtype, SampleOptions
+from adadiff.cli.options import Dtype, FitOptions, SampleOptions
 from adadiff.cli.shared import chosen_prompts, device_of, store_calibration
 from adadiff.comparison.demo import Comparison, timed_comparison
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ThresholdExit
@@ -29,6 +29,7 @@ from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of
 from adadiff.utils.errors import InputError
 from adadiff.utils.fingerprints import settings_of
+from adadiff.utils.hub import require_on_hub
 
 OWN_OPTIONS = (
     "tau_per",
@@ -46,7 +47,12 @@ def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str |
     place = device_of(device)
     disable_progress_bar()
     set_verbosity_error()  # it warns of its own types
-    pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
+    if not model.is_dir():
+        require_on_hub(str(model), "model_index.json")
+    try:
+        pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{model} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))
@@ -59,24 +65,17 @@ def calibrate_stock(
     model: Path,
     goal: Goal,
     out: Path,
-    steps: int | None,
-    scheduler: str | None,
-    guidance_scale: float | None,
-    prompts: Path | None,
-    class_index: Sequence[int],
-    argument: Sequence[str],
+    options: FitOptions,
     metric: Metric | None,
     samples: int,
     batch_size: int,
     seed: int,
-    dtype: Dtype,
-    device: str,
 ) -> None:
     """Calibrate a stock pipeline; for the arguments see `calibrate_command`."""
-    pipe = load_stock_pipeline(model, dtype, device, scheduler)
+    pipe, conditions, arguments = to_sample(model, options)
     found = calibrate(
         pipe,
-        stock_conditions(pipe, chosen_prompts((), prompts), (), class_index),
+        conditions,
         compute=goal.compute,
         error=goal.error,
         speedup=goal.speedup,
@@ -86,9 +85,16 @@ def calibrate_stock(
         seed=seed,
         metric=metric,
         keep=out / ".calibration",
-        **call_arguments(argument, steps, guidance_scale),
+        **arguments,
     )
     store_calibration(found, out)
+
+
+def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[int], dict[str, Any]]:
+    """Return a stock pipeline, its conditions and the arguments of its calls, to fit something to it."""
+    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
+    conditions = stock_conditions(pipe, chosen_prompts((), options.prompts), (), options.class_index)
+    return pipe, conditions, call_arguments(options.argument, options.steps, options.guidance_scale)
 
 
 def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary:

@@ -188,6 +188,8 @@ def _weights(full: Tensor, target: Tensor) -> Tensor | None:
         full: Full predictions, (parts, samples, values).
         target: Their combination, (samples, values).
     """
+    if not full.isfinite().all():
+        return None
     columns, wanted = full.flatten(1).double(), target.flatten().double()
     weights = torch.linalg.pinv(columns @ columns.T, hermitian=True) @ (columns @ wanted)
     left = (weights @ columns - wanted).square().sum()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adadiff.sampling.finite import require_finite_images
 from adadiff.utils.errors import InputError
 
 OWN_ARGUMENTS = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
@@ -59,6 +60,9 @@ class StockSampler:
 
         Returns:
             The samples, (len(numbers), ...) float32 on the CPU.
+
+        Raises:
+            NonFiniteImagesError: If a sample is NaN or infinite.
         """
         device = torch.device("cpu")  # so that the noise is the same on all devices
         generators = [torch.Generator(device).manual_seed(self.seed + k) for k in numbers]
@@ -69,7 +73,9 @@ class StockSampler:
         samples = output[0] if isinstance(output, tuple) else next(iter(output.values()))
         if isinstance(samples, list):
             samples = torch.stack([torch.as_tensor(np.asarray(each)) for each in samples])
-        return torch.as_tensor(samples).float().cpu()
+        samples = torch.as_tensor(samples).float().cpu()
+        require_finite_images(samples, getattr(self.pipe, "transformer", self.pipe).dtype)
+        return samples
 
     def _conditions(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of the samples: lists with one value for each, or tensors with one row for each."""

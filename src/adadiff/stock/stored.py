@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from diffusers.utils.torch_utils import unwrap_module
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import TypeAdapter
 from torch import nn
 from typing_extensions import Self
@@ -19,8 +18,9 @@ from typing_extensions import Self
 from adadiff.policies import ExitPolicy
 from adadiff.policies.stored import EXIT_POLICY, CalibrationContext, StoredPolicy
 from adadiff.stock.costs import LayerCosts
-from adadiff.utils.errors import InputError
+from adadiff.utils.files import model_folder
 from adadiff.utils.fingerprints import fingerprint, sampled_fingerprint, settings_of
+from adadiff.utils.hub import require_on_hub
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,23 @@ class StockPolicy(StoredPolicy):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:
-        """Load a policy from a folder, or from a repository of the Hugging Face Hub.
+        """Load a policy from a folder, from a packaged model, or from a repository of the Hugging Face Hub.
 
         Args:
-            name: The folder, or the name of the repository, as `someone/policy`.
+            name: The folder, the name of the packaged model, or that of the repository, as `someone/policy`.
 
         Raises:
             InputError: If there is none, or it is invalid.
+
+        Examples:
+            >>> StockPolicy.from_pretrained("digits-dit").calibrated_for.pipeline
+            'DiTPipeline'
         """
-        if Path(name).is_dir():
-            return cls.load(Path(name))
-        try:
-            path = hf_hub_download(str(name), EXIT_POLICY)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise InputError(
-                f"there is no folder {name}, and no {EXIT_POLICY} of that name could be had from the Hugging Face Hub: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        return cls.load(Path(path).parent)
+        folder = Path(name) if Path(name).is_dir() else model_folder(name)
+        if not folder.is_dir():
+            require_on_hub(str(name), EXIT_POLICY)
+            folder = Path(hf_hub_download(str(name), EXIT_POLICY)).parent
+        return cls.load(folder)
 
     def push_to_hub(self, name: str, private: bool = False, token: str | None = None) -> str:
         """Store the policy in a repository of the Hugging Face Hub, made if there is none; return its address.
@@ -113,8 +112,6 @@ class StockPolicy(StoredPolicy):
         differences = []
         if weights_fingerprint(transformers) != made_for.weights:
             differences.append("other weights, or weights in another precision")
-        if (adapters := active_adapters(pipe)) != made_for.adapters:
-            differences.append(f"adapters {_named(adapters)} in place of {_named(made_for.adapters)}")
         scheduler = type(pipe.scheduler).__name__
         if scheduler != made_for.scheduler:
             differences.append(f"scheduler {scheduler} in place of {made_for.scheduler}")
@@ -122,15 +119,20 @@ class StockPolicy(StoredPolicy):
             differences.append("other settings of the scheduler")
         return differences
 
-    def differences_in_call(self, guidance_scale: float | None, shape: tuple[int, ...]) -> list[str]:
+    def differences_in_call(
+        self, guidance_scale: float | None, shape: tuple[int, ...], adapters: tuple[str, ...] = ()
+    ) -> list[str]:
         """List, as short phrases, what differs in a call from those that the policy was calibrated for.
 
         Args:
             guidance_scale: Scale of the guidance; None if it is not known.
             shape: Shape of what a transformer predicts for one row.
+            adapters: Names of the active adapters, which come and go while the policy is enabled.
         """
         made_for = self.calibrated_for
         differences = []
+        if adapters != made_for.adapters:
+            differences.append(f"adapters {_named(adapters)} in place of {_named(made_for.adapters)}")
         if guidance_scale is not None and guidance_scale != made_for.guidance_scale:
             differences.append(f"guidance scale {guidance_scale:g} in place of {made_for.guidance_scale:g}")
         if shape not in made_for.shapes:
@@ -183,11 +185,12 @@ def weights_fingerprint(transformers: Sequence[tuple[str, nn.Module]]) -> str:
 
 
 def active_adapters(pipe: Any) -> tuple[str, ...]:
-    """Return the names of a pipeline's active adapters."""
+    """Return the names of a pipeline's active adapters, without those that are disabled."""
     transformer = unwrap_module(getattr(pipe, "transformer", None))
     if not getattr(transformer, "_hf_peft_config_loaded", False):
         return ()
-    return tuple(transformer.active_adapters())
+    disabled = [getattr(layer, "disable_adapters", None) for layer in transformer.modules()]  # of PEFT's layers, a bool
+    return tuple(transformer.active_adapters()) if False in disabled else ()
 
 
 def _named(adapters: Sequence[str]) -> str:

@@ -48,9 +48,9 @@ def enable(
     Args:
         pipe: A diffusers pipeline with one or several transformers.
         policy: `NeverExit`, `FixedExit`, `ScheduleExit` or `CorrectedScheduleExit`, or any other one with an
-            adaptation; or a policy stored by `calibrate`: the policy, its folder, or the name of its repository on the
-            Hugging Face Hub. Where the pipeline or a call is not what a stored policy was calibrated for, a warning
-            says what differs.
+            adaptation; or a policy stored by `calibrate`: the policy, its folder, the name of a packaged model, or that
+            of its repository on the Hugging Face Hub. Where the pipeline or a call is not what a stored policy was
+            calibrated for, a warning says what differs.
         layers: Names of the transformers' lists of blocks, in the order they run, for models that adadiff does not
             know; two lists that run in turns are joined by `+`.
         adaptation: What `adadiff.adapt` returned, or the folder it was saved in. Its exit heads are used where the

@@ -17,7 +17,7 @@ from adadiff.runtime import Corrections, RowMemory
 from adadiff.stock.clock import ANOTHER_LOOP, Reading, read_clock
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.record import Call, Kind
-from adadiff.stock.stored import StockPolicy
+from adadiff.stock.stored import StockPolicy, active_adapters
 from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class PipelineState:
         if self.stored is None or trajectory.calls:
             return
         guidance_scale = getattr(self.pipe, "_guidance_scale", None)
-        for difference in self.stored.differences_in_call(guidance_scale, shape):
+        for difference in self.stored.differences_in_call(guidance_scale, shape, active_adapters(self.pipe)):
             if difference not in self._warned:
                 self._warned.add(difference)
                 logger.warning("the policy was calibrated for other calls: %s", difference)

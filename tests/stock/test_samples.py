@@ -1,0 +1,49 @@
+"""Samples of a stock pipeline that are not finite, wherever they come up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import adadiff
+from adadiff.sampling.finite import NonFiniteImagesError
+from adadiff.stock import StockSampler
+from tests.stock.tiny import build
+
+CALL = {"num_inference_steps": 4}
+
+
+def make_pipe(dtype: torch.dtype) -> Any:
+    """A DiT whose predictions are NaN."""
+    pipe = build("dit").pipe
+    torch.nn.Module.to(pipe.transformer, dtype)
+    torch.nn.Module.to(pipe.vae, dtype)
+    with torch.no_grad():
+        pipe.transformer.proj_out_2.bias.fill_(torch.nan)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pipe: adadiff.calibrate(pipe, [1, 2], compute=0.6, samples=8, **CALL),
+        lambda pipe: adadiff.adapt(pipe, [1, 2], samples=4, **CALL),
+        lambda pipe: StockSampler(pipe, [1, 2], arguments=CALL)([0], "pt"),
+    ],
+    ids=["calibrate", "adapt", "sample"],
+)
+def test_samples_that_are_not_finite_are_one_error_that_names_the_precision(make: Callable[[Any], Any]):
+    with pytest.raises(
+        NonFiniteImagesError, match=r"1 of 1 images are NaN .* the model computes in torch.bfloat16; try"
+    ):
+        make(make_pipe(torch.bfloat16))
+
+
+def test_full_precision_is_not_blamed():
+    with pytest.raises(
+        NonFiniteImagesError, match=r"\(at positions 0, 1\): try float32, another scheduler or more steps"
+    ):
+        StockSampler(make_pipe(torch.float32), [1, 2], arguments=CALL)(range(2))
