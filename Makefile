@@ -1,10 +1,11 @@
 # Every target sets up what it needs: a virtual environment with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test fuzz crash lint docs setup models benchmarks profile clean
+.PHONY: help demo test oldest fuzz crash lint docs setup models benchmarks profile clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +15,9 @@ demo: $(READY) ## Sample the same noise in full and with early exits: a table an
 
 test: $(READY) ## Run the tests and the examples of the docstrings
 	$(RUN)/python -m pytest -n 2 --dist loadfile
+
+oldest: $(OLDEST)/.ready ## Run the tests of stock pipelines with the oldest diffusers that is supported
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/stock tests/calibration/test_stock.py tests/cli/test_stock.py
 
 fuzz: $(READY) ## Run the long form of the tests with damaged input of every kind
 	ADADIFF_FUZZ=20 $(RUN)/python -m pytest tests/test_fuzz.py
@@ -38,6 +42,12 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
+$(OLDEST)/.ready: pyproject.toml constraints.txt constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	awk -F== 'NR == FNR { old[$$1]; print; next } !($$1 in old)' constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
+	touch $@
+
 models: $(READY) ## Train, export and calibrate the digits model that comes with the package
 	$(RUN)/adadiff train digits --out runs/digits
 	rm -rf src/adadiff/pretrained/digits
@@ -56,4 +66,4 @@ profile: $(READY) ## Print the operators that sampling spends its time on, and w
 	$(RUN)/python benchmarks/profile_sampling.py
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) build dist site src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist site src/*.egg-info

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import adadiff
 from adadiff import InputError
 from adadiff.stock import Adaptation, FittedExits, StockSampler
-from adadiff.stock.projection import Projection, applied
+from adadiff.stock.adapting.projection import Projection, applied
+from tests.stock.adapting.test_heads import closed_form
 from tests.stock.calls import attributes, blocks_of, depth_of, first_call, numbered, prediction
-from tests.stock.test_heads import closed_form
 from tests.stock.tiny import STEPS, TinyPipeline, build, wan
 
 _ADAPTED: dict[str, Adaptation] = {}

@@ -18,6 +18,7 @@ from tests.stock.tiny import STEPS, TinyPipeline, build
 peft = pytest.importorskip("peft", reason="LoRA needs peft")
 
 FAMILIES = ("sd3", "flux")
+WEIGHTS = "pytorch_lora_weights.safetensors"  # must be named where the Hub is switched off
 
 
 @pytest.fixture(params=FAMILIES)
@@ -50,7 +51,7 @@ def test_full_schedules_are_stock_while_adapters_come_and_go(family: str, style:
     adadiff.enable(enabled.pipe, NeverExit())
     images = [stock()]
     for change in (
-        lambda pipe: pipe.load_lora_weights(style, adapter_name="style"),
+        lambda pipe: pipe.load_lora_weights(style, weight_name=WEIGHTS, adapter_name="style"),
         lambda pipe: pipe.fuse_lora(),
         lambda pipe: pipe.unfuse_lora(),
         lambda pipe: pipe.unload_lora_weights(),
@@ -66,12 +67,12 @@ def test_full_schedules_are_stock_while_adapters_come_and_go(family: str, style:
 def test_corrected_schedules_follow_the_adapters(family: str, style: Path):
     before, after = build(family), build(family)
     policy = schedule(before)
-    before.pipe.load_lora_weights(style, adapter_name="style")
+    before.pipe.load_lora_weights(style, weight_name=WEIGHTS, adapter_name="style")
     full = before()
     adadiff.enable(before.pipe, policy)
     adadiff.enable(after.pipe, policy)
     without = after()
-    after.pipe.load_lora_weights(style, adapter_name="style")
+    after.pipe.load_lora_weights(style, weight_name=WEIGHTS, adapter_name="style")
     latents = after()
     assert torch.equal(latents, before())
     assert not torch.equal(latents, full)
@@ -103,7 +104,7 @@ def warnings_of(tiny: TinyPipeline, policy: StockPolicy, caplog: pytest.LogCaptu
 def test_a_stored_policy_warns_that_adapters_differ(family: str, style: Path, caplog: pytest.LogCaptureFixture):
     tiny = build(family)
     plain = stored(tiny)
-    tiny.pipe.load_lora_weights(style, adapter_name="style")
+    tiny.pipe.load_lora_weights(style, weight_name=WEIGHTS, adapter_name="style")
     styled = stored(tiny)
     other_calls = "the policy was calibrated for other calls: adapters"
     assert warnings_of(tiny, plain, caplog) == [f"{other_calls} style in place of none"]
@@ -122,7 +123,7 @@ def test_adapters_that_come_while_a_stored_policy_is_enabled_are_warned_of(
     tiny = build(family)
     adadiff.enable(tiny.pipe, stored(tiny))
     tiny()
-    tiny.pipe.load_lora_weights(style, adapter_name="style")
+    tiny.pipe.load_lora_weights(style, weight_name=WEIGHTS, adapter_name="style")
     with caplog.at_level(logging.WARNING, "adadiff"):
         tiny()
     assert any("adapters style in place of none" in message for message in caplog.messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 )
 def test_replays_add_the_residuals_of_a_controlnet(name: str, residuals: dict[str, tuple[int, ...]]):
     tiny = build(name)
+    if missing := set(residuals) - set(inspect.signature(type(tiny.transformer).forward).parameters):
+        pytest.skip(f"this diffusers gives {name} no {', '.join(sorted(missing))}")
     args, kwargs = first_call(tiny)
     kwargs |= {each: [noise(*shape, seed=k) for k in (8, 9)] for each, shape in residuals.items()}
     plain, model = prediction(tiny.transformer, first_call(tiny)), tiny.transformer

@@ -47,3 +47,12 @@ def test_full_precision_is_not_blamed():
         NonFiniteImagesError, match=r"\(at positions 0, 1\): try float32, another scheduler or more steps"
     ):
         StockSampler(make_pipe(torch.float32), [1, 2], arguments=CALL)(range(2))
+
+
+def test_images_have_their_channels_first_whatever_the_pipeline_returns():
+    pipe = build("dit").pipe
+    sampler = StockSampler(pipe, [1, 2], arguments=CALL)
+    images = pipe(class_labels=[1], output_type="np", generator=torch.Generator().manual_seed(0), **CALL).images
+    wanted = torch.from_numpy(images).permute(0, 3, 1, 2)
+    assert torch.equal(sampler([0], "pt"), wanted)
+    assert sampler([0], "latent").shape == wanted.shape

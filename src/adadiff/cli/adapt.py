@@ -36,7 +36,7 @@ def adapt_command(
     """
     from adadiff.cli.stock import to_sample
     from adadiff.stock import adapt
-    from adadiff.stock.adaptation import ADAPTATION
+    from adadiff.stock.adapting.adaptation import ADAPTATION
     from adadiff.utils.files import PRETRAINED
 
     if not is_stock(model):

@@ -23,7 +23,7 @@ from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.policies.stored import EXIT_POLICY
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.stock import StockPolicy, StockSampler, StockTrace, enable, trace
-from adadiff.stock.adaptation import ADAPTATION
+from adadiff.stock.adapting.adaptation import ADAPTATION
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of

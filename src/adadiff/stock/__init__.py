@@ -1,7 +1,7 @@
 """Adaptive depth in any stock diffusers pipeline: enable it, disable it, adapt it, see which layers ran."""
 
 from adadiff.stock.adapt import adapt
-from adadiff.stock.adaptation import Adaptation, FittedExits
+from adadiff.stock.adapting.adaptation import Adaptation, FittedExits
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.families import FAMILIES, REFUSED, Family
 from adadiff.stock.record import Call, StockTrace

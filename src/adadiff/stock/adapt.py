@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from adadiff.policies import NeverExit
-from adadiff.stock.adaptation import Adaptation, FittedExits, Settings
-from adadiff.stock.estimators import EstimatorFit
+from adadiff.stock.adapting.adaptation import Adaptation, FittedExits, Settings
+from adadiff.stock.adapting.estimators import EstimatorFit
+from adadiff.stock.adapting.fitting import FittingHooks, Survey
+from adadiff.stock.adapting.heads import HeadFit
 from adadiff.stock.exits import checked_exits
-from adadiff.stock.fitting import FittingHooks, Survey
-from adadiff.stock.heads import HeadFit
 from adadiff.stock.hooks import TransformerHooks
 from adadiff.stock.recorder import guidance_weights, steps_observed
 from adadiff.stock.samples import StockSampler

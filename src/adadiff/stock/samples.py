@@ -59,7 +59,8 @@ class StockSampler:
                 `DiTPipeline` decodes in either case.
 
         Returns:
-            The samples, (len(numbers), ...) float32 on the CPU.
+            The samples, (len(numbers), ...) float32 on the CPU; those of images or videos end in (channels, height,
+            width).
 
         Raises:
             NonFiniteImagesError: If a sample is NaN or infinite.
@@ -73,7 +74,10 @@ class StockSampler:
         samples = output[0] if isinstance(output, tuple) else next(iter(output.values()))
         if isinstance(samples, list):
             samples = torch.stack([torch.as_tensor(np.asarray(each)) for each in samples])
+        channels_last = isinstance(samples, np.ndarray) and samples.ndim > 3  # as `DiTPipeline` returns for any type
         samples = torch.as_tensor(samples).float().cpu()
+        if channels_last:
+            samples = samples.movedim(-1, -3)
         require_finite_images(samples, getattr(self.pipe, "transformer", self.pipe).dtype)
         return samples
 

@@ -13,8 +13,8 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from adadiff.policies import ExitPolicy, NeverExit
-from adadiff.stock.adaptation import Adaptation, known_in_advance
-from adadiff.stock.adapted import AdaptedHooks
+from adadiff.stock.adapting.adaptation import Adaptation, known_in_advance
+from adadiff.stock.adapting.adapted import AdaptedHooks
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.families import family_of, time_name
 from adadiff.stock.hooks import TransformerHooks, hooks_of

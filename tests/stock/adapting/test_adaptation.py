@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import adadiff
 from adadiff import InputError
 from adadiff.stock import Adaptation, FittedExits, LayerCosts
-from adadiff.stock.adaptation import ADAPTATION, Settings
+from adadiff.stock.adapting.adaptation import ADAPTATION, Settings
 from tests.stock.test_adapt import adapted
 from tests.stock.tiny import build
 

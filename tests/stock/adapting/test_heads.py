@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadiff.stock.estimators import SMALLEST, EstimatorFit
-from adadiff.stock.heads import HeadFit, RidgeSums
+from adadiff.stock.adapting.estimators import SMALLEST, EstimatorFit
+from adadiff.stock.adapting.heads import HeadFit, RidgeSums
 
 
 def closed_form(tokens: Tensor, wanted: Tensor, ridge: float) -> Tensor:

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ScheduleExit, TableExit
+from adadiff.stock.adapting.projection import applied
 from adadiff.stock.costs import LayerCosts
-from adadiff.stock.projection import applied
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adadiff.stock.heads import RidgeSums
-from adadiff.stock.projection import applied
+from adadiff.stock.adapting.heads import RidgeSums
+from adadiff.stock.adapting.projection import applied
 
 RIDGE = 0.1
 SMALLEST = 1e-6  # relative error that counts as none

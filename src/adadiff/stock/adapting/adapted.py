@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from adadiff.policies import ExitPolicy, ExitQuery
-from adadiff.stock.adaptation import FittedExits, known_in_advance
+from adadiff.stock.adapting.adaptation import FittedExits, known_in_advance
+from adadiff.stock.adapting.projection import Projection, ProjectionHooks
+from adadiff.stock.adapting.rows import RowInputs, by_rows, paired, replaced, selected
 from adadiff.stock.clock import Reading
 from adadiff.stock.hooks import Plan, output_rows
-from adadiff.stock.projection import Projection, ProjectionHooks
 from adadiff.stock.record import Call
-from adadiff.stock.rows import RowInputs, by_rows, paired, replaced, selected
 from adadiff.stock.trajectory import PipelineState, Trajectory
 from adadiff.stock.views import Blocks, Taps, copied, is_compiled
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from adadiff.stock.adapting.projection import Projection, ProjectionHooks, find_projection
+from adadiff.stock.adapting.rows import RowInputs, by_rows, selected
 from adadiff.stock.clock import Reading
 from adadiff.stock.costs import LayerCosts, count_costs, mean_costs
 from adadiff.stock.hooks import Plan, output_rows
-from adadiff.stock.projection import Projection, ProjectionHooks, find_projection
 from adadiff.stock.record import Kind
-from adadiff.stock.rows import RowInputs, by_rows, selected
 from adadiff.stock.trajectory import PipelineState, Trajectory
 from adadiff.stock.views import Blocks
 

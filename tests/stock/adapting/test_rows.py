@@ -8,7 +8,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 from adadiff import InputError
-from adadiff.stock.rows import RowInputs, by_rows, paired, replaced, selected
+from adadiff.stock.adapting.rows import RowInputs, by_rows, paired, replaced, selected
 
 KEPT = torch.tensor([0, 2])
 
