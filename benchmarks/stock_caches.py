@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=20)
     made.add_argument("--guidance", type=float, default=4.0, help="guidance scale; 1 for none")
     made.add_argument("--prompts", type=Path, help="file of prompts, one a line; by default classes 0 to 9")
-    made.add_argument("--targets", type=float, nargs="+", default=[0.30, 0.45, 0.55, 0.70], help="compute fractions")
+    made.add_argument("--targets", type=float, nargs="*", default=[0.30, 0.45, 0.55, 0.70], help="compute fractions")
     made.add_argument("--samples", type=int, default=128, help="samples per cell")
     made.add_argument("--batch-size", type=int, default=16)
     made.add_argument("--calibration-samples", type=int, default=32)
