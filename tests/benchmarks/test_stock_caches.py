@@ -86,3 +86,12 @@ def test_a_cache_leaves_nothing_behind(script, model):
         bench.sample(setting, range(4))
         assert type(pipe.transformer) is plain
         assert torch.equal(bench.sample_pilot(), before)
+
+
+def test_the_report_says_what_was_met(script, tmp_path):
+    errors = {"ours": 0.02, "ours with fewer steps": 0.001, "fewer steps": 0.06, "SeaCache": 0.03, "MagCache": 0.05}
+    cells = {name: {"method": name, "target": 0.55, "compute": 0.55, "error": error} for name, error in errors.items()}
+    (tmp_path / "cells.json").write_text(json.dumps({"cells": cells}))
+    table = importlib.import_module("stock_report").asked([tmp_path / "cells.json"])
+    row = "| cells | 55% | 2.000% | 1.500% (a quarter of 6.000%) | not met | 3.000%, SeaCache | met |"
+    assert table.splitlines()[2:] == [row]
