@@ -174,12 +174,14 @@ class ThresholdCache(Method):
         pipe: The pipeline.
         steps: Number of steps.
         variants: Configurations for a threshold, by the name of what else they set.
+        enabled: Returns a context in which the pipeline samples by a configuration.
     """
 
     name: str
     pipe: Any
     steps: int
     variants: dict[str, Callable[[float], Any]]
+    enabled: Callable[[Any, Any], AbstractContextManager[Any]] = cached
     tried: dict[str, list[float]] = field(default_factory=dict)
 
     def settings(self, target: float, compute: Callable[[Setting], float]) -> Iterator[Setting]:
@@ -204,7 +206,7 @@ class ThresholdCache(Method):
     def _setting(self, variant: str, threshold: float) -> Setting:
         config = self.variants[variant]
         name = f"threshold {threshold:.4g}" + (f", {variant}" if variant else "")
-        return Setting(name, lambda: cached(self.pipe, config(threshold)))
+        return Setting(name, lambda: self.enabled(self.pipe, config(threshold)))
 
 
 def first_block_cache(pipe: Any, steps: int) -> Method:

@@ -1,7 +1,12 @@
-"""Tables and plot of `stock_caches.py`."""
+"""Tables and plot of `stock_caches.py`; called with files of its results, it prints whether ours met what was asked.
+
+python benchmarks/stock_report.py docs/results/stock/*-guidance-*.json
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -47,6 +52,30 @@ def details(cells: Sequence[Cell]) -> str:
     return markdown(header, rows)
 
 
+def asked(paths: Iterable[Path]) -> str:
+    """Return a Markdown table of what was asked of ours and what was measured, for each file of results.
+
+    Asked are, at 55% of the compute, an error below a quarter of fewer steps' and below every cache's, and at 30% below
+    fewer steps' and below every cache's.
+    """
+    rows = []
+    for path in paths:
+        cells = [Cell(**values) for values in json.loads(path.read_text())["cells"].values()]
+        for target, part in ((0.30, 1.0), (0.55, 0.25)):
+            errors = {cell.method: cell.error for cell in cells if cell.target == target and cell.error is not None}
+            ours, fewer = errors.get("ours"), errors.get("fewer steps")
+            caches = {name: error for name, error in errors.items() if name != "fewer steps" and "ours" not in name}
+            if ours is None or fewer is None:
+                continue
+            best = min(caches, key=caches.__getitem__)
+            met = ["met" if ours < bound else "not met" for bound in (part * fewer, caches[best])]
+            limit = f"{part * fewer:.3%}" + ("" if part == 1 else f" (a quarter of {fewer:.3%})")
+            cache = f"{caches[best]:.3%}, {best}"
+            rows.append([path.stem, f"{target:.0%}", f"{ours:.3%}", limit, met[0], cache, met[1]])
+    header = ["results", "compute", "ours", "asked: below fewer steps", "", "asked: below the best cache", ""]
+    return markdown(header, rows)
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
@@ -79,3 +108,7 @@ def plot(cells: Sequence[Cell], title: str, path: Path) -> None:
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    print(asked(map(Path, sys.argv[1:])))

@@ -13,6 +13,7 @@ from PIL import Image
 
 import adadiff
 from adadiff.stock import StockPolicy
+from adadiff.utils.files import PRETRAINED
 from tests.cli.conftest import files, run
 from tests.stock.tiny import build
 
@@ -152,3 +153,17 @@ def test_what_makes_no_sense_is_one_line(
     assert said.count("\n") == 1
     assert files(folder) == before
     assert not images_in(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "size"),
+    [("digits-dit", "--class-index 3", 8), ("cifar10-dit", "--class cat", 32), ("emoji-pixart", "--prompt apple", 32)],
+)
+def test_packaged_pipelines_sample_by_the_policy_they_come_with(
+    name: str, condition: str, size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(f"sample {name} {condition} -n 1 --out {tmp_path}/out")
+    layers = StockPolicy.load(PRETRAINED / name).policy.layers
+    assert f"layers run {sum(layers) / (max(layers) * len(layers)):.1%}" in capsys.readouterr().out
+    (image,) = (Image.open(path) for path in images_in(tmp_path / "out"))
+    assert image.size == (size, size)
