@@ -70,13 +70,12 @@ def test_the_scheduler_is_left_as_it_was():
 
 
 @torch.no_grad()
-def test_measured_it_is_how_far_the_image_moves_when_one_step_leaves_early(pipeline, monkeypatch):
+def test_measured_it_is_how_far_the_image_moves_when_one_step_leaves_early(pipeline):
     """Sampled by hand; steps that were not probed lie between those that were."""
-    monkeypatch.setattr("adadiff.calibration.influence.PROBED_STEPS", 3)
     pipeline.scheduler = scheduler_like("ddim", DiffusionConfig(beta_schedule="squaredcos_cap_v2").build())
     sampling = AdaptiveSampling(pipeline, 5, UNCONDITIONAL, seed=1)
     record = record_exits(sampling, 4)
-    influence = measured_influence(sampling, record)
+    influence = measured_influence(sampling, record, most_steps=3)
     model, scheduler = pipeline.transformer, pipeline.scheduler
     start = torch.cat([torch.randn(1, 1, 8, 8, generator=generator_for(1, k)) for k in range(4)])
 

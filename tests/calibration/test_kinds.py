@@ -128,6 +128,28 @@ def test_the_corrected_schedule_is_the_best_with_one_layer_in_each_run(price, se
     assert objective(CorrectedSchedule().at(problem, price).layers) == pytest.approx(best, rel=1e-4)
 
 
+@pytest.mark.parametrize("price", [0.03, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("predictions", [(1, 1, 2, 2, 1), (2, 2, 1, 1, 1), (1, 2, 2, 2, 2)])
+def test_guided_steps_cost_twice_as_much_and_all_layers_run_where_guidance_begins(price, predictions):
+    problem = replace(make_drifting_problem(steps=5)[1], predictions=torch.tensor(predictions))
+    cost = torch.tensor([0.0, 108, 208, 308, 408]) / 408
+    begins = next((step for step in range(1, 5) if predictions[step] > predictions[step - 1]), 0)
+
+    def objective(layers):
+        spent = sum(5 * cost[layer].item() * n / sum(predictions) for layer, n in zip(layers, predictions, strict=True))
+        return CorrectedSchedule().error(problem, CorrectedScheduleExit(layers)) + price * spent
+
+    possible = [
+        layers
+        for layers in itertools.product(range(LAYERS + 1), repeat=5)
+        if one_layer_in_each_run(layers)
+        and (0 not in layers or LAYERS in layers[: layers.index(0)])
+        and (LAYERS not in layers[:begins] or layers[begins] == LAYERS)
+    ]
+    found = CorrectedSchedule().at(problem, price).layers
+    assert objective(found) == pytest.approx(min(objective(layers) for layers in possible), rel=1e-6)
+
+
 @pytest.mark.parametrize("compute", [0.45, 0.55, 0.7])
 def test_what_a_budget_leaves_over_is_spent(compute):
     _, problem = make_drifting_problem(steps=20)

@@ -14,6 +14,8 @@ from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.bound import upper_bound
 from adadiff.calibration.kinds import CorrectedSchedule, Schedule, SingleThreshold
 from adadiff.calibration.metric import normalised_squared_error
+from adadiff.calibration.problem import Problem
+from adadiff.calibration.record import record_exits
 from adadiff.calibration.result import Point
 from adadiff.calibration.search import Curve
 from adadiff.calibration.trials import Trials
@@ -291,3 +293,15 @@ def test_a_flow_matching_scheduler_is_refused_before_sampling(model):
 def test_a_speedup_that_is_none_is_refused(speedup):
     with pytest.raises(InputError, match="the speedup is"):
         Goal(speedup=speedup)
+
+
+@pytest.mark.parametrize("interval", [(0.25, 1.0), (0.25, 0.75), (0.0, 0.5)])
+def test_a_schedule_for_guidance_at_some_steps_takes_the_compute_that_is_predicted(class_pipeline, interval):
+    guidance = Guidance(3.0, interval)
+    sampling = AdaptiveSampling(class_pipeline, STEPS, Conditions((0, 1), guidance=guidance))
+    record = record_exits(sampling, 4)
+    problem = Problem(record, torch.ones(STEPS), sampling.parts, sampling.predictions(STEPS))
+    policy = CorrectedSchedule().meeting(problem, 0.6)
+    batch = sampling.batch(policy, range(2))
+    assert batch.flops / batch.full_flops == pytest.approx(problem.outcome(policy)[1])
+    assert 0.55 < batch.flops / batch.full_flops <= 0.605

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from adadiff.comparison.cells import Cell
-from adadiff.comparison.figures import pareto_front
 from adadiff.comparison.methods import METHODS
 from adadiff.comparison.report import (
     conditions_in_words,
@@ -85,13 +84,6 @@ def test_synergy_tells_the_corners_of_the_grid(results):
     assert "takes 50% of the compute at a Fréchet distance of 6.00 ± 0.10; " in steps
     assert "55% at 3.00 ± 0.10; both together 28% at 6.00 ± 0.10. " in steps
     assert steps.endswith("The product of the two compute fractions is 28%.")
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_nothing_beats_the_pareto_front(seed):
-    points = [tuple(point) for point in np.random.default_rng(seed).random((30, 2)).tolist()]
-    beaten = [p for p in points if any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)]
-    assert pareto_front(points) == sorted(set(points) - set(beaten))
 
 
 def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp_path):

@@ -1,5 +1,7 @@
 """Classifier-free guidance, against a slow reference that runs every layer for both of each pair."""
 
+import logging
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -134,3 +136,14 @@ def test_the_trace_counts_both_of_a_pair(class_pipeline):
 def test_bad_guidance_is_named(arguments, message):
     with pytest.raises(InputError, match=message):
         Guidance(**arguments)
+
+
+def test_an_interval_that_guides_no_step_is_warned_of_once(class_pipeline, caplog):
+    with caplog.at_level(logging.WARNING, "adadiff"):
+        for interval in ((0.0, 0.1), (0.3, 0.4), (0.3, 0.4)):
+            class_pipeline(class_labels=[0], num_inference_steps=4, guidance_scale=3, guidance_interval=interval)
+        class_pipeline(class_labels=[0], num_inference_steps=4, guidance_interval=(0.3, 0.4))
+    assert caplog.messages == [
+        "no step is guided: none of 4 begins in the guidance interval [0.3, 0.4), so that the guidance scale 3 has no "
+        "effect; widen the interval, or set the scale to 1"
+    ]

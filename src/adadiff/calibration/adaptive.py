@@ -83,6 +83,10 @@ class AdaptiveSampling(Sampling):
     def coefficients(self) -> Tensor:
         return step_influence(self.pipeline.scheduler, self.steps)
 
+    def predictions(self, evaluations: int) -> Tensor:
+        guidance = self.conditions.guidance
+        return torch.tensor([1 + guidance.applies(step, evaluations) for step in range(evaluations)])
+
 
 @dataclass(frozen=True)
 class _Measurement:

@@ -17,20 +17,29 @@ PROBED_STEPS = 20
 PROBED_SAMPLES = 16
 
 
-def measured_influence(sampling: Sampling, record: ExitRecord) -> Tensor:
+def measured_influence(
+    sampling: Sampling,
+    record: ExitRecord,
+    most_steps: int = PROBED_STEPS,
+    most_samples: int = PROBED_SAMPLES,
+    show_progress: bool = True,
+) -> Tensor:
     """Measure the influence of each step: squared change of the final image over squared error of its prediction.
 
     A step here is one evaluation of the model; some schedulers make more than one per sampling step.
 
     One probed step exits after the middle layer while all other steps run in full, so the measurement includes the
     network's response to the changed sample. This response matters: on CIFAR-10 with a guidance scale of 6, an error
-    of the first step counts fourteen times what the scheduler's coefficients say. With more than `PROBED_STEPS` steps
+    of the first step counts fourteen times what the scheduler's coefficients say. With more than `most_steps` steps
     only some are probed, and the ratio of measured influence to the scheduler's coefficients is interpolated; where
     these are not known, the logarithm of the influence itself.
 
     Args:
         sampling: What was recorded.
         record: The record of full sampling runs.
+        most_steps: Most steps that are probed.
+        most_samples: Most samples that each is probed on.
+        show_progress: Whether to show a progress bar.
 
     Returns:
         (steps,) float64, up to a factor that is the same for all steps.
@@ -38,10 +47,10 @@ def measured_influence(sampling: Sampling, record: ExitRecord) -> Tensor:
     steps, depth = len(record.errors), len(sampling.parts.layers)
     coefficients, layer = sampling.coefficients(), (depth + 1) // 2
     expected = record.errors[:, layer - 1].double() * (1 if coefficients is None else coefficients[:, None])
-    samples = range(min(PROBED_SAMPLES, len(record.images)))
-    probed = np.unique(np.linspace(0, steps - 1, min(steps, PROBED_STEPS)).round().astype(int))
+    samples = range(min(most_samples, len(record.images)))
+    probed = np.unique(np.linspace(0, steps - 1, min(steps, most_steps)).round().astype(int))
     amplification = []
-    for probe in tqdm(probed, desc="influence of every step", unit="step"):
+    for probe in tqdm(probed, desc="influence of every step", unit="step", disable=not show_progress):
         policy = ScheduleExit(tuple(layer if step == probe else depth for step in range(steps)))
         images = sampling.batch(sampling.on_model(policy), samples).images
         moved = 4 * (images - record.images[: len(samples)]).square().mean()  # images have half the scale of samples

@@ -79,7 +79,7 @@ class StepThresholds(Kind):
 
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
         thresholds, errors, costs = problem.step_candidates
-        best = (errors + knob * costs).argmin(1, keepdim=True)
+        best = (errors + knob * torch.from_numpy(problem.weights)[:, None] * costs).argmin(1, keepdim=True)
         return ThresholdExit(tuple(thresholds.gather(1, best).squeeze(1).tolist()))
 
 
@@ -89,7 +89,8 @@ class Schedule(Kind):
     name, smallest, largest = "step schedule", 1e-12, 1e6
 
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
-        objective = problem.errors.mean(2) + knob * torch.from_numpy(_costs_after_layers(problem.parts))
+        costs = np.outer(problem.weights, _costs_after_layers(problem.parts))  # (steps, layers)
+        objective = problem.errors.mean(2) + knob * torch.from_numpy(costs)
         return ScheduleExit(tuple((objective.argmin(1) + 1).tolist()))
 
 
@@ -114,22 +115,25 @@ class CorrectedSchedule(Kind):
         return min(once, super().least_compute(parts, steps)) if steps <= LONGEST_GAP else once
 
     def at(self, problem: Problem, knob: float) -> CorrectedScheduleExit:
-        costs = knob * _costs_from_layer_0(problem)
-        lengths = np.arange(LONGEST_GAP + 1)
+        costs, weights = knob * _costs_from_layer_0(problem), problem.weights
+        lengths, begins = np.arange(LONGEST_GAP + 1), problem.guidance_begins
         errors = _errors_by_length(problem.run_products)
-        objectives = errors + lengths[:, None] * costs[:-1]  # (steps, gap_before, length, layers)
+        # (steps, gap_before, length, layers)
+        objectives = errors + _run_weights(weights)[:, None, :, None] * costs[:-1]
         layer_of, objectives = objectives.argmin(3), objectives.min(3)
         steps, gaps_before, _ = objectives.shape
         # Least objective of all that follows a full step, by its gap_before; its last row stands for the end.
         to_come = np.zeros((steps + 1, gaps_before))
         length_of = np.zeros((steps, gaps_before), dtype=int)
         for full in reversed(range(steps)):
-            possible = lengths[: steps - full]
+            # No run goes on where guidance begins, since the unconditional predictions have no corrections there.
+            possible = lengths[: (begins if full < begins else steps) - full]
             ends = full + 1 + possible  # the next full step
-            following = np.where(ends < steps, costs[-1] + to_come[ends, possible + 1], 0)
+            cost_of_full = costs[-1] * np.append(weights, 0)
+            following = np.where(ends < steps, cost_of_full[ends] + to_come[ends, possible + 1], 0)
             options = objectives[full][:, possible] + following  # (gap_before, length)
             length_of[full], to_come[full] = options.argmin(1), options.min(1)
-        layers = _uncorrected_start(problem, costs, costs[-1] + to_come[:-1, 0])
+        layers = _uncorrected_start(problem, costs, costs[-1] * weights + to_come[:-1, 0])
         gap_before = 0
         while len(layers) < steps:
             full = len(layers)
@@ -149,13 +153,13 @@ class CorrectedSchedule(Kind):
             return self._sparse(problem, compute)
         policy = max(within, key=lambda pair: pair[0])[1]
         assert isinstance(policy, CorrectedScheduleExit)
-        costs = _costs_from_layer_0(problem)
+        costs, weights = _costs_from_layer_0(problem), problem.weights
         while True:
             error, layers = self.error(problem, policy), policy.layers
-            remaining = compute * len(layers) - sum(costs[layer] for layer in layers)
+            remaining = compute * len(layers) - float(weights @ costs[list(layers)])
             values = {}
             for step, layer in itertools.product(range(len(layers)), range(len(costs))):
-                more = costs[layer] - costs[layers[step]]
+                more = weights[step] * (costs[layer] - costs[layers[step]])
                 if 0 < more <= remaining:
                     deeper = CorrectedScheduleExit((*layers[:step], layer, *layers[step + 1 :]))
                     values[deeper] = (error - self.error(problem, deeper)) / more
@@ -165,18 +169,30 @@ class CorrectedSchedule(Kind):
             policy = best
 
     def _sparse(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
-        """Return as many full steps as the budget takes, at least one, at equal distances, with layer 0 in between."""
+        """Return as many full steps as the budget takes, at least one, at equal distances, with layer 0 in between.
+
+        Where guidance begins all layers run in any case, so that one of the later full steps moves there.
+        """
         steps, depth = len(problem.influence), len(problem.parts.layers)
         unread = problem.parts.unread / problem.parts.full
         count = max(1, int(steps * (compute - unread) / (1 - unread) + 1e-9))
         full = {steps * k // count for k in range(count)}
+        if problem.guidance_begins and count > 1:
+            full.remove(min(full - {0}, key=lambda step: abs(step - problem.guidance_begins)))
+            full.add(problem.guidance_begins)
         return CorrectedScheduleExit(tuple(depth if step in full else 0 for step in range(steps)))
 
     def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
-        """Return the expected error; infinite if an exit is more than `LONGEST_GAP` steps after a full step."""
+        """Return the expected error.
+
+        It is infinite if an exit is more than `LONGEST_GAP` steps after a full step, or if there is one where guidance
+        begins after a full step.
+        """
         layers, depth = policy.layers, len(problem.parts.layers)
         full = [step for step, layer in enumerate(layers) if layer == depth]
         first = full[0] if full else len(layers)
+        if first < problem.guidance_begins and problem.guidance_begins not in full:
+            return math.inf
         error = problem.run_error(None, layers[:first]) if first else 0.0
         gap_before = 0
         for step, following in itertools.pairwise([*full, len(layers)]):
@@ -186,6 +202,14 @@ class CorrectedSchedule(Kind):
                 error += problem.run_error((step, gap_before), layers[step + 1 : following])
             gap_before = following - step
         return error
+
+
+def _run_weights(weights: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return what the steps of a run after each step cost, by their number: (steps, LONGEST_GAP + 1)."""
+    steps = len(weights)
+    until = np.concatenate([[0], weights.cumsum(), np.full(LONGEST_GAP, weights.sum())])
+    first = np.arange(steps)[:, None] + 1
+    return until[first + np.arange(LONGEST_GAP + 1)] - until[first]
 
 
 def _errors_by_length(products: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -204,7 +228,7 @@ def _uncorrected_start(problem: Problem, costs: NDArray[np.floating], from_full:
         from_full: Least objective from a first full step on, by that step, (steps,).
     """
     errors = _errors_by_length(problem.start_products)  # (length + 1, layers)
-    objectives = errors + np.arange(len(errors))[:, None] * costs[:-1]
+    objectives = errors + np.append(0, problem.weights.cumsum())[: len(errors), None] * costs[:-1]
     following = np.append(from_full, 0.0)[: len(errors)]
     length = int((objectives.min(1) + following).argmin())
     return [int(objectives[length].argmin())] * length
@@ -234,15 +258,15 @@ class ExcessError(Kind):
     name, smallest, largest = "excess error", 1e-12, 1e6
 
     def at(self, problem: Problem, knob: float) -> ExitPolicy:
-        steps, layers, _ = problem.errors.shape
+        layers = problem.errors.shape[1]
         costs = problem.costs(torch.zeros(layers, dtype=torch.bool))
         means = problem.errors.mean(2)
         table = []
-        for step in range(steps):
+        for step, weight in enumerate(problem.weights):
             row = []
             for i in range(layers - 1):
                 gained = means[step, i] - means[step, i + 1 :]  # drop of the mean error at each later layer
-                max_error = knob * (costs[i + 1 :] - costs[i]) * means[step, i] / gained.clamp(min=1e-300)
+                max_error = knob * weight * (costs[i + 1 :] - costs[i]) * means[step, i] / gained.clamp(min=1e-300)
                 row.append(problem.threshold(step, i, max_error.min().item()))
             table.append(tuple(row))
         return TableExit(tuple(table))

@@ -33,11 +33,29 @@ class Problem:
         record: Every exit's error and uncertainty along full sampling runs.
         influence: Influence of each step on the final image, (steps,).
         parts: FLOPs of the model's parts.
+        predictions: Predictions that each step takes, (steps,): 2 where it is guided, else 1. By default equally many.
     """
 
     record: ExitRecord
     influence: Tensor
     parts: PartFlops
+    predictions: Tensor | None = None
+
+    @cached_property
+    def weights(self) -> NDArray[np.floating]:
+        """What each step costs over the mean of all steps, with all layers: (steps,), 1 on average."""
+        if self.predictions is None:
+            return np.ones(len(self.influence))
+        return (self.predictions / self.predictions.double().mean()).numpy()
+
+    @cached_property
+    def guidance_begins(self) -> int:
+        """The step, above 0, at which guidance begins; 0 if no step or the first one is guided.
+
+        The unconditional predictions lack corrections there, so that all layers run if an earlier step was a full one.
+        """
+        rises = np.diff(self.weights, prepend=self.weights[0]) > 0
+        return int(rises.argmax())
 
     @cached_property
     def errors(self) -> Tensor:
@@ -70,9 +88,10 @@ class Problem:
         step before it so many steps earlier (0 for none), exits after layers 0..N-1. The last two axes are the steps
         since the full step, less 1, of two exits after the same layer; on the diagonal is the error of one. Errors of a
         run of early steps are alike, as all carry on the same corrections, so that they add up to more than their own
-        squares. Steps after the last one have no error.
+        squares. Steps after the last one have no error. Where guidance has begun since the full step before, there is
+        no line to carry the corrections on along: they stay as they are.
         """
-        products = self.products
+        products, begins = self.products, self.guidance_begins
         steps, _, exits = products.shape
         influence = np.sqrt(np.concatenate([self.influence.numpy(), np.zeros(LONGEST_GAP)]))
         table = np.zeros((steps, LONGEST_GAP + 2, exits - 1, LONGEST_GAP, LONGEST_GAP))
@@ -81,7 +100,8 @@ class Problem:
             for gap_before in range(min(LONGEST_GAP + 1, full) + 1):
                 # The exit k steps after the full one errs by d_k - (1 + c) d_full + c d_before, c = k / gap_before.
                 at = [*(full + gaps), full, full - gap_before]
-                c = gaps / gap_before if gap_before else np.zeros(LONGEST_GAP)
+                has_line = gap_before and not full - gap_before < begins <= full
+                c = gaps / gap_before if has_line else np.zeros(LONGEST_GAP)
                 weights = np.column_stack([np.eye(LONGEST_GAP), -(1 + c), c])  # (exits of the run, len(at))
                 errors = weights @ self._gram(at)[:-1] @ weights.T  # (layers, exits of the run, exits of the run)
                 felt = influence[full + gaps]
@@ -182,7 +202,7 @@ class Problem:
         The error is that of uncorrected exits; steps at layer 0 are left out of it.
         """
         error, cost = 0.0, 0.0
-        for step in range(len(self.influence)):
+        for step, weight in enumerate(self.weights.tolist()):
             if policy.skips(step):
                 cost += self.parts.unread / self.parts.full
                 continue
@@ -191,7 +211,7 @@ class Problem:
             reads = [policy.reads_uncertainty(step, layer) for layer in range(1, depth)]
             costs = self.costs(torch.tensor([*reads, False]), policy.corrected_layers(step, depth))
             error += self.errors[step].gather(0, exits[None] - 1).mean().item()
-            cost += costs[exits - 1].mean().item()
+            cost += weight * costs[exits - 1].mean().item()
         return error, cost / len(self.influence)
 
 

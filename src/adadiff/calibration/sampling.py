@@ -66,6 +66,10 @@ class Sampling(ABC):
         """Return what the scheduler makes of an error at each evaluation, (evaluations,); None if it is not known."""
         return None
 
+    def predictions(self, evaluations: int) -> Tensor | None:
+        """Return how many predictions each evaluation takes, (evaluations,); None if equally many."""
+        return None
+
     def fewer_steps(self, compute: float) -> dict[int, Sampling]:
         """Return the same sampling with fewer steps, by their number: just below and above a fraction of the compute.
 

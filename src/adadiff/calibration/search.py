@@ -49,7 +49,8 @@ class Search:
             "influence", lambda: {"steps": measured_influence(trials.sampling, record)}
         )["steps"]
         parts = trials.sampling.parts
-        self.problem = Problem(record.select(torch.arange(optimised)), influence, parts)
+        predictions = trials.sampling.predictions(len(influence))
+        self.problem = Problem(record.select(torch.arange(optimised)), influence, parts, predictions)
         self.least_compute = {kind.name: kind.least_compute(parts, len(record.errors)) for kind in kinds}
         self.choosing = range(half, samples)
         trials.cache_full_images(record.images)

@@ -15,6 +15,7 @@ from adadiff.cli.export import export_command
 from adadiff.cli.info import info_command
 from adadiff.cli.sample import sample_command
 from adadiff.cli.train import train_command
+from adadiff.cli.tune import tune_command
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample_command,
     "evaluate": evaluate_command,
     "calibrate": calibrate_command,
+    "tune": tune_command,
     "adapt": adapt_command,
     "compare": compare_command,
     "demo": demo_command,

@@ -15,6 +15,7 @@ from adadiff.comparison.cells import SAMPLES, Cell
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling.images import image_path, read_image
+from adadiff.utils.front import pareto_front
 
 COSTS: dict[str, Callable[[Cell], float]] = {
     "compute": lambda cell: cell.compute,
@@ -58,15 +59,6 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", ncols=2)
     return figure
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the Pareto-optimal points, smaller being better in both coordinates, from left to right."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(points):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
-    return front
 
 
 def synergy(

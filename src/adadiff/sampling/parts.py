@@ -18,7 +18,7 @@ from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy
 from adadiff.runtime import Denoiser
 from adadiff.sampling.guidance import Guidance
-from adadiff.sampling.schedulers import scheduler_like, scheduler_name
+from adadiff.sampling.schedulers import scheduler_like, scheduler_name, times_of
 from adadiff.sampling.settings import FolderSettings, ResolvedPlan, resolve
 from adadiff.utils.errors import InputError, suggestion
 from adadiff.utils.files import is_stock, model_folder, packaged_models, write_checksums
@@ -148,7 +148,8 @@ class ModelParts(DiffusionPipeline):
     ) -> ResolvedPlan:
         """Resolve how a call with these arguments samples, by `resolve` with the folder's settings and the scheduler.
 
-        Logs one warning if a calibrated policy is used with other settings than it was calibrated for.
+        Logs one warning if a calibrated policy is used with other settings than it was calibrated for, and one if a
+        guidance interval leaves no step to guide.
 
         Raises:
             InputError: If both `tau` and `policy` are given, or an argument is of another kind or out of range.
@@ -171,10 +172,25 @@ class ModelParts(DiffusionPipeline):
             tied_exits,
             guidance,
         )
-        if resolved.warning is not None and resolved.warning not in self._warned:
-            self._warned.add(resolved.warning)
-            logger.warning(resolved.warning)
+        for warning in (resolved.warning, self._unguided_warning(resolved)):
+            if warning is not None and warning not in self._warned:
+                self._warned.add(warning)
+                logger.warning(warning)
         return resolved
+
+    def _unguided_warning(self, plan: ResolvedPlan) -> str | None:
+        """Return the one-line warning that a guidance interval leaves no step to guide, or None."""
+        guidance = plan.guidance
+        if guidance.scale == 1 or guidance.interval == (0.0, 1.0):
+            return None
+        evaluations = len(times_of(self.scheduler, plan.steps))
+        if any(guidance.applies(step, evaluations) for step in range(evaluations)):
+            return None
+        start, end = guidance.interval
+        return (
+            f"no step is guided: none of {evaluations} begins in the guidance interval [{start:g}, {end:g}), so that "
+            f"the guidance scale {guidance.scale:g} has no effect; widen the interval, or set the scale to 1"
+        )
 
     def with_parts(self, **parts: Any) -> Self:
         """Make the same pipeline with other parts: `transformer`, `scheduler`, `text_encoder` or `vae`.

@@ -1,0 +1,146 @@
+"""`adadiff tune`: search the sampling plan with the best images under a budget and floors, and store it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from adadiff.cli.options import Dtype
+from adadiff.cli.output import console
+from adadiff.data import DataConfig
+from adadiff.tuning.config import SEARCHED_BY, SEED, TuneConfig
+from adadiff.tuning.goal import TuningGoal
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import is_stock, model_folder
+from adadiff.utils.ranges import Count, CountOrZero, Fraction, Positive, Seed, checked
+
+NO_DATA = DataConfig(source="")
+SEARCH = "tuning"
+
+
+@checked
+def tune_command(
+    model: Positional[Path],
+    data: DataConfig = NO_DATA,
+    compute: Positive | None = None,
+    gflops: Positive | None = None,
+    seconds: Positive | None = None,
+    agreement: Fraction | None = None,
+    recall: Fraction | None = None,
+    precision: Fraction | None = None,
+    clip_score: Positive | None = None,
+    features: tuple[str, ...] = SEARCHED_BY,
+    judges: tuple[str, ...] = (),
+    clip: str | None = None,
+    trials: Count = 60,
+    images: tuple[Count, ...] = (250, 1000, 4000),
+    confirm: Count = 10_000,
+    prompts: Path | None = None,
+    class_index: tuple[CountOrZero, ...] = (),
+    batch_size: Count = 50,
+    seed: Seed = SEED,
+    dtype: Dtype = "float32",
+    device: str = "auto",
+    out: Path | None = None,
+    replace: bool = False,
+) -> None:
+    """Search the steps, guidance and depth that give the best images for a budget, and store them with the model.
+
+    Tries sampling plans on few images and the best of them on more, and does the same for the guidance of the full
+    model, which is the reference. The best are measured on fresh images and named by feature networks that the search
+    did not go by. Prints their table, draws the front, and writes exit_policy.json into the model's folder, where
+    `adadiff sample` finds it. After an interruption the same command continues.
+
+    Args:
+        model: Model folder, as `adadiff train` makes it, or with --out the name of a packaged model.
+        data: Real images; they are converted to the size and channels of the model's.
+        compute: Budget: FLOPs of an image over those of the model's default steps and guidance with all layers. Without
+            any budget the whole front is searched.
+        gflops: Budget: billions of FLOPs of an image.
+        seconds: Budget: seconds of an image in a batch, on this machine.
+        agreement: Floor: share of images in which the first network recognises the requested class.
+        recall: Floor: recall by the first network.
+        precision: Floor: precision by the first network.
+        clip_score: Floor: CLIP score of prompts; set --prompts and --clip.
+        features: Feature networks that the search goes by: names as `adadiff evaluate` takes them.
+        judges: Feature networks that name the winner; by default those of the package that the search does not go by.
+        clip: CLIP model of transformers, by its name on the hub or its folder.
+        trials: Number of plans tried, and of settings of the full model.
+        images: Images of a trial in each round, growing.
+        confirm: Fresh images that the best are measured on.
+        prompts: Text file with one prompt per line, for a model that takes text.
+        class_index: Indices of the classes to sample in turn; by default all classes of the model.
+        batch_size: Images per batch.
+        seed: Seed of the noise and of the proposals, at least 0.
+        dtype: Precision of the model.
+        device: Device: cpu, cuda, ..., or auto for cuda if available.
+        out: Folder for the plan, and for the search, in its folder tuning; by default the model's.
+        replace: Replace an earlier exit_policy.json.
+    """
+    goal = TuningGoal(compute, gflops, seconds, agreement, precision, recall, clip_score)
+    config = TuneConfig(goal, features, judges, trials, images, confirm, batch_size, seed)
+    if not data.source:
+        raise InputError(
+            "no real images are given: set --data to search for their quality, or use adadiff calibrate, which needs "
+            "none and keeps the full model's images"
+        )
+    _tune(model, data, config, clip, prompts, class_index, dtype, device, _place(model, out, replace))
+
+
+def _place(model: Path, out: Path | None, replace: bool) -> Path:
+    """Return the folder for the plan; raise InputError if it may not be written to."""
+    from adadiff.policies.stored import EXIT_POLICY
+
+    if is_stock(model_folder(model)):
+        raise InputError(f"{model} is a pipeline of diffusers' own: adadiff calibrate finds its policy")
+    if out is None and model_folder(model) != model:
+        raise InputError(f"{model} is a packaged model, which is never written to: set --out FOLDER for the plan")
+    place = out or model
+    if (place / EXIT_POLICY).exists() and not replace:
+        raise InputError(f"{place} already holds an {EXIT_POLICY}: add --replace, or move it away")
+    return place
+
+
+def _tune(
+    model: Path,
+    data: DataConfig,
+    config: TuneConfig,
+    clip: str | None,
+    prompts: Path | None,
+    class_index: tuple[int, ...],
+    dtype: Dtype,
+    device: str,
+    place: Path,
+) -> None:
+    """Search, print and store; for the arguments see `tune_command`."""
+    from adadiff.cli.shared import chosen_prompts, device_of, load_pipeline
+    from adadiff.policies import NeverExit
+    from adadiff.sampling import Conditions
+    from adadiff.sampling.settings import FolderSettings, resolve
+    from adadiff.tuning import (
+        default_plan,
+        draw_tuning,
+        outcome_in_words,
+        plans_in_words,
+        tune,
+        tuning_table,
+        witnesses_for,
+    )
+
+    folder = model_folder(model)
+    own = FolderSettings.load(folder, policy=False)  # an earlier plan is no reference
+    pipeline = load_pipeline(folder, dtype, device, own.scheduler, own_settings=False)
+    default = default_plan(pipeline, resolve(own, pipeline.scheduler, policy=NeverExit()))
+    conditions = Conditions(class_index or pipeline.transformer.class_indices, chosen_prompts((), prompts))
+    names = (*config.features, *config.judges)
+    witnesses, scorer = witnesses_for(folder, data, names, clip, device_of(device))
+    tuning = tune(pipeline, default, conditions, witnesses, config, place / SEARCH, scorer)
+    console.print(tuning_table(tuning))
+    console.print(plans_in_words(tuning), markup=False, highlight=False)
+    draw_tuning(tuning, place / SEARCH / "front.png")
+    if tuning.chosen is None:
+        raise InputError(f"{outcome_in_words(tuning)}; nothing was stored")
+    console.print(outcome_in_words(tuning), markup=False, highlight=False)
+    path = tuning.stored(pipeline).save(place)
+    console.print(f"the plan is in {path}, the drawn front in {place / SEARCH / 'front.png'}")

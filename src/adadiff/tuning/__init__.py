@@ -1,0 +1,37 @@
+"""Tuning: search the sampling plan that gives the best images for a budget of compute."""
+
+from typing import TYPE_CHECKING
+
+from adadiff.tuning.config import TuneConfig
+from adadiff.tuning.goal import TuningGoal
+from adadiff.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from adadiff.tuning.report import draw_tuning, outcome_in_words, plans_in_words, tuning_table
+    from adadiff.tuning.result import Confirmed, Tuning
+    from adadiff.tuning.run import default_plan, tune
+    from adadiff.tuning.witnesses import witnesses_for
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "adadiff.tuning.report": ["draw_tuning", "outcome_in_words", "plans_in_words", "tuning_table"],
+            "adadiff.tuning.result": ["Confirmed", "Tuning"],
+            "adadiff.tuning.run": ["default_plan", "tune"],
+            "adadiff.tuning.witnesses": ["witnesses_for"],
+        },
+    )
+
+__all__ = [
+    "Confirmed",
+    "TuneConfig",
+    "Tuning",
+    "TuningGoal",
+    "default_plan",
+    "draw_tuning",
+    "outcome_in_words",
+    "plans_in_words",
+    "tune",
+    "tuning_table",
+    "witnesses_for",
+]

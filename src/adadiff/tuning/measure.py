@@ -1,0 +1,221 @@
+"""Measurements of plans: their images' features by several networks, sampled once and kept, and the metrics of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adadiff.calibration.cache import TensorCache, Tensors
+from adadiff.evaluation.evaluate import ClipScorer, class_agreement
+from adadiff.evaluation.features import BATCH, FeatureNetwork, ImageFeatures
+from adadiff.evaluation.metrics import NEIGHBOURS, Features, Gaussian, bootstrap, precision_recall
+from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan, sample_seeded
+from adadiff.utils.errors import InputError
+
+CHUNK = 250  # images whose features are stored together: so many are sampled again after an interruption, at most
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A feature network with its features of the real images.
+
+    Args:
+        network: The network.
+        real: Features of the real images.
+    """
+
+    network: FeatureNetwork
+    real: ImageFeatures
+
+    @property
+    def least_images(self) -> int:
+        """Least number of images, real ones and samples, that distances, precision and recall need."""
+        return max(self.real.vectors.shape[1], NEIGHBOURS) + 1
+
+    @cached_property
+    def _real(self) -> Gaussian:
+        return Gaussian.fit(self.real.vectors)
+
+    def distance(self, vectors: Features) -> float:
+        """Compute the Fréchet distance of samples with these features, (images, features), to the real images."""
+        return Gaussian.fit(vectors).distance(self._real)
+
+    def precision_recall(self, vectors: Features) -> tuple[float, float]:
+        """Compute precision and recall, with as many real images as samples where there are so many."""
+        chosen = np.random.default_rng(0).permutation(len(self.real.vectors))[: len(vectors)]
+        return precision_recall(vectors, self.real.vectors[chosen])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the images of a plan are like.
+
+    Args:
+        images: Number of images.
+        flops: FLOPs of an image, as counted while sampling.
+        distances: Fréchet distance by each network's name.
+        errors: Their standard errors by bootstrap over the images; empty if they were not asked for.
+        shares: Class agreement, precision and recall in [0, 1] and CLIP score in [0, 100], as far as they were asked
+            for and exist, by name.
+    """
+
+    images: int
+    flops: float
+    distances: Mapping[str, float]
+    errors: Mapping[str, float]
+    shares: Mapping[str, float]
+
+    def relative(self, names: Sequence[str], reference: Measurement) -> float:
+        """Return the mean over some networks of the distance over that of a reference: 1 is as good as that."""
+        return float(np.mean([self.distances[name] / reference.distances[name] for name in names]))
+
+    def relative_error(self, names: Sequence[str], reference: Measurement) -> float:
+        """Return the standard error of `relative`, taking the networks' errors and the reference's as independent."""
+        ratios = [self.distances[name] / reference.distances[name] for name in names]
+        parts = [
+            ratio * each.errors[name] / each.distances[name]
+            for name, ratio in zip(names, ratios, strict=True)
+            for each in (self, reference)
+        ]
+        return math.hypot(*parts) / len(names)
+
+
+class Measurer:
+    """Samples with plans, and measures the images.
+
+    Image k depends only on the seed and on k, so that all plans share their noise. Features are stored as soon as a
+    chunk of images is complete, and never computed twice.
+
+    Args:
+        pipeline: The model.
+        conditions: Conditions of the images; plans choose the guidance.
+        witnesses: The feature networks by name; the first is the one that agreement, precision and recall go by.
+        cache: Cache for the features.
+        clip: Scorer of prompts, or None.
+        batch_size: Images per batch.
+        progress: Called, once for each chunk, with a plan, the number of images, and whether they were sampled now.
+    """
+
+    def __init__(
+        self,
+        pipeline: AdaptivePipeline,
+        conditions: Conditions,
+        witnesses: Mapping[str, Witness],
+        cache: TensorCache,
+        clip: ClipScorer | None = None,
+        batch_size: int = 50,
+        progress: Callable[[SamplingPlan, int, bool], None] = lambda plan, images, sampled: None,
+    ) -> None:
+        self.pipeline, self.conditions, self.witnesses = pipeline, conditions, witnesses
+        self.cache, self.clip, self.batch_size, self.progress = cache, clip, batch_size, progress
+        self._counted: set[str] = set()
+
+    def measure(
+        self, plan: SamplingPlan, images: int, seed: int, shares: Sequence[str] = (), errors: bool = False
+    ) -> Measurement:
+        """Measure images 0, 1, ... of a plan.
+
+        Args:
+            plan: The plan.
+            images: Number of images.
+            seed: Seed of their noise.
+            shares: Other metrics to compute: agreement, precision, recall, clip_score.
+            errors: Whether to compute standard errors.
+
+        Raises:
+            NonFiniteImagesError: If an image is NaN or infinite.
+        """
+        tensors = self._features(plan, images, seed)
+        vectors = {name: tensors[f"{name}/vectors"].numpy() for name in self.witnesses}
+        return Measurement(
+            images,
+            tensors["flops"].double().sum().item() / images,
+            {name: witness.distance(vectors[name]) for name, witness in self.witnesses.items()},
+            {name: bootstrap(witness.distance, vectors[name]) for name, witness in self.witnesses.items() if errors},
+            self._shares(tensors, shares),
+        )
+
+    def _shares(self, tensors: Tensors, wanted: Sequence[str]) -> dict[str, float]:
+        name, first = next(iter(self.witnesses.items()))
+        found: dict[str, float | None] = {}
+        if "agreement" in wanted:
+            guesses = tensors.get(f"{name}/guesses")
+            found["agreement"] = class_agreement(
+                None if guesses is None else guesses.numpy(), first.network.class_names, self._classes
+            )
+        if "precision" in wanted or "recall" in wanted:
+            pair = first.precision_recall(tensors[f"{name}/vectors"].numpy())
+            found |= dict(zip(("precision", "recall"), pair, strict=True))
+        if "clip_score" in wanted and "clip" in tensors:
+            found["clip_score"] = tensors["clip"].mean().item()
+        return {each: value for each, value in found.items() if each in wanted and value is not None}
+
+    @property
+    def _classes(self) -> tuple[str | int, ...]:
+        """The conditions' classes by name."""
+        names = self.pipeline.transformer.config.class_names
+        return tuple(names[each] if names and isinstance(each, int) else each for each in self.conditions.classes)
+
+    def require(self, shares: Sequence[str]) -> None:
+        """Raise InputError if one of these metrics cannot be computed."""
+        name, first = next(iter(self.witnesses.items()))
+        if "agreement" in shares:
+            known = class_agreement(np.zeros(1, np.int64), first.network.class_names, self._classes)
+            if known is None:
+                raise InputError(
+                    f"the features {name} do not know the model's classes: leave --agreement out, or name first under "
+                    f"--features a network that does"
+                )
+        if "clip_score" in shares and (self.clip is None or not self.conditions.prompts):
+            raise InputError("a floor of the CLIP score needs prompts and a CLIP model: set --prompts and --clip")
+
+    def _features(self, plan: SamplingPlan, images: int, seed: int) -> Tensors:
+        pipeline, chunks = self.pipeline.with_plan(plan), []
+        for first in range(0, images, CHUNK):
+            chunks.append(self._chunk(pipeline, plan, range(first, min(first + CHUNK, images)), seed))
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def _chunk(self, pipeline: AdaptivePipeline, plan: SamplingPlan, numbers: Sequence[int], seed: int) -> Tensors:
+        name, sampled = f"{plan.describe()}, seed {seed}, images {numbers}", False
+
+        def sample() -> Tensors:
+            nonlocal sampled
+            sampled = True
+            return self._sampled(pipeline, plan, numbers, seed)
+
+        tensors = self.cache.compute_once(name, sample)
+        if name not in self._counted:
+            self._counted.add(name)
+            self.progress(plan, len(numbers), sampled)
+        return tensors
+
+    def _sampled(self, pipeline: AdaptivePipeline, plan: SamplingPlan, numbers: Sequence[int], seed: int) -> Tensors:
+        conditions, images, flops = replace(self.conditions, guidance=plan.guidance), [], 0
+        for first in range(0, len(numbers), self.batch_size):
+            some = numbers[first : first + self.batch_size]
+            output = sample_seeded(pipeline, some, plan.steps, plan.policy, seed, conditions)
+            images.append((255 * output.images.float().cpu()).round() / 255)  # as image files hold them
+            flops += int(output.trace.flops.sum())
+        sampled = torch.cat(images)
+        tensors: Tensors = {"flops": torch.tensor([flops])}
+        for name, witness in self.witnesses.items():
+            features = witness.network.of(sampled.split(BATCH))
+            tensors[f"{name}/vectors"] = torch.from_numpy(features.vectors)
+            if features.guesses is not None:
+                tensors[f"{name}/guesses"] = torch.from_numpy(features.guesses)
+        if self.clip is not None:
+            tensors["clip"] = self._clip_scores(self.clip, pipeline, sampled, numbers)
+        return tensors
+
+    def _clip_scores(
+        self, clip: ClipScorer, pipeline: AdaptivePipeline, images: Tensor, numbers: Sequence[int]
+    ) -> Tensor:
+        pictures = pipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy())
+        prompts = self.conditions.prompts
+        return clip.score(pictures, [prompts[k % len(prompts)] for k in numbers])

@@ -1,0 +1,53 @@
+"""Progress of a search, with the time that is left."""
+
+from __future__ import annotations
+
+import itertools
+from types import TracebackType
+
+import numpy as np
+from tqdm import tqdm
+from typing_extensions import Self
+
+from adadiff.tuning.config import TuneConfig
+
+UNKNOWN_COMPUTE = 0.5  # of a plan, over the default's, in a search without a budget
+FULL_COMPUTE = 0.85  # of the full model at another guidance than the default
+
+
+def expected_images(config: TuneConfig, budget: float | None, finalists: int) -> float:
+    """Estimate how many images two searches and their confirmation sample, in images of the default plan."""
+    counts = [config.trials]
+    for fewer, more in itertools.pairwise(config.images):
+        counts.append(max(1, round(counts[-1] * fewer / more)))
+    added = np.diff([0, *config.images])  # images that a round samples more than the one before
+    search = float(np.dot(counts, added)) + min(finalists, counts[-1]) * config.confirm
+    compute = UNKNOWN_COMPUTE if budget is None else min(budget, 1.0)
+    return search * (compute + FULL_COMPUTE) + config.images[-1] + config.confirm
+
+
+class Progress:
+    """A bar that counts images in units of the default plan's compute, and so knows the time that is left.
+
+    Attributes:
+        total: Images still to be sampled when the search began, in images of the default plan, as far as is known.
+    """
+
+    total: float = 0
+
+    def __enter__(self) -> Self:
+        self._bar = tqdm(desc="tuning", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def add(self, images: float, sampled: bool) -> None:
+        """Count images, in images of the default plan, that were sampled, or that an earlier run had sampled."""
+        if not sampled:
+            self.total -= images
+            return
+        self._bar.total = max(self.total, self._bar.n + images)
+        self._bar.update(images)

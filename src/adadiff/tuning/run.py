@@ -1,0 +1,216 @@
+"""Tuning: from a model, real images and a goal to the plan that the judges name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adadiff.calibration.cache import TensorCache
+from adadiff.evaluation.evaluate import ClipScorer
+from adadiff.policies import NeverExit
+from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan, sample_seeded
+from adadiff.sampling.folder import sampling_request
+from adadiff.sampling.schedulers import scheduler_name, spacing_of
+from adadiff.tuning.config import TuneConfig
+from adadiff.tuning.depth import DepthPlanner
+from adadiff.tuning.measure import Measurer, Witness
+from adadiff.tuning.progress import Progress, expected_images
+from adadiff.tuning.result import Confirmed, Tuning
+from adadiff.tuning.score import Scorer
+from adadiff.tuning.search import Search, open_study
+from adadiff.tuning.space import Space
+from adadiff.utils.errors import InputError
+from adadiff.utils.files import claim_folder, exclusive_folder, read_json, write_json
+from adadiff.utils.fingerprints import fingerprint
+from adadiff.utils.timing import median_seconds
+
+NOTE, SECONDS, FEATURES, RECORDINGS = "search.json", "seconds.json", "features", "recordings"
+FINALISTS = 3  # plans of each search that fresh images are sampled of, at most
+SHARES = ("agreement", "precision", "recall", "clip_score")
+TIMED_IMAGES, TIMED_REPEATS = 8, 3
+
+
+def tune(
+    pipeline: AdaptivePipeline,
+    default: SamplingPlan,
+    conditions: Conditions,
+    witnesses: dict[str, Witness],
+    config: TuneConfig,
+    folder: Path,
+    clip: ClipScorer | None = None,
+) -> Tuning:
+    """Search the sampling plans of a model for the best images under a budget and floors.
+
+    Two searches with the same number of trials: one for plans, one for the full model's own best guidance, which is
+    the reference. The best of each are measured on fresh images, and named by networks that no search went by.
+
+    Args:
+        pipeline: The model.
+        default: Its default plan with all layers, with scheduler and spacing named; compute is relative to it.
+        conditions: Conditions of the images; plans choose the guidance.
+        witnesses: All networks by name: those that the search goes by first, then the judges.
+        config: How to search.
+        folder: A new or empty folder, or that of the same search, which goes on.
+        clip: Scorer of prompts, or None.
+
+    Raises:
+        InputError: If there are too few images for the features, the budget is below one full step, a floor cannot be
+            measured, or the folder holds another search.
+    """
+    job = _Job(pipeline, default, conditions, witnesses, config, folder, clip)
+    job.check()
+    with exclusive_folder(folder):
+        claim_folder(folder, NOTE, _description(job), "a search")
+        with job.progress:
+            return job.run()
+
+
+def default_plan(pipeline: AdaptivePipeline, plan: SamplingPlan) -> SamplingPlan:
+    """Return a plan with all layers, with the pipeline's scheduler and its spacing named."""
+    scheduler = pipeline.scheduler
+    return replace(plan.without_exits, scheduler=scheduler_name(scheduler), spacing=spacing_of(scheduler))
+
+
+class _Job:
+    """One search; for the arguments see `tune`."""
+
+    def __init__(
+        self,
+        pipeline: AdaptivePipeline,
+        default: SamplingPlan,
+        conditions: Conditions,
+        witnesses: dict[str, Witness],
+        config: TuneConfig,
+        folder: Path,
+        clip: ClipScorer | None,
+    ) -> None:
+        self.pipeline, self.default, self.conditions, self.config = pipeline, default, conditions, config
+        self.witnesses, self.folder, self.goal = witnesses, folder, config.goal
+        self.parts = pipeline.transformer.part_flops
+        self.progress = Progress()
+        cache = TensorCache(folder / FEATURES, {})
+        self.measurer = Measurer(pipeline, conditions, witnesses, cache, clip, config.batch_size, self._count)
+
+    def check(self) -> None:
+        """Raise InputError, before anything is sampled, if the search cannot be made."""
+        config = self.config
+        for name, witness in self.witnesses.items():
+            for number, what in (
+                (config.images[0], "--images begins with"),
+                (config.confirm, "--confirm is"),
+                (len(witness.real.vectors), "the number of real images is"),
+            ):
+                if number < witness.least_images:
+                    raise InputError(
+                        f"{what} {number}, too few for the features {name}: at least {witness.least_images} are needed"
+                    )
+        self.measurer.require(tuple(self.goal.floors))
+        least = {"compute": self.parts.full / self.default.flops(self.parts), "gflops": self.parts.full / 1e9}
+        for unit, value in self.goal.budget.items():
+            if unit in least and value < least[unit]:
+                raise InputError(f"the budget {unit} is {value}: one step with all layers takes {least[unit]:.3g}")
+
+    def run(self) -> Tuning:
+        """Search, confirm, and return what was found."""
+        config, budget = self.config, self._budget()
+        self.progress.total = expected_images(config, budget, FINALISTS)
+        scorer = Scorer(
+            self.measurer,
+            self.default,
+            config.features,
+            self.goal,
+            budget,
+            config.seed,
+            (config.images[-1], config.confirm),
+        )
+        space = Space.of(self.pipeline, self.default)
+        planner = DepthPlanner(self.pipeline, self.conditions, self.folder / RECORDINGS, config.seed + 2)
+        most_flops = math.inf if budget is None else budget * self.default.flops(self.parts)
+        plans = Search(
+            open_study(self.folder, "plans", 1 if self.goal.budget else 2),
+            lambda trial: planner.plan(space.suggest(trial), most_flops),
+            scorer.score,
+            space.starts(self.default, budget),
+            config.seed,
+        )
+        all_layers = space.with_all_layers(self.default.steps)
+        full = Search(
+            open_study(self.folder, "full model", 1),
+            lambda trial: all_layers.suggest(trial).with_all_layers,
+            scorer.score_floors,
+            all_layers.starts(self.default, 1.0),
+            config.seed,
+        )
+        finalists = [search.run(config.trials, config.images)[:FINALISTS] for search in (plans, full)]
+        distinct = dict.fromkeys([self.default, *(each.candidate for pool in finalists for each in pool)])
+        confirmed = dict(zip(distinct, self._confirmed(tuple(distinct), scorer), strict=True))
+        tuned, best = ([confirmed[each.candidate] for each in pool] for pool in finalists)
+        tried = [plans.score_of(trial) for trial in plans.finished[: config.trials]]
+        return Tuning(
+            self.goal,
+            budget,
+            config.features,
+            config.judges,
+            confirmed[self.default],
+            tuple(best),
+            tuple(tuned),
+            tuple(tried),
+        )
+
+    def _confirmed(self, plans: Sequence[SamplingPlan], scorer: Scorer) -> list[Confirmed]:
+        """Measure plans on fresh images, and time them in turns."""
+        config, full = self.config, self.default.flops(self.parts)
+        fresh = [self.measurer.measure(plan, config.confirm, config.seed + 1, SHARES, errors=True) for plan in plans]
+        seconds = self._seconds(plans)
+        return [
+            Confirmed(plan, measured.flops / full, scorer.compute(plan), measured, each)
+            for plan, measured, each in zip(plans, fresh, seconds, strict=True)
+        ]
+
+    def _seconds(self, plans: Sequence[SamplingPlan]) -> list[float]:
+        """Return the seconds of an image of each plan, in batches of `TIMED_IMAGES`, timed in turns."""
+
+        def sample(plan: SamplingPlan) -> None:
+            conditions = replace(self.conditions, guidance=plan.guidance)
+            pipeline = self.pipeline.with_plan(plan)
+            sample_seeded(pipeline, range(TIMED_IMAGES), plan.steps, plan.policy, conditions=conditions)
+
+        taken = median_seconds({str(k): partial(sample, plan) for k, plan in enumerate(plans)}, TIMED_REPEATS)
+        return [taken[str(k)] / TIMED_IMAGES for k in range(len(plans))]
+
+    def _budget(self) -> float | None:
+        """Return the budget as FLOPs over the default plan's; what seconds come to is measured once and noted."""
+        goal = self.goal
+        if goal.gflops is not None:
+            return goal.gflops * 1e9 / self.default.flops(self.parts)
+        if goal.seconds is None:
+            return goal.compute
+        note = self.folder / SECONDS
+        if not note.is_file():
+            write_json(note, {"seconds_of_default": self._seconds([self.default])[0]})
+        budget = goal.seconds / float(read_json(note)["seconds_of_default"])
+        if budget < (least := self.parts.full / self.default.flops(self.parts)):
+            one_step = goal.seconds * least / budget
+            raise InputError(f"the budget seconds is {goal.seconds}: one step with all layers takes {one_step:.3g}")
+        return budget
+
+    def _count(self, plan: SamplingPlan, images: int, sampled: bool) -> None:
+        self.progress.add(images * plan.flops(self.parts) / self.default.flops(self.parts), sampled)
+
+
+def _description(job: _Job) -> dict[str, Any]:
+    """Describe, as plain values, everything that a search's trials depend on; more trials and images may follow."""
+    config = job.config
+    return {
+        "model": sampling_request(job.pipeline, job.default.steps, NeverExit(), config.seed, job.conditions),
+        "networks": {name: witness.network.fingerprint for name, witness in job.witnesses.items()},
+        "real_images": {name: fingerprint([each.real.vectors.tobytes()]) for name, each in job.witnesses.items()},
+        "goal": asdict(config.goal),
+        "features": list(config.features),
+        "images": list(config.images),
+        "seed": config.seed,
+    }

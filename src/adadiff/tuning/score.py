@@ -1,0 +1,79 @@
+"""The score that a search goes by: distances relative to the default plan's, and by how much floors are missed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from adadiff.runtime import PartFlops
+from adadiff.sampling import SamplingPlan
+from adadiff.sampling.finite import NonFiniteImagesError
+from adadiff.tuning.goal import TuningGoal
+from adadiff.tuning.measure import Measurement, Measurer
+from adadiff.tuning.search import Score
+
+WORST = 1000.0  # objective of a plan whose images are not finite
+
+
+class Scorer:
+    """Scores plans by their first so many images.
+
+    Args:
+        measurer: Measures images.
+        default: The default plan with all layers, which distances and compute are relative to.
+        networks: Names of the networks that the search goes by.
+        goal: Budget and floors.
+        budget: The budget as FLOPs over the default plan's, or None.
+        seed: Seed of the noise.
+        confirming: Number of fresh images that the floors must hold on afterwards, with the last round's number. A
+            floor is raised by one standard error of a share for both, since a plan that just meets it would miss it on
+            every second set of fresh images.
+    """
+
+    def __init__(
+        self,
+        measurer: Measurer,
+        default: SamplingPlan,
+        networks: Sequence[str],
+        goal: TuningGoal,
+        budget: float | None,
+        seed: int,
+        confirming: tuple[int, int],
+    ) -> None:
+        self.measurer, self.default, self.networks, self.seed = measurer, default, tuple(networks), seed
+        self.goal, self.budget, self.confirming = goal, budget, confirming
+
+    @property
+    def parts(self) -> PartFlops:
+        """FLOPs of the model's parts."""
+        return self.measurer.pipeline.transformer.part_flops
+
+    def compute(self, plan: SamplingPlan) -> float:
+        """Return the FLOPs of a plan over the default plan's, as predicted, exactly."""
+        return plan.flops(self.parts) / self.default.flops(self.parts)
+
+    def score(self, plan: SamplingPlan, images: int) -> Score:
+        """Score a plan under floors and budget."""
+        return self._score(plan, images, self.budget)
+
+    def score_floors(self, plan: SamplingPlan, images: int) -> Score:
+        """Score a plan under the floors alone, as the full model's are."""
+        return self._score(plan, images, None)
+
+    def _score(self, plan: SamplingPlan, images: int, budget: float | None) -> Score:
+        compute = self.compute(plan)
+        over = () if budget is None else ((compute - budget) / budget,)
+        try:
+            measured = self.measurer.measure(plan, images, self.seed, tuple(self.goal.floors))
+        except NonFiniteImagesError:
+            return Score(WORST, compute, (*over, 1.0))
+        reference = self.measurer.measure(self.default, images, self.seed)
+        return Score(measured.relative(self.networks, reference), compute, (*over, *self._missed(measured)))
+
+    def _missed(self, measured: Measurement) -> tuple[float, ...]:
+        missed = []
+        for name, floor in self.goal.floors.items():
+            variance = 0.0 if name == "clip_score" else floor * (1 - floor)
+            raised = floor + math.sqrt(variance * sum(1 / images for images in self.confirming))
+            missed.append((raised - measured.shares[name]) / max(floor, 1e-9))
+        return tuple(missed)

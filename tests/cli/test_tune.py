@@ -1,0 +1,79 @@
+"""`adadiff tune`: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.conftest import files, run
+
+TINY = (
+    "--data digits --features tests.tuning.conftest:random_features "
+    "--judges tests.tuning.conftest:more_random_features --trials 2 --images 8 --confirm 8 --batch-size 8"
+)
+
+
+@pytest.fixture
+def three_steps(model_folder):
+    """A model whose default is three steps."""
+    (model_folder / "sampling.json").write_text(json.dumps({"scheduler": "ddim", "steps": 3}))
+    return model_folder
+
+
+def test_tune_and_what_takes_its_plan_from_there(three_steps, tmp_path, capsys):
+    run(f"tune {three_steps} --compute 0.7 {TINY}")
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("full model at its best", "chosen", "judge", "8 fresh images"))
+    assert (three_steps / "tuning/front.png").is_file()
+    stored = json.loads((three_steps / "exit_policy.json").read_text())
+    assert stored["goal"] == {"compute": 0.7}
+    assert stored["found"]["compute"] <= 0.7
+    run(f"sample {three_steps} -n 2 --out {tmp_path}/own")
+    request = json.loads((tmp_path / "own/request.json").read_text())
+    assert (request["steps"], request["policy"]) == (stored["calibrated_for"]["steps"], stored["policy"])
+    before = files(three_steps)
+    for words, message in (
+        (f"tune {three_steps} --compute 0.7 {TINY}", "already holds an exit_policy.json: add --replace"),
+        (f"tune {three_steps} --compute 0.6 --replace {TINY}", "holds a search with goal.compute = 0.7, not 0.6"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run(words)
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+    assert files(three_steps) == before
+
+
+def test_floors_that_nothing_meets_overwrite_nothing(three_steps, capsys):
+    (three_steps / "exit_policy.json").write_text("an earlier plan")
+    with pytest.raises(SystemExit) as error:
+        run(f"tune {three_steps} --recall 1 --precision 1 --replace {TINY}")
+    assert error.value.code == 2
+    assert "no plan met the floors on fresh images: the nearest, " in capsys.readouterr().err
+    assert (three_steps / "exit_policy.json").read_text() == "an earlier plan"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{model} --compute 0.5", "no real images are given: set --data"),
+        ("{model} --compute 0.5 --gflops 1 --data digits", "give at most one budget: compute or gflops"),
+        ("{model} --data digits --judges small", "small is among both"),
+        ("{model} --data digits --images 500 250", "the numbers of images are 500, 250: they must grow"),
+        (
+            "{model} --data digits --compute 0.001 " + TINY.replace("--data digits", ""),
+            "one step with all layers takes",
+        ),
+        ("{model} " + TINY.replace("--images 8", "--images 4"), "--images begins with 4, too few for the features"),
+        ("{model} --agreement 0.5 " + TINY, "do not know the model's classes"),
+        ("digits --data digits", "is a packaged model, which is never written to: set --out"),
+        ("cifar10-dit --data digits", "adadiff calibrate finds its policy"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_writes_nothing(three_steps, capsys, words, message):
+    before = files(three_steps)
+    with pytest.raises(SystemExit) as error:
+        run("tune " + words.format(model=three_steps))
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert files(three_steps) == before

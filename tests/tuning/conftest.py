@@ -1,0 +1,66 @@
+"""A tiny model of classes, and feature networks with random weights that judge its images."""
+
+import pytest
+import torch
+from torch import nn
+
+from adadiff import AdaDiffPipeline
+from adadiff.evaluation.features import FeatureNetwork
+from adadiff.sampling import Conditions, Guidance, SamplingPlan
+from adadiff.training.config import DiffusionConfig
+from adadiff.tuning.measure import Witness
+from adadiff.tuning.run import default_plan
+from tests.conftest import make_model
+
+NAMES = ("cat", "dog", "owl")
+
+
+class RandomFeatures(nn.Module):
+    """A random layer on the pixels: 5 features, and a class."""
+
+    def __init__(self, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = nn.Parameter(torch.randn(64, 8, generator=generator) / 8, requires_grad=False)
+
+    def forward(self, images):
+        values = (images.flatten(1) @ self.weights).tanh()
+        return values[:, :5], values[:, 5:]
+
+
+def random_features():
+    return RandomFeatures(2)
+
+
+def more_random_features():
+    return RandomFeatures(3)
+
+
+def witness(name, seed, real_seed=1):
+    network = FeatureNetwork(name, RandomFeatures(seed), NAMES)
+    real = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(real_seed)) ** 2
+    return Witness(network, network.of([real]))
+
+
+@pytest.fixture(scope="session")
+def witnesses():
+    return {"searched": witness("searched", 0), "judging": witness("judging", 1)}
+
+
+@pytest.fixture(scope="session")
+def conditions():
+    return Conditions((0, 1, 2))
+
+
+@pytest.fixture(scope="session")
+def classes_pipeline():
+    """Classes cat, dog and owl, and a null class; nothing changes it."""
+    model = make_model(num_classes=4, class_names=[*NAMES], null_class=3)
+    pipeline = AdaDiffPipeline(model, DiffusionConfig().build())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def default(classes_pipeline):
+    return default_plan(classes_pipeline, SamplingPlan(4, guidance=Guidance(3.0)))

@@ -1,0 +1,43 @@
+"""The depth of a plan: within its share of the compute, recorded once for each setting."""
+
+from dataclasses import replace
+
+import pytest
+
+from adadiff import NeverExit
+from adadiff.calibration.adaptive import AdaptiveSampling
+from adadiff.sampling import Guidance, InternalGuidance
+from adadiff.tuning.depth import DepthPlanner
+from adadiff.tuning.space import Choices
+
+GUIDANCES = [Guidance(), Guidance(3.0, (0.25, 0.75)), Guidance(2.0, internal=InternalGuidance(2, 0.5, (0.0, 0.5)))]
+
+
+@pytest.fixture
+def planner(classes_pipeline, conditions, tmp_path):
+    return DepthPlanner(classes_pipeline, conditions, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES)
+def test_a_plan_takes_its_share_and_no_more(planner, guidance):
+    choices = Choices(8, "ddim", "leading", guidance, depth=0.6)
+    full = choices.with_all_layers.flops(planner.parts)
+    assert 0.4 < planner.plan(choices).flops(planner.parts) / full <= 0.6
+    assert planner.plan(choices, 0.4 * full).flops(planner.parts) <= 0.4 * full
+    assert planner.plan(replace(choices, depth=1.0)).policy == NeverExit()
+
+
+def test_exits_are_recorded_once_for_each_setting(planner, classes_pipeline, conditions, tmp_path, monkeypatch):
+    recorded, original = [], AdaptiveSampling.record
+
+    def recording(self, numbers):
+        recorded.append(self.steps)
+        return original(self, numbers)
+
+    monkeypatch.setattr(AdaptiveSampling, "record", recording)
+    choices = Choices(5, "ddim", "leading", Guidance(), depth=0.5)
+    plans = [planner.plan(choices), planner.plan(replace(choices, depth=0.7)), planner.plan(replace(choices, steps=6))]
+    assert recorded == [5, 6]
+    again = DepthPlanner(classes_pipeline, conditions, tmp_path, seed=0)  # as after an interruption
+    assert again.plan(choices) == plans[0]
+    assert recorded == [5, 6]

@@ -1,0 +1,211 @@
+"""Whole searches with a tiny model: what is found against scores computed one by one, and what was sampled for it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adadiff import AdaDiffPipeline, InputError, NeverExit
+from adadiff.calibration.cache import TensorCache
+from adadiff.evaluation.metrics import frechet_distance
+from adadiff.sampling import sample_seeded
+from adadiff.tuning import TuneConfig, TuningGoal, draw_tuning, outcome_in_words, plans_in_words, tune, tuning_table
+from adadiff.tuning.measure import Measurer
+from adadiff.tuning.score import Scorer
+from adadiff.tuning.search import Search, open_study
+from adadiff.tuning.space import Space
+from tests.conftest import make_model
+from tests.tuning.conftest import NAMES, witness
+
+CONFIG = TuneConfig(TuningGoal(compute=0.6), ("searched",), ("judging",), 5, (12, 24), confirm=30, batch_size=10)
+
+
+@pytest.fixture
+def search(classes_pipeline, default, conditions, witnesses, tmp_path):
+    def run(config=CONFIG, folder="search", **others):
+        given = {"pipeline": classes_pipeline, "default": default, "conditions": conditions, "witnesses": witnesses}
+        return tune(**{**given, **others}, config=config, folder=tmp_path / folder)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def found(classes_pipeline, default, conditions, witnesses, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found") / "search"
+    return tune(classes_pipeline, default, conditions, witnesses, CONFIG, folder)
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The seed and index of each image that is sampled."""
+    images = []
+
+    def recording(pipeline, indices, steps, policy, seed=0, conditions=None):
+        images.extend((seed, k) for k in indices)
+        return sample_seeded(pipeline, indices, steps, policy, seed, conditions)
+
+    for module in ("tuning.measure", "calibration.adaptive"):
+        monkeypatch.setattr(f"adadiff.{module}.sample_seeded", recording)
+    return images
+
+
+def everything(tuning):
+    """All that a search finds, but for seconds."""
+    rows = (tuning.default, *tuning.full, *tuning.tuned)
+    return [replace(each, seconds=None) for each in rows], tuning.trials
+
+
+def test_the_plans_found_take_the_compute_that_was_predicted_and_keep_the_budget(found, classes_pipeline, conditions):
+    tuning = found
+    full = sample_seeded(
+        classes_pipeline, [0], 4, NeverExit(), 0, replace(conditions, guidance=tuning.default.plan.guidance)
+    )
+    for each in (tuning.default, *tuning.full, *tuning.tuned):
+        assert each.compute == pytest.approx(each.predicted, abs=1e-9)
+        assert each.compute * full.trace.flops.sum() == pytest.approx(each.fresh.flops)
+    assert tuning.default.compute == 1
+    assert tuning.chosen is not None
+    assert max(each.compute for each in tuning.tuned if not each.missed(CONFIG.goal, 0.6)) <= 0.6
+
+
+def test_distances_are_those_of_the_fresh_images(found, classes_pipeline, conditions, witnesses):
+    chosen = found.chosen
+    given, plan = replace(conditions, guidance=chosen.plan.guidance), chosen.plan
+    output = sample_seeded(classes_pipeline.with_plan(plan), range(30), plan.steps, plan.policy, CONFIG.seed + 1, given)
+    images = (255 * output.images).round() / 255
+    for name, judge in witnesses.items():
+        wanted = frechet_distance(judge.network.of([images]).vectors, judge.real.vectors)
+        assert chosen.fresh.distances[name] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_fresh_images_have_no_part_in_the_search(search, sampled, monkeypatch):
+    before = []
+    original = Search.run
+
+    def run(self, *args):
+        found = original(self, *args)
+        before.append(len(sampled))
+        return found
+
+    monkeypatch.setattr(Search, "run", run)
+    search()
+    searched, fresh = set(sampled[: before[-1]]), set(sampled[before[-1] :])
+    assert {k for _, k in fresh} == set(range(30))
+    assert not searched & fresh
+
+
+def test_a_search_that_was_killed_finds_what_one_run_through_does(search, found, sampled, monkeypatch):
+    """Killed twice, and afterwards run once more, which samples nothing."""
+    original, calls = Measurer._sampled, []
+
+    def killing(self, *args):
+        calls.append(args)
+        if len(calls) in (3, 10):
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Measurer, "_sampled", killing)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            search()
+    assert everything(search()) == everything(found)
+    sampled.clear()
+    assert everything(search()) == everything(found)
+    assert not sampled
+
+
+def test_the_best_of_a_tiny_space_is_found(classes_pipeline, default, conditions, witnesses, tmp_path):
+    measurer = Measurer(classes_pipeline, conditions, witnesses, TensorCache())
+    scorer = Scorer(measurer, default, ["searched"], TuningGoal(), None, 0, (12, 12))
+    space = Space((2, 4), ("ddim", "unipc"), (1.0, 1.0), spacings=("leading",))
+    study = open_study(tmp_path, "tiny", 1)
+    found = Search(study, lambda trial: space.suggest(trial).with_all_layers, scorer.score).run(20, (12,))
+    everyone = [
+        replace(default, steps=steps, scheduler=scheduler, spacing="leading", guidance=found[0].candidate.guidance)
+        for steps in (2, 3, 4)
+        for scheduler in ("ddim", "unipc")
+    ]
+    assert len({each.candidate for each in found}) == len(everyone)
+    assert found[0].candidate == min(everyone, key=lambda plan: scorer.score(plan, 12).objective)
+
+
+def test_floors_are_kept_on_fresh_images_or_nothing_is_chosen(search, found):
+    reached = max(each.fresh.shares["agreement"] for each in found.tuned)
+    kept = search(replace(CONFIG, goal=TuningGoal(compute=0.6, agreement=0.9 * reached, recall=0.01)), folder="kept")
+    assert kept.chosen is None or kept.chosen.fresh.shares["agreement"] >= 0.9 * reached
+    none = search(replace(CONFIG, goal=TuningGoal(compute=0.6, agreement=1.0)), folder="none")
+    assert none.chosen is None
+    assert f"agreement {none.nearest.fresh.shares['agreement']:.3f}" in outcome_in_words(none)
+    with pytest.raises(InputError, match="no plan met the floors"):
+        none.stored(None)
+
+
+def test_a_budget_in_seconds_is_measured_once(search, monkeypatch):
+    monkeypatch.setattr("adadiff.tuning.run.median_seconds", lambda functions, repeats: dict.fromkeys(functions, 16.0))
+    seconds = replace(CONFIG, goal=TuningGoal(seconds=1.2), trials=2)
+    assert search(seconds).budget == pytest.approx(0.6)  # 8 images in 16 seconds
+    monkeypatch.setattr("adadiff.tuning.run.median_seconds", lambda functions, repeats: dict.fromkeys(functions, 8.0))
+    assert search(seconds).budget == pytest.approx(0.6)
+
+
+def test_a_budget_in_gflops_is_one_of_compute(found, search, default, classes_pipeline):
+    gflops = 0.6 * default.flops(classes_pipeline.transformer.part_flops) / 1e9
+    tuning = search(replace(CONFIG, goal=TuningGoal(gflops=gflops)))
+    assert tuning.budget == pytest.approx(0.6)
+    assert [each.plan for each in tuning.tuned] == [each.plan for each in found.tuned]
+
+
+def test_what_is_stored_is_what_the_folder_samples_by(search, classes_pipeline, tmp_path):
+    classes_pipeline.save_pretrained(tmp_path / "model")
+    pipeline = AdaDiffPipeline.from_pretrained(tmp_path / "model", own_settings=False)
+    tuning = search(pipeline=pipeline)
+    tuning.stored(pipeline).save(tmp_path / "model")
+    loaded = AdaDiffPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.own_settings.stored.plan == tuning.chosen.plan
+    noise = torch.Generator().manual_seed(0)
+    loaded.set_progress_bar_config(disable=True)
+    trace = loaded(class_labels=["cat"], generator=noise).trace
+    full = tuning.default.plan.flops(pipeline.transformer.part_flops)
+    assert int(trace.flops.sum()) / full == pytest.approx(tuning.chosen.compute)
+
+
+def test_the_report_names_every_plan_and_every_network(found, tmp_path):
+    tuning = found
+    table = tuning_table(tuning)
+    assert [column.header for column in table.columns][1:4] == ["compute", "searched", "judging (judge)"]
+    assert table.row_count == 2 + len(tuning.tuned) == len(plans_in_words(tuning).splitlines())
+    draw_tuning(tuning, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 10_000
+    words = outcome_in_words(tuning)
+    differ = len({tuning.default.plan.guidance, tuning.best_full.plan.guidance, tuning.chosen.plan.guidance}) > 1
+    assert ("Guidance differs" in words) == differ
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": (5, 12)}, "--images begins with 5, too few for the features searched: at least 6"),
+        ({"confirm": 5}, "--confirm is 5, too few"),
+        ({"goal": TuningGoal(compute=0.1)}, "the budget compute is 0.1: one step with all layers takes 0.125"),
+        ({"goal": TuningGoal(clip_score=20.0)}, "needs prompts and a CLIP model"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_is_sampled(search, sampled, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        search(replace(CONFIG, **changes))
+    assert not sampled
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_folder_of_another_model_data_or_goal_is_refused(search, classes_pipeline, witnesses):
+    search()
+    other = classes_pipeline.with_parts(
+        transformer=make_model(seed=1, num_classes=4, class_names=[*NAMES], null_class=3)
+    )
+    for changed in (
+        {"pipeline": other},
+        {"witnesses": {name: witness(name, k, real_seed=2) for k, name in enumerate(witnesses)}},
+        {"config": replace(CONFIG, goal=TuningGoal(compute=0.7))},
+    ):
+        with pytest.raises(InputError, match=r"holds a search with .*: choose another folder"):
+            search(**changed)

@@ -1,0 +1,67 @@
+"""The space of a model, and what its trials choose."""
+
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from adadiff.sampling import SamplingPlan
+from adadiff.tuning.space import DETERMINISTIC, Space
+
+
+@pytest.fixture
+def space(classes_pipeline, default):
+    return Space.of(classes_pipeline, default)
+
+
+def chosen(space, n=200, seed=0):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    return [space.suggest(study.ask()) for _ in range(n)]
+
+
+def test_its_ranges_follow_from_the_model(space, pipeline, default):
+    assert space.steps == (4, 6)
+    assert space.scale == (1.0, 8.0)
+    assert space.internal_layers == 4
+    assert set(DETERMINISTIC) <= set(space.schedulers)
+    unconditional = Space.of(pipeline, SamplingPlan(20))
+    assert unconditional.scale is None
+    assert unconditional.steps == (4, 30)
+    assert all(each.guidance.scale == 1 for each in chosen(unconditional))
+
+
+def test_every_choice_is_a_plan_whose_guidance_guides(space):
+    for choices in chosen(space):
+        plan, guidance = choices.with_all_layers, choices.guidance
+        guided = [guidance.applies(step, plan.steps) for step in range(plan.steps)]
+        assert any(guided) == (guidance.scale > 1)
+        if guidance.internal is not None:
+            start, end = guidance.internal.interval
+            assert any(start <= step / plan.steps < end for step in range(plan.steps))
+            assert 1 <= guidance.internal.layer <= 4
+
+
+def test_the_full_models_space_differs_in_steps_and_depth_alone(space):
+    full = space.with_all_layers(4)
+    assert {(each.steps, each.depth) for each in chosen(full)} == {(4, 1.0)}
+    assert (full.scale, full.schedulers, full.spacings) == (space.scale, space.schedulers, space.spacings)
+
+
+def test_the_first_start_is_the_default_and_the_second_spends_the_budget_on_steps(classes_pipeline, default):
+    default = replace(default, steps=20)
+    space = Space.of(classes_pipeline, default)
+    starts = space.starts(default, 0.5)
+    plans = [space.suggest(optuna.trial.FixedTrial({**filled(space), **start})).with_all_layers for start in starts]
+    assert plans[:2] == [default, replace(default, steps=10)]
+    assert [(plan.steps, plan.guidance.interval, plan.guidance.internal is None) for plan in plans[2:]] == [
+        (20, (0.25, 0.75), True),
+        (20, (0.25, 0.75), False),
+    ]
+
+
+def filled(space):
+    """Values of all parameters."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    trial = study.ask()
+    space.suggest(trial)
+    return trial.params
