@@ -64,7 +64,7 @@ def tune_command(
         precision: Floor: precision by the first network.
         clip_score: Floor: CLIP score of prompts; set --prompts and --clip.
         features: Feature networks that the search goes by: names as `adadiff evaluate` takes them.
-        judges: Feature networks that name the winner; by default those of the package that the search does not go by.
+        judges: Feature networks that name the winner, one or more that the search does not go by.
         clip: CLIP model of transformers, by its name on the hub or its folder.
         trials: Number of plans tried, and of settings of the full model.
         images: Images of a trial in each round, growing.

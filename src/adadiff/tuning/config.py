@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from adadiff.tuning.goal import TuningGoal
 from adadiff.utils.errors import InputError
 
-PACKAGED = ("small", "unlabelled", "statistics")
-"""Feature networks that come with the package."""
-
-SEARCHED_BY = ("small", "statistics")
+SEARCHED_BY = ("small",)
 """Networks that a search goes by, unless others are named."""
 
 SEED = 3_000_000
@@ -25,7 +22,7 @@ class TuneConfig:
     Args:
         goal: Budget and floors.
         features: Networks that the search goes by; class agreement, precision and recall go by the first.
-        judges: Networks that name the winner; by default those of the package that the search does not go by.
+        judges: Networks that name the winner, at least one that the search does not go by.
         trials: Plans tried, and as many settings of the full model.
         images: Images of a trial in each round, growing.
         confirm: Fresh images that the best plans are measured on.
@@ -46,8 +43,6 @@ class TuneConfig:
     seed: int = SEED
 
     def __post_init__(self) -> None:
-        if not self.judges:
-            object.__setattr__(self, "judges", tuple(name for name in PACKAGED if name not in self.features))
         both = [name for name in self.judges if name in self.features]
         if both or not self.judges or not self.features:
             named = f"{both[0]} is among both" if both else "there is none of one kind"
