@@ -41,7 +41,7 @@ class SamplingPlan:
         >>> full = SamplingPlan(steps=4, guidance=Guidance(scale=6))
         >>> plan = SamplingPlan(4, CorrectedScheduleExit((9, 0, 9, 1)), Guidance(scale=6, interval=(0, 0.5)))
         >>> f"{plan.flops(parts) / full.flops(parts):.2f}"
-        '0.40'
+        '0.39'
     """
 
     steps: int
