@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-import torch
-
 from adadiff import AdaDiffPipeline
 from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.influence import measured_influence
@@ -28,9 +26,10 @@ SEED, FRESH_SEED = 11, 12
 
 def without_layer_0(record: ExitRecord) -> ExitRecord:
     """Return a record in which carrying on full predictions errs without measure, so that no schedule does it."""
-    products = torch.zeros_like(record.full_products)
-    products[:, 0] = 1e9
-    return replace(record, full_products=products)
+    products = record.products.clone()
+    products[:, :, 0] = products[:, :, :, 0] = 0
+    products[:, 0, 0, 0] = 1e9
+    return replace(record, products=products)
 
 
 def main() -> None:

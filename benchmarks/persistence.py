@@ -35,7 +35,7 @@ def main() -> None:
     pipeline = AdaDiffPipeline.from_pretrained(options.model, own_settings=False, scheduler=options.scheduler)
     conditions = Conditions(pipeline.transformer.class_indices, guidance=Guidance(options.guidance_scale))
     record = record_exits(AdaptiveSampling(pipeline, options.steps, conditions, SEED), options.samples)
-    products = record.products.double().mean(3)
+    products = record.products.double().mean(4).diagonal(dim1=2, dim2=3)[:, :, 1:]  # (steps, WINDOW, layers)
     norms = products[:, 0].sqrt()
 
     columns = (f"{what}, {gap}" for gap in options.gaps for what in ("repeated", "line"))

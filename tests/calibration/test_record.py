@@ -17,7 +17,7 @@ from tests.conftest import predict
 def test_errors_and_uncertainties_are_those_of_every_exit_along_the_full_sampling(pipeline):
     record = record_exits(AdaptiveSampling(pipeline, 4, UNCONDITIONAL, seed=5), 3, batch_size=2)
     assert record.errors.shape == record.uncertainties.shape == (4, 5, 3)
-    assert record.products.shape == (4, WINDOW, 5, 3)
+    assert record.products.shape == (4, WINDOW, 6, 6, 3)
     model, scheduler = pipeline.transformer, pipeline.scheduler
     for k in range(3):
         generator = generator_for(5, k)
@@ -27,11 +27,12 @@ def test_errors_and_uncertainties_are_those_of_every_exit_along_the_full_samplin
         for step, timestep in enumerate(scheduler.timesteps):
             full = predict(model, sample, timestep, return_uncertainties=True)
             exits = [predict(model, sample, timestep, policy=FixedExit(i)).sample for i in range(1, 6)]
-            differences.append([early - full.sample for early in exits])
-            for before, layer in itertools.product(range(WINDOW), range(5)):
+            nothing = torch.zeros_like(full.sample)  # predicted after layer 0
+            differences.append([early - full.sample for early in (nothing, *exits)])
+            for before, one, other in itertools.product(range(WINDOW), range(6), range(6)):
                 known = before <= step
-                wanted = (differences[step][layer] * differences[step - before][layer]).mean().item() if known else 0
-                assert record.products[step, before, layer, k].item() == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+                wanted = (differences[step][one] * differences[step - before][other]).mean().item() if known else 0
+                assert record.products[step, before, one, other, k].item() == pytest.approx(wanted, rel=1e-3, abs=1e-5)
             assert record.uncertainties[step, :, k] == pytest.approx(full.uncertainties[0], abs=1e-4)
             sample = scheduler.step(full.sample, timestep, sample, generator=generator).prev_sample
         assert record.images[k : k + 1] == pytest.approx((sample / 2 + 0.5).clamp(0, 1), abs=1e-3)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ScheduleExit
 from adadiff.exits.flops import flop_counter
+from adadiff.policies import LINE
 from adadiff.runtime import Corrections, RowMemory, TraceTotals
 from adadiff.training.config import DiffusionConfig
 from tests.conftest import make_model, predict
@@ -55,7 +56,7 @@ def test_exits_are_corrected_by_a_line_through_the_last_two_full_steps(table, dt
     full_steps = [[], [], []]
     added = [[], [], []]  # to the predictions of layers 1, 2, ... at those steps
     for step, (sample, time) in enumerate(zip(drifting(), TIMES, strict=True)):
-        got = predict(session, sample.to(dtype), time, policy=Table((), tuple(table)), step=step)
+        got = predict(session, sample.to(dtype), time, policy=Table((), table=tuple(table)), step=step)
         assert got.exit_layers.tolist() == list(table[step])
         predictions, _ = model.all_exits(sample.to(dtype), torch.full((3,), time))
         for k, layer in enumerate(table[step]):
@@ -80,10 +81,11 @@ def test_a_correction_that_grows_along_a_line_is_met():
     for step in (1, 4):
         corrections.measure(2, rows, torch.full((2,), step), start + step * slope)
     zeros, steps = torch.zeros(3, 1, 4, 4), torch.tensor([6, 6, 9])
-    got = corrections.correct(2, torch.arange(3), steps, zeros)
+    line = torch.tensor([LINE] * 3)
+    got = corrections.correct(2, torch.arange(3), steps, zeros, line)
     torch.testing.assert_close(got[rows], start + torch.tensor([6, 9])[:, None, None, None] * slope)
     assert torch.equal(got[1], zeros[1])
-    assert torch.equal(corrections.correct(1, torch.arange(3), steps, zeros), zeros)
+    assert torch.equal(corrections.correct(1, torch.arange(3), steps, zeros, line), zeros)
     assert corrections.exist().tolist() == [True, False, True]
     assert [corrections.known(layer) for layer in (1, 2)] == [False, True]
 

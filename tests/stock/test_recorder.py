@@ -56,11 +56,11 @@ def test_products_are_those_of_the_guided_predictions(name: str, scale: float, c
         guided = [a + scale * (b - a) for a, b in zip(without, with_prompt, strict=True)]
         differences.append(torch.stack([-guided[-1], *(early - guided[-1] for early in guided)]).flatten(2))
     products = recorded(tiny).products
-    assert products.shape == (STEPS, WINDOW, len(EXITS) + 2, 2)
+    assert products.shape == (STEPS, WINDOW, len(EXITS) + 2, len(EXITS) + 2, 2)
     for step in range(STEPS):
         for k in range(WINDOW):
             earlier = differences[step - k] if k <= step else torch.zeros_like(differences[step])
-            wanted = (differences[step] * earlier).mean(2)
+            wanted = (differences[step][:, None] * earlier).mean(3)
             torch.testing.assert_close(products[step, k], wanted, rtol=2e-3, atol=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_predictions_that_nothing_combines_all_count():
     recorder._predictions = [torch.stack([early, full[k]]) for k, early in enumerate(torch.zeros(2, 2, 2))]
     recorder.end_step(torch.tensor([[-1.0, 1.0], [1.0, -1.0]]))
     wanted = full.square().permute(1, 0, 2).flatten(1).mean(1)  # of each sample, both predictions side by side
-    assert torch.allclose(recorder.products[0, 0, 0], wanted)
+    assert torch.allclose(recorder.products[0, 0, 0, 0], wanted)
 
 
 def test_the_scheduler_is_left_as_it_was():

@@ -61,8 +61,7 @@ class AdaptiveSampling(Sampling):
         output = sample_seeded(recording, numbers, self.steps, NeverExit(), self.seed, conditions)
         products, uncertainties = recorder.by_step()
         return {
-            "products": products[:, :, 1:],
-            "full_products": products[:, :, 0],
+            "products": products,
             "uncertainties": uncertainties,
             "images": output.images.float().cpu(),
         }
@@ -94,8 +93,8 @@ class _Measurement:
 
     Args:
         steps: Its step, (samples,) int64.
-        products: Products of its differences from the full prediction after layers 0..N, (`WINDOW`, layers + 1,
-            samples).
+        products: Products of its differences from the full prediction after layers 0..N with earlier ones, (`WINDOW`,
+            layers + 1, layers + 1, samples).
         uncertainties: Its mean uncertainties, (layers, samples).
     """
 
@@ -126,14 +125,14 @@ class _ExitRecorder(Denoiser):
         return {"recorder": self.model.identity()}
 
     def by_step(self) -> tuple[Tensor, Tensor]:
-        """Return products, (steps, `WINDOW`, layers + 1, samples), and uncertainties, (steps, layers, samples)."""
+        """Return products and uncertainties as an `ExitRecord` holds them."""
         steps = 1 + max(int(call.steps.max()) for call in self.measured)
         first = self.measured[0]
         products = first.products.new_zeros(steps, *first.products.shape)
         uncertainties = first.uncertainties.new_zeros(steps, *first.uncertainties.shape)
         for call in self.measured:
             samples = torch.arange(len(call.steps))
-            products[call.steps, :, :, samples] = call.products.permute(2, 0, 1)
+            products[call.steps, :, :, :, samples] = call.products.movedim(-1, 0)
             uncertainties[call.steps, :, samples] = call.uncertainties.T
         return products, uncertainties
 
@@ -175,7 +174,7 @@ class _RecordingSession(Session):
         return Prediction(predictions[-1], layers, unknown, torch.full_like(layers, model.part_flops.full))
 
     def _products(self, rows: Tensor, steps: Tensor, difference: Tensor) -> Tensor:
-        """Multiply differences, (layers, rows, ...), by the row's earlier ones: (`WINDOW`, layers, rows).
+        """Multiply differences, (layers, rows, ...), by the row's earlier ones: (`WINDOW`, layers, layers, rows).
 
         A row's differences at step s are kept in slot s modulo `WINDOW` of its memory.
         """
@@ -183,12 +182,13 @@ class _RecordingSession(Session):
         stored = self.memory.tensor("differences", (WINDOW, *difference.shape[1:]), device=difference.device)
         step_of = self.memory.tensor("steps", (WINDOW,), torch.int64, empty=-1)
         stored[rows, steps % WINDOW], step_of[rows, steps % WINDOW] = difference, steps
-        products = difference.new_zeros(WINDOW, *difference.shape[:2])
+        flat = difference.flatten(2)  # (rows, layers, values)
+        products = flat.new_zeros(WINDOW, *flat.shape[:2], flat.shape[1])
         for k in range(WINDOW):
             slots = (steps - k) % WINDOW
             known = step_of[rows, slots] == steps - k
             if known.any():
                 here = known.to(difference.device)
-                product = difference[here] * stored[rows[known], slots[known]]
-                products[k, here] = product.flatten(2).mean(2)
-        return products.transpose(1, 2)
+                earlier = stored[rows[known], slots[known]].flatten(2)
+                products[k, here] = flat[here] @ earlier.transpose(1, 2) / flat.shape[2]
+        return products.movedim(1, -1)

@@ -5,7 +5,6 @@ For a price, a kind minimises error + price * cost, averaged over samples.
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 
@@ -13,8 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adadiff.calibration.improve import improved
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import LONGEST_GAP
+from adadiff.calibration.total_error import TotalError
 from adadiff.policies import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
 from adadiff.runtime import PartFlops
 
@@ -99,12 +100,21 @@ class CorrectedSchedule(Kind):
 
     Layer 0 is among the choices: the network does not run, and the full predictions are extrapolated.
 
-    The error of a run of early steps depends on the two full steps before it, and adds up within the run. The best
-    schedule for a price is therefore found by dynamic programming over full steps, from the last to the first, among
-    those with one layer in each run.
+    The best schedule for a price is found in two stages. Dynamic programming over full steps, from the last to the
+    first, takes the errors of a run of early steps to add up, and those of different runs to be unrelated; corrections
+    go along lines, and there is one layer in each run. Within a budget, `improved` then changes single steps as long as
+    the error of the whole sampling falls, with an extrapolation fitted to it (`calibration/total_error.py`).
+
+    Args:
+        likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1]. Small errors stay alike
+            for longer than large ones, so that the calibration tries more than one.
     """
 
-    name, smallest, largest = "corrected schedule", 1e-12, 1e6
+    smallest, largest = 1e-12, 1e6
+
+    def __init__(self, likeness: float = 0.7) -> None:
+        self.likeness = likeness
+        self.name = f"corrected schedule, likeness {likeness}"
 
     def least_compute(self, parts: PartFlops, steps: int) -> float:
         """Return the least FLOPs of a schedule over the full model's: all layers at one step, none at the others.
@@ -143,30 +153,23 @@ class CorrectedSchedule(Kind):
         return CorrectedScheduleExit(tuple(layers))
 
     def meeting(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
-        """Find the best policy within the budget, then spend the rest on deeper exits at single steps.
+        """Find the best policy within the budget.
 
-        Each round deepens the step that lowers the error most per additional FLOP. A budget below that of full steps
-        `LONGEST_GAP` apart is spent on fewer of them, at equal distances, and the network does not run in between.
+        A budget below that of full steps `LONGEST_GAP` apart is spent on fewer of them, at equal distances, and the
+        network does not run in between.
         """
         within = [pair for pair in self._bisected(problem, compute) if pair[0] <= compute]
         if not within:
             return self._sparse(problem, compute)
-        policy = max(within, key=lambda pair: pair[0])[1]
-        assert isinstance(policy, CorrectedScheduleExit)
-        costs, weights = _costs_from_layer_0(problem), problem.weights
-        while True:
-            error, layers = self.error(problem, policy), policy.layers
-            remaining = compute * len(layers) - float(weights @ costs[list(layers)])
-            values = {}
-            for step, layer in itertools.product(range(len(layers)), range(len(costs))):
-                more = weights[step] * (costs[layer] - costs[layers[step]])
-                if 0 < more <= remaining:
-                    deeper = CorrectedScheduleExit((*layers[:step], layer, *layers[step + 1 :]))
-                    values[deeper] = (error - self.error(problem, deeper)) / more
-            best = max(values, key=values.__getitem__, default=policy)
-            if values.get(best, 0) <= 0:
-                return policy
-            policy = best
+        found = max(within, key=lambda pair: pair[0])[1]
+        assert isinstance(found, CorrectedScheduleExit)
+        total = TotalError(problem.products, problem.influence.numpy(), problem.guidance_begins, self.likeness)
+        starts = filter(total.is_possible, (found.layers, self._sparse(problem, compute).layers))
+        costs, budget = np.outer(problem.weights, _costs_from_layer_0(problem)), compute * len(found.layers)
+        ended = [improved(total, start, costs, budget) for start in starts]
+        fitted = {layers: total.fitted(layers) for layers in ended}
+        best = min(fitted, key=lambda layers: fitted[layers][0])
+        return CorrectedScheduleExit(best, fitted[best][1])
 
     def _sparse(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
         """Return as many full steps as the budget takes, at least one, at equal distances, with layer 0 in between.
@@ -181,27 +184,6 @@ class CorrectedSchedule(Kind):
             full.remove(min(full - {0}, key=lambda step: abs(step - problem.guidance_begins)))
             full.add(problem.guidance_begins)
         return CorrectedScheduleExit(tuple(depth if step in full else 0 for step in range(steps)))
-
-    def error(self, problem: Problem, policy: CorrectedScheduleExit) -> float:
-        """Return the expected error.
-
-        It is infinite if an exit is more than `LONGEST_GAP` steps after a full step, or if there is one where guidance
-        begins after a full step.
-        """
-        layers, depth = policy.layers, len(problem.parts.layers)
-        full = [step for step, layer in enumerate(layers) if layer == depth]
-        first = full[0] if full else len(layers)
-        if first < problem.guidance_begins and problem.guidance_begins not in full:
-            return math.inf
-        error = problem.run_error(None, layers[:first]) if first else 0.0
-        gap_before = 0
-        for step, following in itertools.pairwise([*full, len(layers)]):
-            if following - step > LONGEST_GAP + 1:
-                return math.inf
-            if following > step + 1:
-                error += problem.run_error((step, gap_before), layers[step + 1 : following])
-            gap_before = following - step
-        return error
 
 
 def _run_weights(weights: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -272,4 +254,5 @@ class ExcessError(Kind):
         return TableExit(tuple(table))
 
 
-KINDS: tuple[Kind, ...] = (SingleThreshold(), StepThresholds(), Schedule(), CorrectedSchedule(), ExcessError())
+CORRECTED: tuple[Kind, ...] = (CorrectedSchedule(0.9), CorrectedSchedule(0.5))
+KINDS: tuple[Kind, ...] = (SingleThreshold(), StepThresholds(), Schedule(), *CORRECTED, ExcessError())

@@ -7,7 +7,6 @@ fractions of the full model's FLOPs.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from adadiff.calibration.record import LONGEST_GAP, ExitRecord
+from adadiff.calibration.total_error import TotalError
 from adadiff.policies import ExitPolicy, ExitQuery
 from adadiff.runtime import PartFlops
 
@@ -75,10 +75,16 @@ class Problem:
 
     @cached_property
     def products(self) -> NDArray[np.floating]:
-        """Mean products of differences after layers 0..N at a step and k steps earlier, (steps, WINDOW, layers + 1)."""
-        record = self.record
-        products = torch.cat([record.full_products[:, :, None], record.products], dim=2)
-        return products.double().mean(3).numpy()
+        """Mean products of differences after layers 0..N at a step and k steps earlier.
+
+        (steps, WINDOW, layers + 1, layers + 1), by the layer at the later step and by that at the earlier one.
+        """
+        return self.record.products.double().mean(4).numpy()
+
+    @cached_property
+    def total_error(self) -> TotalError:
+        """The expected error of corrected schedules, over the whole sampling."""
+        return TotalError(self.products, self.influence.numpy(), self.guidance_begins)
 
     @cached_property
     def run_products(self) -> NDArray[np.floating]:
@@ -91,8 +97,8 @@ class Problem:
         squares. Steps after the last one have no error. Where guidance has begun since the full step before, there is
         no line to carry the corrections on along: they stay as they are.
         """
-        products, begins = self.products, self.guidance_begins
-        steps, _, exits = products.shape
+        begins = self.guidance_begins
+        steps, _, exits, _ = self.products.shape
         influence = np.sqrt(np.concatenate([self.influence.numpy(), np.zeros(LONGEST_GAP)]))
         table = np.zeros((steps, LONGEST_GAP + 2, exits - 1, LONGEST_GAP, LONGEST_GAP))
         gaps = np.arange(1, LONGEST_GAP + 1)
@@ -110,11 +116,11 @@ class Problem:
 
     def _gram(self, at: Sequence[int]) -> NDArray[np.floating]:
         """Return the products of the differences at any two of some steps, (layers + 1, len(at), len(at))."""
-        steps, _, exits = self.products.shape
+        steps, _, exits, _ = self.products.shape
         gram = np.zeros((exits, len(at), len(at)))
         for (i, one), (j, other) in itertools.product(enumerate(at), repeat=2):
             if max(one, other) < steps:
-                gram[:, i, j] = self.products[max(one, other), abs(one - other)]
+                gram[:, i, j] = self.products[max(one, other), abs(one - other)].diagonal()
         return gram
 
     @cached_property
@@ -129,29 +135,6 @@ class Problem:
         products = self._gram(at)[:-1] * felt[:, None] * felt
         products[0] = np.inf
         return products
-
-    def run_error(self, after: tuple[int, int] | None, layers: Sequence[int]) -> float:
-        """Return the error of the final image that a run of early steps makes; infinite if nothing can be carried on.
-
-        The products of exits after different layers are not recorded. They are taken to be as alike as exits after the
-        same layer, on average of the two.
-
-        Args:
-            after: The full step before the run, and the steps from the one before that (0 for none); None for a run
-                that begins the sampling.
-            layers: Exit layers of the run, in 0..N-1.
-        """
-        if len(layers) > LONGEST_GAP or (after is None and 0 in layers):
-            return math.inf
-        chosen, places = np.array(layers), np.arange(len(layers))
-        table = self.start_products if after is None else self.run_products[after]
-        products = table[chosen][:, places[:, None], places]  # (run, run, run)
-        sizes = np.sqrt(np.einsum("lii->li", products).clip(min=1e-300))
-        alike = products / (sizes[:, :, None] * sizes[:, None, :])  # by the layer of the first axis
-        own = sizes[places, places]
-        by_first = alike[places[:, None], places[:, None], places]
-        correlation = (by_first + by_first.T) / 2
-        return max(float(own @ correlation @ own), 0.0)
 
     @cached_property
     def _maps(self) -> list[list[tuple[Tensor, Tensor]]]:

@@ -13,7 +13,7 @@ from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.sampling import Sampling
 
 LONGEST_GAP = 8  # most steps from a full step to an exit that its corrections are used for
-WINDOW = 2 * LONGEST_GAP + 2  # covers the two full steps before any such exit
+WINDOW = 3 * LONGEST_GAP + 3  # covers the three full steps before any such exit
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,14 @@ class ExitRecord:
 
     Args:
         products: Products of the differences at a step and k steps earlier, averaged over pixels, (steps, `WINDOW`,
-            layers, samples) with k along the second axis; 0 at the last layer, and if there is no step so early.
-        full_products: The same products of the full predictions themselves, which layer 0 differs by: (steps, `WINDOW`,
-            samples).
+            layers + 1, layers + 1, samples): k along the second axis, after layers 0..N at the later step along the
+            third and at the earlier one along the fourth. Layer 0 predicts nothing, and so differs by the full
+            prediction. 0 at the last layer, and if there is no step so early.
         uncertainties: Mean uncertainties in [0, 1], (steps, layers, samples).
         images: Images of the full model, decoded if it samples latents, (samples, channels, height, width) in [0, 1].
     """
 
     products: Tensor
-    full_products: Tensor
     uncertainties: Tensor
     images: Tensor
 
@@ -42,14 +41,13 @@ class ExitRecord:
 
     @property
     def errors(self) -> Tensor:
-        """Mean squared difference from the full prediction, (steps, layers, samples)."""
-        return self.products[:, 0]
+        """Mean squared difference from the full prediction after layers 1..N, (steps, layers, samples)."""
+        return self.products[:, 0].diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, 1:]
 
     def select(self, samples: Tensor) -> ExitRecord:
         """Return the record of a subset of the samples; `samples` holds their positions, (kept,) int64."""
         return ExitRecord(
             self.products[..., samples],
-            self.full_products[..., samples],
             self.uncertainties[..., samples],
             self.images[samples],
         )
@@ -74,8 +72,7 @@ def record_exits(
             parts.append(ExitRecord(**recorded))
             progress.update(len(numbers))
     return ExitRecord(
-        torch.cat([part.products for part in parts], dim=3),
-        torch.cat([part.full_products for part in parts], dim=2),
+        torch.cat([part.products for part in parts], dim=4),
         torch.cat([part.uncertainties for part in parts], dim=2),
         torch.cat([part.images for part in parts]),
     )

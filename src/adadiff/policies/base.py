@@ -20,6 +20,9 @@ from adadiff.utils.ranges import as_float
 POLICIES: dict[str, type[ExitPolicy]] = {}
 """All policy classes, keyed by the name they are stored under; subclasses of `ExitPolicy` register themselves."""
 
+LINE = (1.0, 1.0, 0.0)
+"""Weights of value, slope and curvature that carry a correction on along a straight line."""
+
 Row = TypeVar("Row")
 
 
@@ -89,10 +92,18 @@ class ExitPolicy(ABC):
     def skips(self, step: int) -> bool:
         """Return whether the network does not run at this step: samples exit after layer 0.
 
-        Their prediction is the correction of layer 0 alone: the last two full predictions, extrapolated along a line. A
-        policy that skips steps names 0 in `corrected_layers` at the full steps before.
+        Their prediction is the correction of layer 0 alone: the last full predictions, extrapolated. A policy that
+        skips steps names 0 in `corrected_layers` at the full steps before.
         """
         return False
+
+    def extrapolation_at(self, step: int) -> tuple[float, float, float]:
+        """Return the weights of value, slope and curvature by which corrections are carried on to this step.
+
+        (1, 1, 0) is a line through the last two measurements, (1, 1, 1) a parabola through the last three
+        (`runtime/extrapolation.py`).
+        """
+        return LINE
 
     def corrected_layers(self, step: int, depth: int) -> tuple[int, ...]:
         """Return the layers whose corrections are measured at this step, on samples that run all `depth` layers.

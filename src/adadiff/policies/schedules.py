@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadiff.policies.base import ExitPolicy, ExitQuery, check_layer, stretched_rows
+from adadiff.policies.base import LINE, ExitPolicy, ExitQuery, check_layer, stretched_rows
 from adadiff.utils.errors import InputError
-from adadiff.utils.ranges import as_int
+from adadiff.utils.ranges import as_float, as_int
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,12 @@ class CorrectedScheduleExit(ScheduleExit):
     far closer to the full model's than a medium depth at every step. Exits before the first full step are not
     corrected; a row that comes later, and so lacks the corrections of an earlier full step, runs all layers first.
 
-    After layer 0 the network has not run at all: the last two full predictions are extrapolated along a line.
+    After layer 0 the network has not run at all: the last full predictions are extrapolated.
 
     Args:
         layers: The exit layer at each sampling step, 0..N; a step at layer 0 comes after a full step.
+        extrapolation: At each step, the weights of value, slope and curvature by which corrections are carried on from
+            the last three full steps; None for a line through the last two, (1, 1, 0), everywhere.
 
     Examples:
         >>> policy = CorrectedScheduleExit((9, 1, 9, 2))
@@ -120,6 +123,22 @@ class CorrectedScheduleExit(ScheduleExit):
         >>> policy.corrected_layers(step=1, depth=9)  # not a full step: nothing to measure
         ()
     """
+
+    extrapolation: tuple[tuple[float, float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extrapolation is None:
+            return
+        rows = tuple(
+            tuple(as_float(weight, "a weight of the extrapolation") for weight in row) for row in self.extrapolation
+        )
+        if len(rows) != len(self.layers) or any(len(row) != 3 or not all(map(math.isfinite, row)) for row in rows):
+            raise InputError(
+                "the extrapolation holds three finite weights for each step, of value, slope and curvature: "
+                f"give {len(self.layers)} rows of three numbers"
+            )
+        object.__setattr__(self, "extrapolation", rows)
 
     def check(self, depth: int, num_steps: int) -> None:
         running = tuple(layer or 1 for layer in self.layers)
@@ -133,6 +152,9 @@ class CorrectedScheduleExit(ScheduleExit):
     def skips(self, step: int) -> bool:
         return self.layers[step] == 0
 
+    def extrapolation_at(self, step: int) -> tuple[float, float, float]:
+        return LINE if self.extrapolation is None else self.extrapolation[step]
+
     def table(self, num_steps: int, depth: int) -> Tensor | None:
         return None if 0 in self.layers else super().table(num_steps, depth)
 
@@ -140,8 +162,13 @@ class CorrectedScheduleExit(ScheduleExit):
         if self.layers[step] < depth:
             return ()
         full_later = [later for later in range(step + 1, len(self.layers)) if self.layers[later] == depth]
-        until = full_later[1] if len(full_later) > 1 else None  # exits are corrected by the last two full steps
+        used = 2 if self._goes_along_lines else 3  # so many full steps before an exit correct it
+        until = full_later[used - 1] if len(full_later) >= used else None
         return tuple(sorted({layer for layer in self.layers[step + 1 : until] if layer < depth}))
+
+    @cached_property
+    def _goes_along_lines(self) -> bool:
+        return not any(curvature for _, _, curvature in self.extrapolation or ())
 
     def without_corrections(self, step: int, depth: int) -> ExitPolicy:
         if depth not in self.layers[:step]:
@@ -156,11 +183,12 @@ class CorrectedScheduleExit(ScheduleExit):
         deepest, steps = max(self.layers), len(self.layers)
         full, early = ([k for k in range(steps) if (self.layers[k] == deepest) == wanted] for wanted in (True, False))
         if not early:
-            return replace(self, layers=(deepest,) * num_steps)
+            return replace(self, layers=(deepest,) * num_steps, extrapolation=None)
         share = num_steps / steps
         full_by_then = share * np.interp(np.arange(num_steps + 1) / share, [*full, steps], np.arange(len(full) + 1))
         runs_all = np.diff(np.ceil(full_by_then - 1e-9)) > 0
         nearest = [min(early, key=lambda step: abs(step + 0.5 - (k + 0.5) / share)) for k in range(num_steps)]
         first = int(runs_all.argmax())  # before the first full step there is nothing to carry on: one layer runs
         layers = (deepest if runs_all[k] else self.layers[step] or int(k < first) for k, step in enumerate(nearest))
-        return replace(self, layers=tuple(layers))
+        weights = (LINE if runs_all[k] else self.extrapolation_at(step) for k, step in enumerate(nearest))
+        return replace(self, layers=tuple(layers), extrapolation=self.extrapolation and tuple(weights))

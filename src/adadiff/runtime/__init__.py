@@ -3,6 +3,7 @@
 from adadiff.runtime.contract import Denoiser, Inputs, InternalWeights, Prediction, Session
 from adadiff.runtime.corrections import Corrections
 from adadiff.runtime.exits import ExitNetwork, ExitSession
+from adadiff.runtime.extrapolation import newton_terms
 from adadiff.runtime.flops import PartFlops
 from adadiff.runtime.memory import RowMemory
 from adadiff.runtime.planned import planned_flops
@@ -25,5 +26,6 @@ __all__ = [
     "TraceTotals",
     "all_tied",
     "any_tied",
+    "newton_terms",
     "planned_flops",
 ]

@@ -105,7 +105,7 @@ class _Forward:
             rows = skipped.nonzero().squeeze(1)
             places = rows.to(self.sample.device)
             nothing = torch.zeros_like(self.sample[places])
-            carried_on = self.corrections.correct(0, rows, self.rules.steps[rows], nothing)
+            carried_on = self._corrected(0, rows, nothing)
             self.sample[places] = carried_on.to(self.sample.dtype)
             self.exit_layers[rows] = 0
             self.remaining = (~skipped).nonzero().squeeze(1)
@@ -131,7 +131,7 @@ class _Forward:
         prediction = self.network.predict(i, self._rows(exiting, self._state))
         prediction = self._guided_internally(i, rows, prediction)
         if i < self.network.depth:
-            prediction = self.corrections.correct(i, rows, self.rules.steps[rows], prediction)
+            prediction = self._corrected(i, rows, prediction)
         self.sample[rows.to(self.sample.device)] = prediction.to(self.sample.dtype)
         self.exit_layers[rows] = i
         self.remaining = self.remaining[~exiting]
@@ -174,6 +174,11 @@ class _Forward:
         scale = weights[guided].to(prediction).view(-1, *[1] * (prediction.dim() - 1))  # (guided, 1, 1, 1)
         own = prediction[places]
         return prediction.index_put((places,), own + scale * (own - weaker))
+
+    def _corrected(self, i: int, rows: Tensor, prediction: Tensor) -> Tensor:
+        """Add the corrections of layer i to predictions of rows that exit after it."""
+        rules = self.rules
+        return self.corrections.correct(i, rows, rules.steps[rows], prediction, rules.extrapolation[rows])
 
     def _rows(self, mask: Tensor, state: LayerState) -> LayerState:
         """Return the state of some of the remaining rows; `mask` is (remaining,) bool."""

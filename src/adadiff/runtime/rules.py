@@ -24,6 +24,7 @@ class RowRules:
         measured: Whether a row's correction is measured at each layer if it runs all of them, (batch, N) bool.
         skipped: Whether the network does not run on a row, (batch,) bool.
         carried: Whether a row's prediction is kept as the correction of layer 0 if it runs all layers, (batch,) bool.
+        extrapolation: Weights by which a row's corrections are carried on, (batch, 3).
     """
 
     policies: list[ExitPolicy]
@@ -34,6 +35,7 @@ class RowRules:
     measured: Tensor
     skipped: Tensor
     carried: Tensor
+    extrapolation: Tensor
 
     @classmethod
     def of(
@@ -58,7 +60,7 @@ class RowRules:
         lacking = any_tied(~corrected, ties)  # tied rows run the same layers, so they follow the same rule
         kind_of_row = list(zip(steps.tolist(), lacking.tolist(), strict=True))
         kinds = {kind: k for k, kind in enumerate(dict.fromkeys(kind_of_row))}
-        policies, estimated, measured, skipped, carried = [], [], [], [], []
+        policies, estimated, measured, skipped, carried, weights = [], [], [], [], [], []
         for step, lacks in kinds:
             own = policy.without_corrections(step, depth) if lacks else policy
             policies.append(own)
@@ -68,12 +70,13 @@ class RowRules:
             measured.append([layer in wanted for layer in range(1, depth + 1)])
             skipped.append(own.skips(step))
             carried.append(0 in wanted)
+            weights.append(own.extrapolation_at(step))
         row = torch.tensor([kinds[kind] for kind in kind_of_row], dtype=torch.int64)  # (batch,)
         if all(own is policy for own in policies):
             policies, policy_of_row = [policy], torch.zeros_like(row)
         else:
             policy_of_row = row
-        by_row = (torch.tensor(flags)[row] for flags in (estimated, measured, skipped, carried))
+        by_row = (torch.tensor(values)[row] for values in (estimated, measured, skipped, carried, weights))
         return cls(policies, policy_of_row, steps, ties, *by_row)
 
     def exits(self, layer: int, rows: Tensor, uncertainties: Tensor) -> Tensor:

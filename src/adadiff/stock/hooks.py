@@ -37,6 +37,7 @@ class Plan:
         step: The step, counted from 0, (1,) int64.
         layer: Number of layers to run.
         corrections: What is known of this kind of call.
+        extrapolation: Weights by which corrections are carried on to this step, (1, 3).
         measured: The arguments for a replay of each layer whose correction is measured. They are copied, except for
             tensors, since models take items out of lists and dictionaries they are given.
         taps: What these layers return in this call.
@@ -47,6 +48,7 @@ class Plan:
     step: Tensor
     layer: int
     corrections: Corrections
+    extrapolation: Tensor
     measured: dict[int, tuple[Any, Any]]
     taps: Taps
 
@@ -158,7 +160,8 @@ class TransformerHooks:
         elif exits := [each for each in measured if each]:
             taps = blocks.tap(exits)
         own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in measured}
-        return Plan(trajectory, kind, torch.tensor([reading.step], device="cpu"), layer, corrections, own_inputs, taps)
+        step = torch.tensor([reading.step], device="cpu")
+        return Plan(trajectory, kind, step, layer, corrections, trajectory.extrapolation, own_inputs, taps)
 
     def _all_exits_planned(
         self, trajectory: Trajectory, reading: Reading, sample: Any, inputs: Any, exits: Sequence[int]
@@ -167,7 +170,7 @@ class TransformerHooks:
         kind, step = self._kind(trajectory, reading, sample), torch.tensor([reading.step], device="cpu")
         own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in exits}
         corrections, taps = trajectory.corrections_of(kind), self.blocks.tap(exits)
-        return Plan(trajectory, kind, step, self.blocks.depth, corrections, own_inputs, taps)
+        return Plan(trajectory, kind, step, self.blocks.depth, corrections, trajectory.extrapolation, own_inputs, taps)
 
     def _finished(self, module: nn.Module, plan: Plan, output: Any) -> Any:
         """Return the output of a call, corrected if it exited early, and record the call."""
@@ -175,7 +178,8 @@ class TransformerHooks:
         leaves, structure = tree_flatten(output)
         if corrected:
             early = _packed(leaves) if plan.layer else torch.zeros_like(_packed(leaves))
-            leaves = _unpacked(plan.corrections.correct(plan.layer, ROW, plan.step, early), leaves)
+            row = plan.corrections.correct(plan.layer, ROW, plan.step, early, plan.extrapolation)
+            leaves = _unpacked(row, leaves)
             output = tree_unflatten(leaves, structure)
         elif plan.measured:
             if is_compiled(module):

@@ -84,17 +84,19 @@ class ExitRecorder:
         exits = _combined_exits(predictions, combined, self.samples)  # (exits + 1, samples, values)
         difference = torch.cat([torch.zeros_like(exits[:1]), exits]) - exits[-1]  # layer 0 predicts nothing
         self._differences.appendleft(difference)
-        products = difference.new_zeros(self._differences.maxlen or 1, *difference.shape[:2])
+        count, samples, values = difference.shape
+        products = difference.new_zeros(self._differences.maxlen or 1, count, count, samples)
         for k, earlier in enumerate(self._differences):
-            products[k] = (difference * earlier).mean(2)
+            products[k] = torch.einsum("isv,jsv->ijs", difference, earlier) / values
         self._products.append(products.cpu())
 
     @property
     def products(self) -> Tensor:
         """Products of the differences at a step and k steps earlier, averaged over the values of a sample.
 
-        (steps, window, exits + 2, samples), with k along the second axis; the third begins with layer 0 and ends with
-        the full model, whose difference is 0.
+        (steps, window, exits + 2, exits + 2, samples), with k along the second axis, the exits at the later step along
+        the third and those at the earlier one along the fourth. The exits begin with layer 0 and end with the full
+        model, whose difference is 0.
         """
         return torch.stack(self._products)
 

@@ -86,6 +86,11 @@ class Trajectory:
         """Return what was measured of a kind of call; its memory has one row, the whole call."""
         return self.corrections.setdefault(kind, Corrections(RowMemory(1)))
 
+    @property
+    def extrapolation(self) -> Tensor:
+        """Weights by which corrections are carried on to this step, (1, 3)."""
+        return torch.tensor([self.policy.extrapolation_at(self.step)], device="cpu")
+
     def decide(self, corrections: Corrections, depth: int) -> tuple[int, tuple[int, ...]]:
         """Return the exit layer of a call at this step, and the layers whose corrections it measures.
 

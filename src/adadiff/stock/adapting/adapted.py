@@ -83,6 +83,7 @@ class AdaptedHooks(ProjectionHooks):
             torch.tensor([reading.step], device="cpu"),
             stops[0] if stops else self.blocks.depth,
             trajectory.corrections_of(kind),
+            trajectory.extrapolation,
             {},
             taps,
             stops,

@@ -1,0 +1,102 @@
+"""The expected error of a schedule against the corrections that sampling makes, added up step by step."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adadiff.calibration.total_error import TotalError
+from adadiff.policies import CorrectedScheduleExit
+from adadiff.runtime import Corrections, RowMemory
+from tests.calibration.test_kinds import LAYERS, make_drifting_problem
+
+STEPS = 9
+DIFFERENCES, PROBLEM = make_drifting_problem(STEPS)
+INFLUENCE = PROBLEM.influence.numpy()
+
+
+def total_of(likeness, begins=0):
+    return TotalError(PROBLEM.products, INFLUENCE, begins, likeness)
+
+
+def errors_of(policy):
+    """What each early exit errs by on the final image, in order, with the corrections of the runtime."""
+    samples, pixels = DIFFERENCES.shape[2:]
+    corrections, everyone, errors = Corrections(RowMemory(samples)), torch.arange(samples), {}
+    for step, exit_layer in enumerate(policy.layers):
+        steps = torch.full((samples,), step)
+        images = DIFFERENCES[step].reshape(LAYERS + 1, samples, 1, 1, pixels)
+        if exit_layer == LAYERS:
+            for layer in range(LAYERS):
+                corrections.measure(layer, everyone, steps, images[LAYERS] - images[layer])
+        else:
+            weights = torch.tensor([policy.extrapolation_at(step)] * samples)
+            left = corrections.correct(exit_layer, everyone, steps, images[exit_layer], weights)
+            errors[step] = PROBLEM.influence[step].sqrt() * left
+    return errors
+
+
+def reference(policy, likeness):
+    """The sum over all pairs of early steps."""
+    pairs = itertools.product(errors_of(policy).items(), repeat=2)
+    return sum(likeness ** abs(j - k) * (one * other).mean().item() for (j, one), (k, other) in pairs)
+
+
+schedules = st.lists(st.sampled_from([0, 1, 2, 3, LAYERS, LAYERS]), min_size=STEPS, max_size=STEPS)
+
+
+@given(layers=schedules, likeness=st.sampled_from([0.0, 0.5, 1.0]))
+def test_the_error_is_that_of_all_corrected_exits(layers, likeness):
+    total = total_of(likeness)
+    if not total.is_possible(layers):
+        return
+    error, weights = total.fitted(layers)
+    policy = CorrectedScheduleExit(tuple(layers), weights)
+    assert error == pytest.approx(reference(policy, likeness), rel=2e-3, abs=1e-4)
+
+
+@given(layers=schedules, step=st.integers(0, STEPS - 1), nudge=st.tuples(*[st.floats(-0.3, 0.3)] * 3))
+def test_no_other_extrapolation_errs_much_less(layers, step, nudge):
+    """The fit is pulled towards a line, so it may err a little more than the best one, but never more than the line."""
+    total = total_of(1.0)
+    if not total.is_possible(layers):
+        return
+    error, weights = total.fitted(layers)
+    assert error <= reference(CorrectedScheduleExit(tuple(layers)), 1.0) * (1 + 1e-3) + 1e-4
+
+
+def test_what_moves_along_a_parabola_is_met_without_a_pull(monkeypatch):
+    monkeypatch.setattr("adadiff.calibration.total_error.PULL", 0.0)
+    steps = torch.arange(STEPS, dtype=torch.float64)
+    moving = 1 + 0.5 * steps + 0.1 * steps**2
+    gram = torch.outer(moving, moving).numpy()
+    products = np.zeros((STEPS, 27, 2, 2))
+    for step, k in itertools.product(range(STEPS), range(27)):
+        if k <= step:
+            products[step, k, 0, 0] = gram[step, step - k]
+    error, weights = TotalError(products, np.ones(STEPS)).fitted((1, 1, 1, 0, 1, 0, 0, 1, 0))
+    assert error < 1e-6
+    assert all(np.isfinite(weights).flatten())
+
+
+def test_only_schedules_whose_corrections_exist_are_possible():
+    total = total_of(1.0, begins=4)
+    full = LAYERS
+    assert total.is_possible((full, 0, 0, 1, full, 0, 0, 0, 0))
+    assert not total.is_possible((0, full, 0, 1, full, 0, 0, 0, 0))  # nothing to carry on yet
+    assert not total.is_possible((full, 0, 0, 1, 1, full, 0, 0, 0))  # guidance begins at an early step
+    assert total.is_possible((1, 1, 1, 1, 1, full, 0, 0, 0))  # after no full step nothing is corrected
+    longer = TotalError(np.zeros((12, 27, full + 1, full + 1)), np.ones(12))
+    assert longer.is_possible((full, *[1] * 8, full, 1, 1))
+    assert not longer.is_possible((full, *[1] * 9, full, 1))
+
+
+def test_nothing_measured_before_guidance_begins_is_carried_beyond_it():
+    layers = (LAYERS, LAYERS, 0, 0, LAYERS, 1, LAYERS, 1, 1)
+    weights = total_of(1.0, begins=4).fitted(layers)[1]
+    assert weights[5][1:] == (0.0, 0.0)  # one measurement: no slope
+    assert weights[7][1] != 0
+    assert weights[7][2] == 0.0  # two measurements: no curvature
