@@ -25,13 +25,14 @@ def improved(total: TotalError, layers: Sequence[int], costs: NDArray[np.floatin
         budget: Most that the steps may cost in all.
     """
     best, places = tuple(layers), np.arange(len(layers))
-    error, falls = total.fitted(best)[0], True
+    error, falls, tried = total.fitted(best)[0], True, {best}
     while falls:
         falls = False
         for place in range(len(best)):
             for changed in _changes(best, place, total.depth):
-                if costs[places, changed].sum() > budget or not total.is_possible(changed):
+                if changed in tried or costs[places, changed].sum() > budget or not total.is_possible(changed):
                     continue
+                tried.add(changed)
                 found = total.fitted(changed)[0]
                 if found < (1 - LEAST_GAIN) * error:
                     best, error, falls = changed, found, True

@@ -166,10 +166,9 @@ class CorrectedSchedule(Kind):
         total = TotalError(problem.products, problem.influence.numpy(), problem.guidance_begins, self.likeness)
         starts = filter(total.is_possible, (found.layers, self._sparse(problem, compute).layers))
         costs, budget = np.outer(problem.weights, _costs_from_layer_0(problem)), compute * len(found.layers)
-        ended = [improved(total, start, costs, budget) for start in starts]
-        fitted = {layers: total.fitted(layers) for layers in ended}
-        best = min(fitted, key=lambda layers: fitted[layers][0])
-        return CorrectedScheduleExit(best, fitted[best][1])
+        start = min(starts, key=lambda layers: total.fitted(layers)[0], default=found.layers)
+        layers = improved(total, start, costs, budget)
+        return CorrectedScheduleExit(layers, total.fitted(layers)[1])
 
     def _sparse(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
         """Return as many full steps as the budget takes, at least one, at equal distances, with layer 0 in between.

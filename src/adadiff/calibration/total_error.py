@@ -95,7 +95,7 @@ class TotalError:
         line = own - np.einsum("et,etu->eu", start, terms)  # errors of lines, (early, used)
         alike = self.likeness ** np.abs(np.subtract.outer(early, early))
         flat = terms.reshape(-1, len(used))
-        normal = (flat @ gram @ flat.T) * np.kron(alike, np.ones((3, 3)))
+        normal = (flat @ gram @ flat.T) * alike.repeat(3, 0).repeat(3, 1)
         target = (flat @ gram @ line.T).reshape(len(early), 3, len(early))
         target = (target * alike[:, None]).sum(2).reshape(-1)
         pull = PULL * np.diag(normal) + 1e-12
