@@ -58,25 +58,22 @@ def test_the_error_is_that_of_all_corrected_exits(layers, likeness):
     assert error == pytest.approx(reference(policy, likeness), rel=2e-3, abs=1e-4)
 
 
-@given(layers=schedules, step=st.integers(0, STEPS - 1), nudge=st.tuples(*[st.floats(-0.3, 0.3)] * 3))
-def test_no_other_extrapolation_errs_much_less(layers, step, nudge):
-    """The fit is pulled towards a line, so it may err a little more than the best one, but never more than the line."""
+@given(layers=schedules)
+def test_the_fitted_extrapolation_errs_no_more_than_lines(layers):
     total = total_of(1.0)
-    if not total.is_possible(layers):
-        return
-    error, weights = total.fitted(layers)
-    assert error <= reference(CorrectedScheduleExit(tuple(layers)), 1.0) * (1 + 1e-3) + 1e-4
+    if total.is_possible(layers):
+        lines = reference(CorrectedScheduleExit(tuple(layers)), 1.0)
+        assert total.fitted(layers)[0] <= lines * (1 + 1e-3) + 1e-4
 
 
 def test_what_moves_along_a_parabola_is_met_without_a_pull(monkeypatch):
     monkeypatch.setattr("adadiff.calibration.total_error.PULL", 0.0)
     steps = torch.arange(STEPS, dtype=torch.float64)
     moving = 1 + 0.5 * steps + 0.1 * steps**2
-    gram = torch.outer(moving, moving).numpy()
     products = np.zeros((STEPS, 27, 2, 2))
-    for step, k in itertools.product(range(STEPS), range(27)):
-        if k <= step:
-            products[step, k, 0, 0] = gram[step, step - k]
+    for step in range(STEPS):
+        for k in range(step + 1):
+            products[step, k, 0, 0] = moving[step] * moving[step - k]
     error, weights = TotalError(products, np.ones(STEPS)).fitted((1, 1, 1, 0, 1, 0, 0, 1, 0))
     assert error < 1e-6
     assert all(np.isfinite(weights).flatten())

@@ -16,7 +16,7 @@ from adadiff import (
     TableExit,
     ThresholdExit,
 )
-from adadiff.policies import ExitQuery
+from adadiff.policies import LINE, ExitQuery
 
 
 def query(history, step=0):
@@ -229,3 +229,27 @@ def test_a_stretched_schedule_never_begins_at_layer_0(layers, num_steps):
     policy.stretched(num_steps).check(depth=9, num_steps=num_steps)
     shallow_first = CorrectedScheduleExit((2, 9, *layers))
     shallow_first.stretched(num_steps).check(depth=9, num_steps=num_steps)
+
+
+def test_a_parabola_needs_the_corrections_of_three_full_steps():
+    layers = (5, 1, 5, 2, 5, 3, 5, 4)
+    assert CorrectedScheduleExit(layers).corrected_layers(0, depth=5) == (1, 2)
+    curved = CorrectedScheduleExit(layers, ((1.0, 1.0, 0.5),) * 8)
+    assert curved.corrected_layers(0, depth=5) == (1, 2, 3)
+
+
+def test_the_weights_of_the_extrapolation_go_with_their_steps():
+    rows = tuple((1.0, step / 4, 0.0) for step in range(4))
+    policy = CorrectedScheduleExit((5, 1, 5, 2), rows)
+    assert policy.extrapolation_at(3) == (1.0, 0.75, 0.0)
+    assert CorrectedScheduleExit((5, 1)).extrapolation_at(1) == LINE
+    longer = policy.stretched(8)
+    for step, layer in enumerate(longer.layers):
+        wanted = LINE if layer == 5 else rows[policy.layers.index(layer)]
+        assert longer.extrapolation_at(step) == wanted
+
+
+@pytest.mark.parametrize("rows", [((1.0, 1.0, 0.0),), ((1.0, 1.0), (1.0, 1.0)), ((1.0, 1.0, float("nan")),) * 2])
+def test_an_extrapolation_of_another_size_or_without_numbers_is_an_error(rows):
+    with pytest.raises(InputError, match=r"three finite weights for each step.*2 rows of three numbers"):
+        CorrectedScheduleExit((5, 1), rows)

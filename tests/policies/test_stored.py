@@ -35,6 +35,7 @@ def store(folder, policy=TABLE, circumstances=CIRCUMSTANCES):
         FixedExit(3),
         ScheduleExit((2, 5)),
         CorrectedScheduleExit((5, 1)),
+        CorrectedScheduleExit((5, 1), ((1.0, 1.0, 0.0), (0.99, 1.2, -0.3))),
         ThresholdExit(0.3, min_layer=2),
         ThresholdExit((0.3, 0.1)),
         TABLE,

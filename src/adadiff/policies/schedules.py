@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,6 +170,12 @@ class CorrectedScheduleExit(ScheduleExit):
     @cached_property
     def _goes_along_lines(self) -> bool:
         return not any(curvature for _, _, curvature in self.extrapolation or ())
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        if self.extrapolation is None:
+            del described["extrapolation"]  # as it was before there was any, so that folders of then are continued
+        return described
 
     def without_corrections(self, step: int, depth: int) -> ExitPolicy:
         if depth not in self.layers[:step]:

@@ -80,11 +80,13 @@ class Corrections:
         known = measured_at[rows]  # (exiting, 3)
         gaps = torch.where(known[:, 1:] >= 0, known[:, :-1] - known[:, 1:], 0)
         terms = newton_terms(steps - known[:, 0], *gaps.T)
-        factors = (weights[..., None] * terms).sum(1).T.to(prediction.device, torch.float32)  # (3, exiting)
+        of_earlier, of_before, of_last = (weights[..., None] * terms).sum(1).T.flip(0).cumsum(0)  # (exiting,) each
+        # The same sum in differences: a constant stays one to the last bit.
         places, shape = rows.to(prediction.device), (-1, *[1] * (prediction.dim() - 1))
-        for measurement, factor in zip(measurements, factors, strict=True):
+        last, before, earlier = (measurement[places] for measurement in measurements)
+        for factor, change in ((of_last, last), (-of_before, last - before), (-of_earlier, before - earlier)):
             if factor.any():  # where there is no measurement, it is 0
-                prediction = prediction + factor.view(shape) * measurement[places]
+                prediction = prediction + factor.to(prediction.device, torch.float32).view(shape) * change
         return prediction
 
     def _of(self, layer: int, like: Tensor) -> tuple[list[Tensor], Tensor]:
