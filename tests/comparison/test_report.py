@@ -24,11 +24,13 @@ from adadiff.comparison.report import (
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.evaluation.evaluate import Evaluation
+from adadiff.evaluation.evaluator import NetworkMetrics
 from adadiff.runtime.trace import TraceTotals
 
 
 def make_cell(name, method, target, compute, frechet, error=0.1):
-    evaluation = Evaluation(10, "small", frechet, error, 0.01, 0.7, 0.6, None, None, 0.5, 0.5, 3.0, ())
+    metrics = NetworkMetrics(frechet, error, 0.01, 0.7, 0.6, None)
+    evaluation = Evaluation(10, {"small": metrics}, 0.3, 0.26, None, 0.5, 0.5, 3.0, ())
     return Cell(name, method, f"{name} setting", target, compute, compute, 1.0, 2.0, evaluation)
 
 

@@ -81,7 +81,7 @@ def winner_in_words(results: Results) -> str:
     at_headline = _at(results, config.headline_compute)
     if not at_headline:
         return f"No method has a setting near {config.headline_compute:.0%} of the full model's compute."
-    best = min(at_headline, key=lambda cell: cell.evaluation.frechet)
+    best = min(at_headline, key=lambda cell: cell.evaluation.first.frechet)
     sentence = (
         f"At {config.headline_compute:.0%} of the full model's compute, {TITLES[best.method]} ({best.setting}) has the "
         f"lowest Fréchet distance, {_distance(best)}; the full model has {_distance(results.full)}."
@@ -92,7 +92,7 @@ def winner_in_words(results: Results) -> str:
         sentence += f" Within two standard errors: {names}."
     for cell in at_headline:
         if cell.method in OURS and cell is not best:
-            more = cell.evaluation.frechet / best.evaluation.frechet - 1
+            more = cell.evaluation.first.frechet / best.evaluation.first.frechet - 1
             sentence += (
                 f" {TITLES[cell.method]} has {_distance(cell)}: {more:.1%} higher, a difference of "
                 f"{difference_in_errors(cell, best):.1f} standard errors."
@@ -102,8 +102,8 @@ def winner_in_words(results: Results) -> str:
 
 def difference_in_errors(cell: Cell, other: Cell) -> float:
     """Return the absolute difference of two Fréchet distances, in standard errors of that difference."""
-    error = math.hypot(cell.evaluation.frechet_error, other.evaluation.frechet_error)
-    return abs(cell.evaluation.frechet - other.evaluation.frechet) / error if error else math.inf
+    error = math.hypot(cell.evaluation.first.frechet_error, other.evaluation.first.frechet_error)
+    return abs(cell.evaluation.first.frechet - other.evaluation.first.frechet) / error if error else math.inf
 
 
 def synergy_in_words(results: Results) -> list[str]:
@@ -145,7 +145,7 @@ def conditions_in_words(config: CompareConfig) -> str:
 
 
 def _distance(cell: Cell) -> str:
-    return with_error(cell.evaluation.frechet, cell.evaluation.frechet_error)
+    return with_error(cell.evaluation.first.frechet, cell.evaluation.first.frechet_error)
 
 
 def _at(results: Results, compute: float) -> list[Cell]:
@@ -259,7 +259,7 @@ def _rendered(template: str, **contents: Any) -> bytes:
 
 
 def _table_rows(cells: Sequence[Cell], shown: Sequence[bool]) -> list[dict[str, Any]]:
-    ordered = sorted(cells, key=lambda cell: cell.evaluation.frechet)
+    ordered = sorted(cells, key=lambda cell: cell.evaluation.first.frechet)
     return [{"cells": list(compress(_row(cell), shown)), "ours": cell.method in OURS} for cell in ordered]
 
 

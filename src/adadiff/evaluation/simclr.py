@@ -17,8 +17,6 @@ TURN = 0.1  # largest shift of the hue, as a fraction of the circle
 JITTERED, GREY = 0.8, 0.2  # shares of views with changed colours, and without colours
 
 
-
-
 def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Compute NT-Xent: the cross-entropy of recognising each view's partner among all other views of the batch.
 

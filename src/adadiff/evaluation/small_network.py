@@ -1,4 +1,4 @@
-"""The network of the packaged features `small` and `unlabelled`: convolutions, and a classifier if there are classes."""
+"""The network of the packaged features `small` and `unlabelled`: convolutions and perhaps a classifier."""
 
 from __future__ import annotations
 

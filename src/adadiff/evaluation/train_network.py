@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from adadiff.data import DataConfig, ImageData
+from adadiff.data.config import DIGITS
 from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.training.build import native_precision
 
@@ -20,12 +21,20 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
+class SplitConfig(DataConfig):
+    """One of several data sources of a command: its source has no short option."""
+
+    source: str = DIGITS
+    """Source of images: digits (built in), parquet file or folder of them, folder of images or of classes, hub name."""
+
+
+@dataclass(frozen=True)
 class NetworkTraining:
     """The settings of a training."""
 
-    train: DataConfig
+    train: SplitConfig
     """Training images."""
-    test: DataConfig
+    test: SplitConfig
     """Labelled test images."""
     out: Path
     """New folder for the network."""

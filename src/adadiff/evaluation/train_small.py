@@ -26,7 +26,8 @@ class SmallTraining(NetworkTraining):
 def train_small(config: SmallTraining) -> float:
     """Train the network, save it in float16, and return the saved network's accuracy on the test images.
 
-    By SGD with Nesterov momentum; images are flipped if the data configuration says so, and shifted by up to four pixels.
+    By SGD with Nesterov momentum; images are flipped if the data configuration says so, and shifted by up to four
+    pixels.
 
     Raises:
         InputError: If the data have no named classes, or the folder is not empty.
