@@ -51,7 +51,8 @@ def with_distance(results, method, frechet):
     def changed(cell):
         if cell.method != method or cell.target != 0.55:
             return cell
-        return replace(cell, evaluation=replace(cell.evaluation, frechet=frechet))
+        networks = {"small": replace(cell.evaluation.first, frechet=frechet)}
+        return replace(cell, evaluation=replace(cell.evaluation, networks=networks))
 
     return replace(results, cells=tuple(changed(cell) for cell in results.cells))
 
@@ -121,7 +122,7 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
     assert len(rows) == 1 + len(results.cells) + 8
     assert [row["frechet"] for row in rows if row["name"] == "adadiff-0.7"] == ["4.0"]
     saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["full"]["evaluation"]["frechet"] == 3.0
+    assert saved["full"]["evaluation"]["networks"]["small"]["frechet"] == 3.0
     assert saved["estimators"]["verdict"] == results.study.verdict
 
     write_report(replace(results, study=None), tmp_path)

@@ -157,7 +157,7 @@ def _at(results: Results, compute: float) -> list[Cell]:
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
-    judged = cell.evaluation
+    judged = cell.evaluation.first
     agreement = "" if judged.class_agreement is None else f"{judged.class_agreement:.1%}"
     return (
         TITLES.get(cell.method, "full model"),
@@ -170,21 +170,26 @@ def _row(cell: Cell) -> tuple[str, ...]:
         f"{judged.precision:.3f}",
         f"{judged.recall:.3f}",
         agreement,
-        str(judged.images),
+        str(cell.evaluation.images),
     )
 
 
 def _csv(results: Results) -> str:
     text = io.StringIO()
-    evaluated = list(asdict(results.full.evaluation))
-    own = [name for name in asdict(results.full) if name != "evaluation"]
-    writer = csv.writer(text)
-    writer.writerow([*own, *evaluated])
     grids = [cell for grid in (results.steps_synergy, results.pruning_synergy) for row in grid for cell in row]
-    for cell in (results.full, *results.cells, *grids):
-        values = asdict(cell)
-        writer.writerow([*(values[name] for name in own), *(values["evaluation"][name] for name in evaluated)])
+    rows = [_flat(cell) for cell in (results.full, *results.cells, *grids)]
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def _flat(cell: Cell) -> dict[str, Any]:
+    """Return all figures of a cell by name, those by the network in the place of the evaluation's networks."""
+    values = asdict(cell)
+    evaluation = values.pop("evaluation")
+    (features, metrics), *_ = evaluation.pop("networks").items()
+    return {**values, "images": evaluation.pop("images"), "features": features, **metrics, **evaluation}
 
 
 def _estimator_figures(study: EstimatorStudy | None) -> dict[str, Any] | None:

@@ -29,7 +29,8 @@ def fit_statistics(train: DataConfig, out: Path, seed: int = 0) -> StatisticsNet
     network = StatisticsNetwork(seed).eval()
     raw = torch.cat([network(few / 255) for few in pixels.split(500)])
     network.mean.copy_(raw.mean(0))
-    network.deviation.copy_(raw.std(0))
+    deviation = raw.std(0)
+    network.deviation.copy_(deviation.where(deviation > 0, 1.0))  # constant for grey images: some colours
     network.save_pretrained(out)
     return network
 

@@ -91,7 +91,7 @@ def neighbour_accuracy(
         test_labels: Their classes, (m,) int64.
         neighbours: Number of nearest images that vote.
     """
-    known, asked = (nn.functional.normalize(each - features.mean(0), dim=1) for each in (features, tested))
+    known, asked = (nn.functional.normalize(each, dim=1) for each in (features, tested))
     nearest = torch.cat([(few @ known.T).topk(neighbours, dim=1).indices for few in asked.split(1000)])
     guesses = labels[nearest].mode(1).values
     return (guesses == test_labels).double().mean().item()
