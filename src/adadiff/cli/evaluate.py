@@ -27,8 +27,8 @@ def evaluate_command(
 ) -> None:
     """Sample images as `adadiff sample` does, compare them with real ones, and write metrics.json.
 
-    Fréchet distance, kernel distance (KID), precision and recall; for classes, how often a feature network recognises
-    the requested one; for prompts, the CLIP score. After an interruption the same command continues. Several processes:
+    By each feature network: Fréchet distance, kernel distance (KID), precision and recall; for classes, how often it
+    recognises the requested one if it knows them. Once: saturation; for prompts, the CLIP score. After an interruption the same command continues. Several processes:
     `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
 
     Args:

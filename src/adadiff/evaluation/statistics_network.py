@@ -41,8 +41,8 @@ class StatisticsNetwork(VerifiedModel):
             nn.Conv2d(3, first, 5, stride=2, bias=False), nn.ReLU(), nn.Conv2d(first, second, 3, stride=2, bias=False)
         )
         generator = torch.Generator().manual_seed(seed)
-        for layer in (self.convolutions[0], self.convolutions[2]):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        for weight in self.convolutions.parameters():
+            nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
         count = 12 + 4 * BINS + 3 * RINGS + second
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("deviation", torch.ones(count))

@@ -59,7 +59,8 @@ def train_unlabelled(config: UnlabelledTraining) -> tuple[float, float]:
     def loss_of(chosen: Tensor) -> Tensor:
         batch = (images[chosen] / 255).repeat(2, 1, 1, 1)
         views = random_views(batch, config.view_size, config.train.flip).contiguous(memory_format=torch.channels_last)
-        return contrastive_loss(*head(network.features(2 * views - 1)).chunk(2), config.temperature)
+        first, second = head(network.features(2 * views - 1)).chunk(2)
+        return contrastive_loss(first, second, config.temperature)
 
     def accuracy(network: SmallNetwork) -> float:
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:REFERENCES]
