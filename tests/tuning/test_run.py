@@ -8,6 +8,7 @@ import torch
 from adadiff import AdaDiffPipeline, InputError, NeverExit
 from adadiff.calibration.cache import TensorCache
 from adadiff.evaluation.metrics import frechet_distance
+from adadiff.evaluation.packaged import PACKAGED
 from adadiff.sampling import sample_seeded
 from adadiff.tuning import TuneConfig, TuningGoal, draw_tuning, outcome_in_words, plans_in_words, tune, tuning_table
 from adadiff.tuning.measure import Measurer
@@ -167,6 +168,12 @@ def test_what_is_stored_is_what_the_folder_samples_by(search, classes_pipeline, 
     trace = loaded(class_labels=["cat"], generator=noise).trace
     full = tuning.default.plan.flops(pipeline.transformer.part_flops)
     assert int(trace.flops.sum()) / full == pytest.approx(tuning.chosen.compute)
+
+
+def test_a_search_by_default_is_judged_by_packaged_networks_that_it_does_not_go_by():
+    config = TuneConfig()
+    assert {*config.features, *config.judges} <= set(PACKAGED)
+    assert not {*config.features} & {*config.judges}
 
 
 def test_the_report_names_every_plan_and_every_network(found, tmp_path):

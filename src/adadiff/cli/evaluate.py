@@ -28,8 +28,8 @@ def evaluate_command(
     """Sample images as `adadiff sample` does, compare them with real ones, and write metrics.json.
 
     By each feature network: Fréchet distance, kernel distance (KID), precision and recall; for classes, how often it
-    recognises the requested one if it knows them. Once: saturation; for prompts, the CLIP score. After an interruption the same command continues. Several processes:
-    `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
+    recognises the requested one if it knows them. Once: saturation; for prompts, the CLIP score. After an interruption
+    the same command continues. Several processes: `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
