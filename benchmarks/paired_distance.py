@@ -21,7 +21,7 @@ from tqdm import tqdm
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, ExitPolicy, NeverExit, Trace
 from adadiff.calibration.metric import normalised_squared_error
 from adadiff.data import DataConfig
-from adadiff.evaluation.evaluate import judge_for
+from adadiff.evaluation.evaluator import evaluator_for
 from adadiff.evaluation.metrics import Features, Gaussian, bootstrap
 from adadiff.sampling import Conditions, sample_seeded
 
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = AdaDiffPipeline.from_pretrained(options.model, torch_dtype=torch.bfloat16)
     own = pipeline.sampling_settings()
-    judge = judge_for(options.model, DataConfig(source=options.data), "small", None, torch.device("cpu"))
+    reference = evaluator_for(options.model, DataConfig(source=options.data), ["small"], None, "cpu").first
     conditions = Conditions(pipeline.transformer.class_indices, guidance=own.guidance)
     policies: dict[str, ExitPolicy] = {"all layers": NeverExit(), "its own": own.policy}
     for layers in options.layers:
@@ -53,10 +53,10 @@ def main() -> None:
         policies[" ".join(map(str, layers))] = CorrectedScheduleExit(schedule)
 
     table = Table("policy", "layers", "compute", "error", "Fréchet distance", "over the full model's")
-    full, real = None, Gaussian.fit(judge.reference.vectors)
+    full, real = None, Gaussian.fit(reference.real.vectors)
     for name, policy in policies.items():
         images, trace = _sample(pipeline, policy, own.steps, conditions, options)
-        features = judge.network.of(images.split(options.batch_size)).vectors
+        features = reference.network.of(images.split(options.batch_size)).vectors
         full = (images, features) if full is None else full
         more, uncertainty = _excess(features, full[1], real)
         losses = normalised_squared_error(full[0])(full[0], images)

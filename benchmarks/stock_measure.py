@@ -102,7 +102,7 @@ class Images:
         channels: Literal[1, 3] = 1 if pipe.vae.config.out_channels == 1 else 3
         config = DataConfig(source=source, size=pipe.transformer.config.sample_size, channels=channels)
         real = ImageData(config, condition="none")
-        self.real = Gaussian.fit(reference_features(self.network, real).vectors)
+        self.real = Gaussian.fit(reference_features([self.network], real)[0].vectors)
 
     def distance(self, images: Tensor) -> tuple[float, float]:
         """Return the Fréchet distance of images to the real ones, and its standard error by bootstrap."""

@@ -24,9 +24,10 @@ def test_evaluate_and_again(tmp_path, capsys, monkeypatch):
     run(command, f"-n 10 --steps 2 --tau 0.4 --out {tmp_path}/out")
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert f"{figures['frechet']:.3f}" in printed
+    metrics = figures["networks"][f"{tmp_path}/network"]
+    assert f"{metrics['frechet']:.3f}" in printed
     assert figures["layer_fraction"] < 1
-    assert figures["class_agreement"] is None
+    assert metrics["class_agreement"] is None
     run(command, f"-n 10 --steps 2 --tau 0.4 --out {tmp_path}/out")
     again = json.loads((tmp_path / "out/metrics.json").read_text())
     assert again == figures

@@ -58,16 +58,19 @@ def test_floors_that_nothing_meets_overwrite_nothing(three_steps, capsys):
     [
         ("{model} --compute 0.5 --judges other", "no real images are given: set --data"),
         ("{model} --compute 0.5 --gflops 1 --data digits", "give at most one budget: compute or gflops"),
-        ("{model} --data digits --judges small", "small is among both"),
+        ("{model} --data digits --features statistics", "statistics is among both"),
         ("{model} --data digits --judges other --images 500 250", "the numbers of images are 500, 250: they must grow"),
         (
             "{model} --data digits --compute 0.001 " + TINY.replace("--data digits", ""),
             "one step with all layers takes",
         ),
-        ("{model} " + TINY.replace("--images 8", "--images 4"), "--images begins with 4, too few for the features"),
+        (
+            "{model} " + TINY.replace("--images 8", "--images 4"),
+            "the 4 images that --images begins with are too few",
+        ),
         ("{model} --agreement 0.5 " + TINY, "do not know the model's classes"),
         ("digits --data digits --judges other", "is a packaged model, which is never written to: set --out"),
-        ("{model} --data digits", "and there is none of one kind"),
+        ("{model} --data digits --judges", "and there is none of one kind"),
         ("cifar10-dit --data digits --judges other", "adadiff calibrate finds its policy"),
     ],
 )

@@ -24,11 +24,13 @@ from adadiff.comparison.report import (
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.evaluation.evaluate import Evaluation
+from adadiff.evaluation.evaluator import NetworkMetrics
 from adadiff.runtime.trace import TraceTotals
 
 
 def make_cell(name, method, target, compute, frechet, error=0.1):
-    evaluation = Evaluation(10, "small", frechet, error, 0.01, 0.7, 0.6, None, None, 0.5, 0.5, 3.0, ())
+    metrics = NetworkMetrics(frechet, error, 0.01, 0.7, 0.6, None)
+    evaluation = Evaluation(10, {"small": metrics}, 0.3, 0.26, None, 0.5, 0.5, 3.0, ())
     return Cell(name, method, f"{name} setting", target, compute, compute, 1.0, 2.0, evaluation)
 
 
@@ -49,7 +51,8 @@ def with_distance(results, method, frechet):
     def changed(cell):
         if cell.method != method or cell.target != 0.55:
             return cell
-        return replace(cell, evaluation=replace(cell.evaluation, frechet=frechet))
+        networks = {"small": replace(cell.evaluation.first, frechet=frechet)}
+        return replace(cell, evaluation=replace(cell.evaluation, networks=networks))
 
     return replace(results, cells=tuple(changed(cell) for cell in results.cells))
 
@@ -119,7 +122,7 @@ def test_the_page_holds_everything_itself_and_its_markdown_the_same(results, tmp
     assert len(rows) == 1 + len(results.cells) + 8
     assert [row["frechet"] for row in rows if row["name"] == "adadiff-0.7"] == ["4.0"]
     saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["full"]["evaluation"]["frechet"] == 3.0
+    assert saved["full"]["evaluation"]["networks"]["small"]["frechet"] == 3.0
     assert saved["estimators"]["verdict"] == results.study.verdict
 
     write_report(replace(results, study=None), tmp_path)

@@ -43,15 +43,15 @@ def test_features_of_real_images_are_kept_until_the_data_or_the_network_change(p
     judge = FeatureNetwork("mean", network)
     wanted = np.array([[40 * k / 255, 0, 1] for k in range(6)])
     for _ in range(2):
-        assert np.allclose(reference_features(judge, photos()).vectors, wanted, atol=1e-6)
+        assert np.allclose(reference_features([judge], photos())[0].vectors, wanted, atol=1e-6)
     assert len(calls) == 1
-    reference_features(judge, photos(size=4))
+    reference_features([judge], photos(size=4))
     assert len(calls) == 2
     Image.new("RGB", (8, 8), (200, 0, 255)).save(tmp_path / "photos/0.png")
-    assert reference_features(judge, photos()).vectors[0, 0] == pytest.approx(200 / 255)
+    assert reference_features([judge], photos())[0].vectors[0, 0] == pytest.approx(200 / 255)
     assert len(calls) == 3
     network.scale.data *= 2
-    assert reference_features(judge, photos()).vectors[0, 0] == pytest.approx(400 / 255)
+    assert reference_features([judge], photos())[0].vectors[0, 0] == pytest.approx(400 / 255)
     assert len(calls) == 4
 
 
@@ -83,7 +83,7 @@ def test_a_folder_of_a_small_network_knows_its_classes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smal", "there is no feature network 'smal': choose small, inception"),
+        ("smal", "there is no feature network 'smal': choose small, unlabelled, statistics, inception"),
         ("inception", "needs torch-fidelity and torchvision"),
         ("no.such:thing", "there is no 'thing' in a module 'no.such'"),
         ("math:sqrt", "math:sqrt returns no network when called without arguments"),

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from adadiff import AdaDiffPipeline
+from adadiff.data import DataConfig, ImageData
+from adadiff.evaluation.evaluator import Evaluator, Reference
 from adadiff.evaluation.features import FeatureNetwork
 from adadiff.sampling import Conditions, Guidance, SamplingPlan
 from adadiff.training.config import DiffusionConfig
-from adadiff.tuning.measure import Witness
 from adadiff.tuning.run import default_plan
 from tests.conftest import make_model
 
@@ -36,15 +37,20 @@ def more_random_features():
     return RandomFeatures(3)
 
 
-def witness(name, seed, real_seed=1):
+def reference(name, seed, real_seed=1):
     network = FeatureNetwork(name, RandomFeatures(seed), NAMES)
     real = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(real_seed)) ** 2
-    return Witness(network, network.of([real]))
+    return Reference(network, network.of([real]))
+
+
+def make_evaluator(real_seed=1):
+    references = {name: reference(name, k, real_seed) for k, name in enumerate(("searched", "judging"))}
+    return Evaluator(ImageData(DataConfig()), references, 0.0)
 
 
 @pytest.fixture(scope="session")
-def witnesses():
-    return {"searched": witness("searched", 0), "judging": witness("judging", 1)}
+def evaluator():
+    return make_evaluator()
 
 
 @pytest.fixture(scope="session")

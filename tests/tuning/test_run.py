@@ -8,6 +8,7 @@ import torch
 from adadiff import AdaDiffPipeline, InputError, NeverExit
 from adadiff.calibration.cache import TensorCache
 from adadiff.evaluation.metrics import frechet_distance
+from adadiff.evaluation.packaged import PACKAGED
 from adadiff.sampling import sample_seeded
 from adadiff.tuning import TuneConfig, TuningGoal, draw_tuning, outcome_in_words, plans_in_words, tune, tuning_table
 from adadiff.tuning.measure import Measurer
@@ -15,24 +16,24 @@ from adadiff.tuning.score import Scorer
 from adadiff.tuning.search import Search, open_study
 from adadiff.tuning.space import Space
 from tests.conftest import make_model
-from tests.tuning.conftest import NAMES, witness
+from tests.tuning.conftest import NAMES, make_evaluator
 
 CONFIG = TuneConfig(TuningGoal(compute=0.6), ("searched",), ("judging",), 5, (12, 24), confirm=30, batch_size=10)
 
 
 @pytest.fixture
-def search(classes_pipeline, default, conditions, witnesses, tmp_path):
+def search(classes_pipeline, default, conditions, evaluator, tmp_path):
     def run(config=CONFIG, folder="search", **others):
-        given = {"pipeline": classes_pipeline, "default": default, "conditions": conditions, "witnesses": witnesses}
+        given = {"pipeline": classes_pipeline, "default": default, "conditions": conditions, "evaluator": evaluator}
         return tune(**{**given, **others}, config=config, folder=tmp_path / folder)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def found(classes_pipeline, default, conditions, witnesses, tmp_path_factory):
+def found(classes_pipeline, default, conditions, evaluator, tmp_path_factory):
     folder = tmp_path_factory.mktemp("found") / "search"
-    return tune(classes_pipeline, default, conditions, witnesses, CONFIG, folder)
+    return tune(classes_pipeline, default, conditions, evaluator, CONFIG, folder)
 
 
 @pytest.fixture
@@ -68,12 +69,12 @@ def test_the_plans_found_take_the_compute_that_was_predicted_and_keep_the_budget
     assert max(each.compute for each in tuning.tuned if not each.missed(CONFIG.goal, 0.6)) <= 0.6
 
 
-def test_distances_are_those_of_the_fresh_images(found, classes_pipeline, conditions, witnesses):
+def test_distances_are_those_of_the_fresh_images(found, classes_pipeline, conditions, evaluator):
     chosen = found.chosen
     given, plan = replace(conditions, guidance=chosen.plan.guidance), chosen.plan
     output = sample_seeded(classes_pipeline.with_plan(plan), range(30), plan.steps, plan.policy, CONFIG.seed + 1, given)
     images = (255 * output.images).round() / 255
-    for name, judge in witnesses.items():
+    for name, judge in evaluator.references.items():
         wanted = frechet_distance(judge.network.of([images]).vectors, judge.real.vectors)
         assert chosen.fresh.distances[name] == pytest.approx(wanted, rel=1e-4)
 
@@ -114,8 +115,8 @@ def test_a_search_that_was_killed_finds_what_one_run_through_does(search, found,
     assert not sampled
 
 
-def test_the_best_of_a_tiny_space_is_found(classes_pipeline, default, conditions, witnesses, tmp_path):
-    measurer = Measurer(classes_pipeline, conditions, witnesses, TensorCache())
+def test_the_best_of_a_tiny_space_is_found(classes_pipeline, default, conditions, evaluator, tmp_path):
+    measurer = Measurer(classes_pipeline, conditions, evaluator, TensorCache())
     scorer = Scorer(measurer, default, ["searched"], TuningGoal(), None, 0, (12, 12))
     space = Space((2, 4), ("ddim", "unipc"), (1.0, 1.0), spacings=("leading",))
     study = open_study(tmp_path, "tiny", 1)
@@ -169,6 +170,12 @@ def test_what_is_stored_is_what_the_folder_samples_by(search, classes_pipeline, 
     assert int(trace.flops.sum()) / full == pytest.approx(tuning.chosen.compute)
 
 
+def test_a_search_by_default_is_judged_by_packaged_networks_that_it_does_not_go_by():
+    config = TuneConfig()
+    assert {*config.features, *config.judges} <= set(PACKAGED)
+    assert not {*config.features} & {*config.judges}
+
+
 def test_the_report_names_every_plan_and_every_network(found, tmp_path):
     tuning = found
     table = tuning_table(tuning)
@@ -184,8 +191,11 @@ def test_the_report_names_every_plan_and_every_network(found, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": (5, 12)}, "--images begins with 5, too few for the features searched: at least 6"),
-        ({"confirm": 5}, "--confirm is 5, too few"),
+        (
+            {"images": (5, 12)},
+            "the 5 images that --images begins with are too few for metrics on the features searched",
+        ),
+        ({"confirm": 5}, "the 5 images of --confirm are too few"),
         ({"goal": TuningGoal(compute=0.1)}, "the budget compute is 0.1: one step with all layers takes 0.125"),
         ({"goal": TuningGoal(clip_score=20.0)}, "needs prompts and a CLIP model"),
     ],
@@ -197,14 +207,14 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_sampled(search, s
     assert not (tmp_path / "search").exists()
 
 
-def test_a_folder_of_another_model_data_or_goal_is_refused(search, classes_pipeline, witnesses):
+def test_a_folder_of_another_model_data_or_goal_is_refused(search, classes_pipeline):
     search()
     other = classes_pipeline.with_parts(
         transformer=make_model(seed=1, num_classes=4, class_names=[*NAMES], null_class=3)
     )
     for changed in (
         {"pipeline": other},
-        {"witnesses": {name: witness(name, k, real_seed=2) for k, name in enumerate(witnesses)}},
+        {"evaluator": make_evaluator(real_seed=2)},
         {"config": replace(CONFIG, goal=TuningGoal(compute=0.7))},
     ):
         with pytest.raises(InputError, match=r"holds a search with .*: choose another folder"):

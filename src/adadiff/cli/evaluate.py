@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from adadiff.cli.options import ModelFolder, SampleOptions
 from adadiff.cli.output import console, print_description
 from adadiff.data import DataConfig
+from adadiff.evaluation.packaged import PACKAGED
 from adadiff.utils.ranges import checked
 
 MANY_IMAGES = SampleOptions(n=10_000)
@@ -21,35 +22,36 @@ def evaluate_command(
     out: Path,
     data: DataConfig,
     options: Annotated[SampleOptions, arg(name="")] = MANY_IMAGES,
-    features: str = "small",
+    features: tuple[str, ...] = tuple(PACKAGED),
     clip: str | None = None,
 ) -> None:
     """Sample images as `adadiff sample` does, compare them with real ones, and write metrics.json.
 
-    Fréchet distance, kernel distance (KID), precision and recall; for classes, how often the feature network recognises
-    the requested one; for prompts, the CLIP score. After an interruption the same command continues. Several processes:
-    `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
+    By each feature network: Fréchet distance, kernel distance (KID), precision and recall; for classes, how often it
+    recognises the requested one if it knows them. Once: saturation; for prompts, the CLIP score. After an interruption
+    the same command continues. Several processes: `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model.
         out: Folder for the images and metrics.json.
         data: Real images; they are converted to the size and channels of the model's.
         options: Which images to sample, with which settings.
-        features: Feature network: small (packaged), inception (needs adadiff[metrics]), a folder or TorchScript file of
-            a network, or package.module:name.
+        features: Feature networks, one or more: small, unlabelled and statistics (packaged), inception (needs
+            adadiff[metrics]), a folder or TorchScript file of a network, or package.module:name.
         clip: CLIP model of transformers for the CLIP score of prompts, by its name on the hub or its folder.
     """
     from adadiff.cli.shared import device_of, sample_with_options
-    from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table, judge_for
+    from adadiff.evaluation.evaluate import METRICS, evaluate_folder, evaluation_table
+    from adadiff.evaluation.evaluator import evaluator_for
     from adadiff.utils.processes import process_state
 
     with process_state().main_process_first():
-        judge = judge_for(model, data, features, clip, device_of(options.device))
+        evaluator = evaluator_for(model, data, features, clip, device_of(options.device))
     if process_state().is_main_process:
-        print_description(judge.real)
-    judge.require_enough(options.n)
+        print_description(evaluator.data)
+    evaluator.require_enough(options.n)
     summary = sample_with_options(model, out, options)
     if process_state().is_main_process:
-        evaluation = evaluate_folder(out, summary, judge)
+        evaluation = evaluate_folder(out, summary, evaluator)
         console.print(evaluation_table(evaluation))
         console.print(f"the metrics are in {out / METRICS}")

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 from adadiff.cli.options import Dtype
 from adadiff.cli.output import console
 from adadiff.data import DataConfig
-from adadiff.tuning.config import SEARCHED_BY, SEED, TuneConfig
+from adadiff.tuning.config import JUDGED_BY, SEARCHED_BY, SEED, TuneConfig
 from adadiff.tuning.goal import TuningGoal
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import is_stock, model_folder
@@ -31,7 +31,7 @@ def tune_command(
     precision: Fraction | None = None,
     clip_score: Positive | None = None,
     features: tuple[str, ...] = SEARCHED_BY,
-    judges: tuple[str, ...] = (),
+    judges: tuple[str, ...] = JUDGED_BY,
     clip: str | None = None,
     trials: Count = 60,
     images: tuple[Count, ...] = (250, 1000, 4000),
@@ -115,6 +115,7 @@ def _tune(
 ) -> None:
     """Search, print and store; for the arguments see `tune_command`."""
     from adadiff.cli.shared import chosen_prompts, device_of, load_pipeline
+    from adadiff.evaluation.evaluator import evaluator_for
     from adadiff.policies import NeverExit
     from adadiff.sampling import Conditions
     from adadiff.sampling.settings import FolderSettings, resolve
@@ -125,7 +126,6 @@ def _tune(
         plans_in_words,
         tune,
         tuning_table,
-        witnesses_for,
     )
 
     folder = model_folder(model)
@@ -134,8 +134,8 @@ def _tune(
     default = default_plan(pipeline, resolve(own, pipeline.scheduler, policy=NeverExit()))
     conditions = Conditions(class_index or pipeline.transformer.class_indices, chosen_prompts((), prompts))
     names = (*config.features, *config.judges)
-    witnesses, scorer = witnesses_for(folder, data, names, clip, device_of(device))
-    tuning = tune(pipeline, default, conditions, witnesses, config, place / SEARCH, scorer)
+    evaluator = evaluator_for(folder, data, names, clip, device_of(device))
+    tuning = tune(pipeline, default, conditions, evaluator, config, place / SEARCH)
     console.print(tuning_table(tuning))
     console.print(plans_in_words(tuning), markup=False, highlight=False)
     draw_tuning(tuning, place / SEARCH / "front.png")

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from adadiff.comparison.methods import Bench, Setup
 from adadiff.comparison.networks import FULL
-from adadiff.evaluation.evaluate import Evaluation, Judge, evaluate_folder
+from adadiff.evaluation.evaluate import Evaluation, evaluate_folder
+from adadiff.evaluation.evaluator import Evaluator
 from adadiff.policies import NeverExit
 from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling import sample_seeded
@@ -82,12 +83,12 @@ class Cells:
 
     Args:
         bench: The networks and settings that methods are set up with.
-        judge: The real images and networks that samples are evaluated with.
+        evaluator: The real images and networks that samples are evaluated with.
         folder: Folder of the cells, with one sub-folder per cell.
     """
 
-    def __init__(self, bench: Bench, judge: Judge, folder: Path) -> None:
-        self.bench, self.judge, self.folder = bench, judge, folder
+    def __init__(self, bench: Bench, evaluator: Evaluator, folder: Path) -> None:
+        self.bench, self.evaluator, self.folder = bench, evaluator, folder
 
     def fill(self, tasks: Sequence[Task]) -> dict[str, Cell | None]:
         """Compute all missing cells; return the cells by name, None if a method has no setting.
@@ -132,7 +133,7 @@ class Cells:
         )
         seconds = self._seconds(setup)
         compute, layers = self._spent(summary.totals, setup.steps)
-        evaluation = evaluate_folder(samples, summary, self.judge)
+        evaluation = evaluate_folder(samples, summary, self.evaluator)
         return Cell(
             task.name,
             task.method,

@@ -43,15 +43,15 @@ def tradeoff(full: Cell, cells: Sequence[Cell], titles: dict[str, str], cost: st
             continue
         axes.errorbar(
             [value(cell) for cell in mine],
-            [cell.evaluation.frechet for cell in mine],
-            yerr=[cell.evaluation.frechet_error for cell in mine],
+            [cell.evaluation.first.frechet for cell in mine],
+            yerr=[cell.evaluation.first.frechet_error for cell in mine],
             marker=MARKERS[index % len(MARKERS)],
             linewidth=2.5 if name.startswith("adadiff") else 1,
             color=colormaps["tab20"](index % 20),
             label=title,
         )
-    axes.axhline(full.evaluation.frechet, color="grey", linestyle=":", label="full model")
-    front = pareto_front([(value(cell), cell.evaluation.frechet) for cell in (full, *cells)])
+    axes.axhline(full.evaluation.first.frechet, color="grey", linestyle=":", label="full model")
+    front = pareto_front([(value(cell), cell.evaluation.first.frechet) for cell in (full, *cells)])
     axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=6, alpha=0.12, label="Pareto front")
     axes.set(xlabel=label, ylabel="Fréchet distance", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -75,7 +75,7 @@ def synergy(
     figure = Figure(figsize=(9, 1.4 + 0.6 * len(rows)), layout="constrained")
     panels: Any = figure.subplots(1, 2)
     for axes, title, read, form in (
-        (panels[0], "Fréchet distance", lambda cell: cell.evaluation.frechet, "{:#.3g}"),
+        (panels[0], "Fréchet distance", lambda cell: cell.evaluation.first.frechet, "{:#.3g}"),
         (panels[1], "compute", lambda cell: cell.compute, "{:.0%}"),
     ):
         values = np.array([[read(cell) for cell in row] for row in rows])

@@ -81,7 +81,7 @@ def winner_in_words(results: Results) -> str:
     at_headline = _at(results, config.headline_compute)
     if not at_headline:
         return f"No method has a setting near {config.headline_compute:.0%} of the full model's compute."
-    best = min(at_headline, key=lambda cell: cell.evaluation.frechet)
+    best = min(at_headline, key=lambda cell: cell.evaluation.first.frechet)
     sentence = (
         f"At {config.headline_compute:.0%} of the full model's compute, {TITLES[best.method]} ({best.setting}) has the "
         f"lowest Fréchet distance, {_distance(best)}; the full model has {_distance(results.full)}."
@@ -92,7 +92,7 @@ def winner_in_words(results: Results) -> str:
         sentence += f" Within two standard errors: {names}."
     for cell in at_headline:
         if cell.method in OURS and cell is not best:
-            more = cell.evaluation.frechet / best.evaluation.frechet - 1
+            more = cell.evaluation.first.frechet / best.evaluation.first.frechet - 1
             sentence += (
                 f" {TITLES[cell.method]} has {_distance(cell)}: {more:.1%} higher, a difference of "
                 f"{difference_in_errors(cell, best):.1f} standard errors."
@@ -102,8 +102,8 @@ def winner_in_words(results: Results) -> str:
 
 def difference_in_errors(cell: Cell, other: Cell) -> float:
     """Return the absolute difference of two Fréchet distances, in standard errors of that difference."""
-    error = math.hypot(cell.evaluation.frechet_error, other.evaluation.frechet_error)
-    return abs(cell.evaluation.frechet - other.evaluation.frechet) / error if error else math.inf
+    error = math.hypot(cell.evaluation.first.frechet_error, other.evaluation.first.frechet_error)
+    return abs(cell.evaluation.first.frechet - other.evaluation.first.frechet) / error if error else math.inf
 
 
 def synergy_in_words(results: Results) -> list[str]:
@@ -145,7 +145,7 @@ def conditions_in_words(config: CompareConfig) -> str:
 
 
 def _distance(cell: Cell) -> str:
-    return with_error(cell.evaluation.frechet, cell.evaluation.frechet_error)
+    return with_error(cell.evaluation.first.frechet, cell.evaluation.first.frechet_error)
 
 
 def _at(results: Results, compute: float) -> list[Cell]:
@@ -157,7 +157,7 @@ def _at(results: Results, compute: float) -> list[Cell]:
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
-    judged = cell.evaluation
+    judged = cell.evaluation.first
     agreement = "" if judged.class_agreement is None else f"{judged.class_agreement:.1%}"
     return (
         TITLES.get(cell.method, "full model"),
@@ -170,21 +170,26 @@ def _row(cell: Cell) -> tuple[str, ...]:
         f"{judged.precision:.3f}",
         f"{judged.recall:.3f}",
         agreement,
-        str(judged.images),
+        str(cell.evaluation.images),
     )
 
 
 def _csv(results: Results) -> str:
     text = io.StringIO()
-    evaluated = list(asdict(results.full.evaluation))
-    own = [name for name in asdict(results.full) if name != "evaluation"]
-    writer = csv.writer(text)
-    writer.writerow([*own, *evaluated])
     grids = [cell for grid in (results.steps_synergy, results.pruning_synergy) for row in grid for cell in row]
-    for cell in (results.full, *results.cells, *grids):
-        values = asdict(cell)
-        writer.writerow([*(values[name] for name in own), *(values["evaluation"][name] for name in evaluated)])
+    rows = [_flat(cell) for cell in (results.full, *results.cells, *grids)]
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def _flat(cell: Cell) -> dict[str, Any]:
+    """Return all figures of a cell by name, those by the network in the place of the evaluation's networks."""
+    values = asdict(cell)
+    evaluation = values.pop("evaluation")
+    (features, metrics), *_ = evaluation.pop("networks").items()
+    return {**values, "images": evaluation.pop("images"), "features": features, **metrics, **evaluation}
 
 
 def _estimator_figures(study: EstimatorStudy | None) -> dict[str, Any] | None:
@@ -259,7 +264,7 @@ def _rendered(template: str, **contents: Any) -> bytes:
 
 
 def _table_rows(cells: Sequence[Cell], shown: Sequence[bool]) -> list[dict[str, Any]]:
-    ordered = sorted(cells, key=lambda cell: cell.evaluation.frechet)
+    ordered = sorted(cells, key=lambda cell: cell.evaluation.first.frechet)
     return [{"cells": list(compress(_row(cell), shown)), "ours": cell.method in OURS} for cell in ordered]
 
 

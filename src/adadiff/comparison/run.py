@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from adadiff.comparison.cells import CELL, Cell, Cells, Task
@@ -17,7 +16,7 @@ from adadiff.comparison.methods import METHODS, Bench, Method, Setup, Thresholde
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.data import DataConfig
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
-from adadiff.evaluation.evaluate import judge_for
+from adadiff.evaluation.evaluator import evaluator_for
 from adadiff.policies import NeverExit, ThresholdExit
 from adadiff.utils.errors import InputError, lookup
 from adadiff.utils.files import claim_folder, read_json, write_json
@@ -71,10 +70,10 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
     reference = DataConfig(
         source=config.reference, split=config.reference_split, image_column=config.image_column or "image"
     )
-    judge = judge_for(networks.backbone, reference, config.features, None, torch.device("cpu"))
-    judge.require_enough(min(config.images, config.headline_images))
+    evaluator = evaluator_for(networks.backbone, reference, [config.features], None, "cpu")
+    evaluator.require_enough(min(config.images, config.headline_images))
     claim_folder(out, CONFIG, asdict(config), "a comparison")
-    cells = Cells(bench, judge, out / "cells")
+    cells = Cells(bench, evaluator, out / "cells")
 
     full = Task("full", "full", 1.0, config.headline_images, partial(_full, bench))
     methods = _method_tasks(bench, compared)
@@ -83,7 +82,7 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
     filled = cells.found(tasks) if so_far else cells.fill(tasks)
     study = None
     if networks.is_trained(ADADIFF) and not (ours := networks.pipeline(ADADIFF)).text_encoder:
-        study = study_estimators(ours, judge.real, min(STUDIED, len(judge.real)))
+        study = study_estimators(ours, evaluator.data, min(STUDIED, len(evaluator.data)))
     return Results(
         config,
         _required(filled, full),

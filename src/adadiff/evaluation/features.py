@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adadiff.data import ImageData, cache_folder
+from adadiff.evaluation.packaged import PACKAGED
 from adadiff.evaluation.small_network import SmallNetwork
+from adadiff.evaluation.statistics_network import StatisticsNetwork
 from adadiff.utils.errors import InputError, imported
-from adadiff.utils.files import PRETRAINED, atomic_write, verify_checksums
+from adadiff.utils.files import atomic_write, read_json, verify_checksums
 from adadiff.utils.fingerprints import fingerprint, weights_of
 
-SMALL = PRETRAINED / "small-features"
 BATCH = 250
 
 
@@ -58,45 +59,54 @@ class FeatureNetwork:
         """A short hash of the network's name and weights."""
         return fingerprint([self.name, *weights_of(self.network)])
 
-    @torch.no_grad()
     def of(self, batches: Iterable[Tensor]) -> ImageFeatures:
         """Compute the features of batches of images, (batch, channels, height, width) in [0, 1]."""
-        vectors, guesses = [], []
-        for images in batches:
-            output = self.network(images.to(self.device))
+        return features_of([self], batches)[0]
+
+
+@torch.no_grad()
+def features_of(networks: Sequence[FeatureNetwork], batches: Iterable[Tensor]) -> list[ImageFeatures]:
+    """Compute the features of images by several networks, reading the images once.
+
+    Args:
+        networks: The networks.
+        batches: Batches of images, (batch, channels, height, width) in [0, 1].
+    """
+    vectors: list[list[Tensor]] = [[] for _ in networks]
+    guesses: list[list[Tensor]] = [[] for _ in networks]
+    for images in batches:
+        for place, each in enumerate(networks):
+            output = each.network(images.to(each.device))
             features, logits = output if isinstance(output, tuple) else (output, None)
-            vectors.append(features.float().flatten(1).cpu())
-            if self.class_names and logits is not None:
-                guesses.append(logits.argmax(1).cpu())
-        return ImageFeatures(torch.cat(vectors).numpy(), torch.cat(guesses).numpy() if guesses else None)
+            vectors[place].append(features.float().flatten(1).cpu())
+            if each.class_names and logits is not None:
+                guesses[place].append(logits.argmax(1).cpu())
+    return [
+        ImageFeatures(torch.cat(mine).numpy(), torch.cat(known).numpy() if known else None)
+        for mine, known in zip(vectors, guesses, strict=True)
+    ]
 
 
 def load_feature_network(name: str, device: str | torch.device = "cpu") -> FeatureNetwork:
     """Load a feature network by name.
 
     Args:
-        name: `"small"`, which comes with the package; `"inception"`, the network of the standard FID (Heusel et al.
-            2017), by torch-fidelity; the folder of a network like `small`; a TorchScript file; or
-            `"package.module:name"` of a `torch.nn.Module`, or of a function without arguments that returns one.
+        name: `"small"`, `"unlabelled"` or `"statistics"`, which come with the package; `"inception"`, the network of
+            the standard FID (Heusel et al. 2017), by torch-fidelity; the folder of a network like a packaged one; a
+            TorchScript file; or `"package.module:name"` of a `torch.nn.Module`, or of a function without arguments that
+            returns one.
         device: Device to run it on.
 
     Raises:
         InputError: If the network does not exist or cannot be fetched.
     """
-    path = SMALL if name == "small" else Path(name)
+    path = PACKAGED.get(name, Path(name))
     class_names: tuple[str, ...] = ()
     if name == "inception":
         network: nn.Module = _Inception()
     elif path.is_dir():
-        verify_checksums(path)
-        try:
-            small = SmallNetwork.from_pretrained(path, torch_dtype=torch.float32)
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(
-                f"{path} holds no feature network that python -m adadiff.evaluation.train_small wrote: "
-                f"{' '.join(str(error).split())}"
-            ) from error
-        network, class_names = small, tuple(small.config.class_names)
+        network = _stored_network(path)
+        class_names = tuple(network.config.get("class_names", ()))
     elif path.is_file():
         try:
             network = torch.jit.load(str(path))
@@ -106,31 +116,53 @@ def load_feature_network(name: str, device: str | torch.device = "cpu") -> Featu
         network = _import_network(name)
     else:
         raise InputError(
-            f"there is no feature network {name!r}: choose small, inception, a folder or TorchScript file, or "
-            f"package.module:name of a torch.nn.Module"
+            f"there is no feature network {name!r}: choose {', '.join(PACKAGED)}, inception, a folder or "
+            f"TorchScript file, or package.module:name of a torch.nn.Module"
         )
     return FeatureNetwork(name, network.eval().to(device), class_names, device)
 
 
-def reference_features(network: FeatureNetwork, data: ImageData) -> ImageFeatures:
-    """Return the features of all real images, cached on disk for each network and data set."""
-    size, channels = data.config.size, data.config.channels
-    key = fingerprint([network.fingerprint, size, channels, *data.contents()])
-    path = cache_folder() / f"features-{key}.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as cached:
-            return ImageFeatures(cached["vectors"], cached.get("guesses"))
-    features = network.of(tqdm(_batches(data), desc="features of real images", total=-(-len(data) // BATCH)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: array for name, array in vars(features).items() if array is not None}
-    with atomic_write(path) as part:
-        np.savez(part, **arrays)
-    return features
+def reference_features(networks: Sequence[FeatureNetwork], data: ImageData) -> list[ImageFeatures]:
+    """Return the features of all real images by each network, cached on disk for each network and data set.
+
+    The images are read once for all networks whose features are not cached yet.
+    """
+    contents = [data.config.size, data.config.channels, fingerprint(data.contents())]
+    paths = [cache_folder() / f"features-{fingerprint([each.fingerprint, *contents])}.npz" for each in networks]
+    missing = [(each, path) for each, path in zip(networks, paths, strict=True) if not path.is_file()]
+    if missing:
+        batches = tqdm(_batches(data), desc="features of real images", total=-(-len(data) // BATCH))
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        computed = features_of([each for each, _ in missing], batches)
+        for features, (_, path) in zip(computed, missing, strict=True):
+            arrays = {name: array for name, array in vars(features).items() if array is not None}
+            with atomic_write(path) as part:
+                np.savez(part, **arrays)
+    return [_cached(path) for path in paths]
+
+
+def _cached(path: Path) -> ImageFeatures:
+    with np.load(path, allow_pickle=False) as cached:
+        return ImageFeatures(cached["vectors"], cached.get("guesses"))
 
 
 def _batches(data: ImageData) -> Iterator[Tensor]:
     for first in range(0, len(data), BATCH):
         yield torch.stack([data[k]["image"] for k in range(first, min(first + BATCH, len(data)))]) / 2 + 0.5
+
+
+def _stored_network(folder: Path) -> SmallNetwork | StatisticsNetwork:
+    """Load a network from a folder that one of the commands of this package wrote."""
+    verify_checksums(folder)
+    kinds = {kind.__name__: kind for kind in (SmallNetwork, StatisticsNetwork)}
+    config = folder / "config.json"
+    name = read_json(config).get("_class_name") if config.is_file() else None
+    if name not in kinds:
+        raise InputError(
+            f"{folder} holds no feature network that python -m adadiff.evaluation.train_small or train_unlabelled wrote"
+        )
+    network: SmallNetwork | StatisticsNetwork = kinds[name].from_pretrained(folder, torch_dtype=torch.float32)
+    return network
 
 
 class _Inception(nn.Module):

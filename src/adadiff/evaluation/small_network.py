@@ -1,4 +1,4 @@
-"""The feature network `small`: a convolutional classifier that comes with the package and needs no download."""
+"""The network of the packaged features `small` and `unlabelled`: convolutions and perhaps a classifier."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from adadiff.utils.verified import VerifiedModel
 
 
 class SmallNetwork(VerifiedModel):
-    """A small convolutional classifier, a narrow ResNet-9, whose pooled features serve as image features.
+    """A small convolutional network, a narrow ResNet-9, whose pooled features serve as image features.
 
-    Seven 3x3 convolutions, each with batch normalisation and a ReLU, and a linear classifier on their average. The
-    resolution halves where the width doubles; a residual block follows at each of the two lowest resolutions.
+    Eight 3x3 convolutions, each with batch normalisation and a ReLU, and a linear classifier on their average if there
+    are classes. The resolution halves where the width doubles; a residual block follows at each of the two lowest
+    resolutions.
 
     Args:
-        class_names: Names of the classes that it distinguishes.
+        class_names: Names of the classes that it distinguishes; none for a network of features alone.
         width: Channels of the first convolution; there are 8 times as many features.
         sample_size: Side of the training images, in pixels; other sizes are resized to it.
         mirror: Whether, in evaluation mode, an image's features are averaged with those of its mirror image.
@@ -36,16 +37,16 @@ class SmallNetwork(VerifiedModel):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.classifier = nn.Linear(8 * width, len(class_names))
+        self.classifier = nn.Linear(8 * width, len(class_names)) if class_names else None
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Compute features and logits of images.
 
         Args:
             images: (batch, channels, height, width) in [0, 1], with 3 channels, or 1 for grey, which is repeated.
 
         Returns:
-            Features, (batch, 8 * width), and logits, (batch, classes).
+            Features, (batch, 8 * width), and if there are classes, logits, (batch, classes).
         """
         size = (self.config.sample_size,) * 2
         if images.shape[2:] != size:
@@ -54,7 +55,7 @@ class SmallNetwork(VerifiedModel):
         features = self.features(2 * images - 1)
         if self.config.mirror and not self.training:
             features = (features + self.features(2 * images.flip(3) - 1)) / 2
-        return features, self.classifier(features)
+        return features if self.classifier is None else (features, self.classifier(features))
 
 
 class Residual(nn.Module):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.training.build import native_precision
+from adadiff.evaluation.train_network import NetworkTraining, fit, load_pixels, saved
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import require_empty_folder
 
@@ -22,32 +19,15 @@ SHIFT = 4  # largest shift of a training image, in pixels
 
 
 @dataclass(frozen=True)
-class SmallTraining:
+class SmallTraining(NetworkTraining):
     """Train the small feature network on labelled images, and print its accuracy on test images."""
-
-    train: DataConfig
-    """Labelled training images."""
-    test: DataConfig
-    """Labelled test images."""
-    out: Path
-    """New folder for the network."""
-    epochs: int = 15
-    """Passes over the images."""
-    batch_size: int = 256
-    """Images per step."""
-    lr: float = 0.4
-    """Highest learning rate."""
-    weight_decay: float = 5e-4
-    """Weight decay."""
-    seed: int = 0
-    """Seed of weights, order, flips and shifts."""
 
 
 def train_small(config: SmallTraining) -> float:
     """Train the network, save it in float16, and return the saved network's accuracy on the test images.
 
-    SGD with Nesterov momentum and a one-cycle learning rate (Smith & Topin 2019, arXiv 1708.07120); images are flipped
-    if the data configuration says so, and shifted by up to four pixels.
+    By SGD with Nesterov momentum; images are flipped if the data configuration says so, and shifted by up to four
+    pixels.
 
     Raises:
         InputError: If the data have no named classes, or the folder is not empty.
@@ -62,29 +42,15 @@ def train_small(config: SmallTraining) -> float:
     torch.manual_seed(config.seed)
     network = SmallNetwork(class_names, sample_size=config.train.size, mirror=config.train.flip)
     network.to(memory_format=torch.channels_last)
+
+    def loss_of(chosen: Tensor) -> Tensor:
+        return F.cross_entropy(network(augment(images[chosen] / 255, config.train.flip))[1], labels[chosen])
+
     optimizer = torch.optim.SGD(
         network.parameters(), config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
     )
-    steps = config.epochs * (len(images) // config.batch_size)
-    schedule = OneCycleLR(optimizer, config.lr, total_steps=steps, pct_start=0.2)
-    half = native_precision(torch.device("cpu")) == "bf16"
-    progress = tqdm(total=steps, desc="training")
-    for _ in range(config.epochs):
-        for chosen in torch.randperm(len(images)).split(config.batch_size):
-            if len(chosen) < config.batch_size:
-                continue
-            batch = augment(images[chosen] / 255, config.train.flip)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = F.cross_entropy(network(batch)[1], labels[chosen])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            progress.update()
-            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    progress.close()
-    network.half().save_pretrained(config.out)
-    return accuracy(SmallNetwork.from_pretrained(config.out, torch_dtype=torch.float32), test_images, test_labels)
+    fit(optimizer, len(images), loss_of, config)
+    return accuracy(saved(network, config.out), test_images, test_labels)
 
 
 def load_labelled(config: DataConfig) -> tuple[Tensor, Tensor, list[str]]:
@@ -92,8 +58,7 @@ def load_labelled(config: DataConfig) -> tuple[Tensor, Tensor, list[str]]:
     data = ImageData(config, condition="class")
     if data.class_names is None:
         raise InputError(f"{config.source} has no named classes: set a source of labelled images")
-    pixels = [((data[k]["image"] + 1) * 127.5).round().byte() for k in tqdm(range(len(data)), desc="images")]
-    return torch.stack(pixels), torch.tensor(data.labels()), data.class_names
+    return load_pixels(data), torch.tensor(data.labels()), data.class_names
 
 
 def augment(images: Tensor, flip: bool) -> Tensor:

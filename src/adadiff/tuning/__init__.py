@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from adadiff.tuning.report import draw_tuning, outcome_in_words, plans_in_words, tuning_table
     from adadiff.tuning.result import Confirmed, Tuning
     from adadiff.tuning.run import default_plan, tune
-    from adadiff.tuning.witnesses import witnesses_for
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -18,7 +17,6 @@ else:
             "adadiff.tuning.report": ["draw_tuning", "outcome_in_words", "plans_in_words", "tuning_table"],
             "adadiff.tuning.result": ["Confirmed", "Tuning"],
             "adadiff.tuning.run": ["default_plan", "tune"],
-            "adadiff.tuning.witnesses": ["witnesses_for"],
         },
     )
 
@@ -33,5 +31,4 @@ __all__ = [
     "plans_in_words",
     "tune",
     "tuning_table",
-    "witnesses_for",
 ]

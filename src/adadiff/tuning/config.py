@@ -11,6 +11,9 @@ from adadiff.utils.errors import InputError
 SEARCHED_BY = ("small",)
 """Networks that a search goes by, unless others are named."""
 
+JUDGED_BY = ("unlabelled", "statistics")
+"""Networks that name the winner, unless others are named."""
+
 SEED = 3_000_000
 """Default seed of the noise to search by, another than the defaults of sampling and of calibrating."""
 
@@ -35,7 +38,7 @@ class TuneConfig:
 
     goal: TuningGoal = field(default_factory=TuningGoal)
     features: tuple[str, ...] = SEARCHED_BY
-    judges: tuple[str, ...] = ()
+    judges: tuple[str, ...] = JUDGED_BY
     trials: int = 60
     images: tuple[int, ...] = (250, 1000, 4000)
     confirm: int = 10_000

@@ -5,51 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adadiff.calibration.cache import TensorCache, Tensors
-from adadiff.evaluation.evaluate import ClipScorer, class_agreement
-from adadiff.evaluation.features import BATCH, FeatureNetwork, ImageFeatures
-from adadiff.evaluation.metrics import NEIGHBOURS, Features, Gaussian, bootstrap, precision_recall
+from adadiff.evaluation.clip import ClipScorer
+from adadiff.evaluation.evaluator import Evaluator, class_agreement
+from adadiff.evaluation.features import BATCH
+from adadiff.evaluation.metrics import bootstrap
 from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan, sample_seeded
 from adadiff.utils.errors import InputError
 
 CHUNK = 250  # images whose features are stored together: so many are sampled again after an interruption, at most
-
-
-@dataclass(frozen=True)
-class Witness:
-    """A feature network with its features of the real images.
-
-    Args:
-        network: The network.
-        real: Features of the real images.
-    """
-
-    network: FeatureNetwork
-    real: ImageFeatures
-
-    @property
-    def least_images(self) -> int:
-        """Least number of images, real ones and samples, that distances, precision and recall need."""
-        return max(self.real.vectors.shape[1], NEIGHBOURS) + 1
-
-    @cached_property
-    def _real(self) -> Gaussian:
-        return Gaussian.fit(self.real.vectors)
-
-    def distance(self, vectors: Features) -> float:
-        """Compute the Fréchet distance of samples with these features, (images, features), to the real images."""
-        return Gaussian.fit(vectors).distance(self._real)
-
-    def precision_recall(self, vectors: Features) -> tuple[float, float]:
-        """Compute precision and recall, with as many real images as samples where there are so many."""
-        chosen = np.random.default_rng(0).permutation(len(self.real.vectors))[: len(vectors)]
-        return precision_recall(vectors, self.real.vectors[chosen])
 
 
 @dataclass(frozen=True)
@@ -95,9 +64,8 @@ class Measurer:
     Args:
         pipeline: The model.
         conditions: Conditions of the images; plans choose the guidance.
-        witnesses: The feature networks by name; the first is the one that agreement, precision and recall go by.
+        evaluator: The feature networks; agreement, precision and recall go by the first. With the scorer of prompts.
         cache: Cache for the features.
-        clip: Scorer of prompts, or None.
         batch_size: Images per batch.
         progress: Called, once for each chunk, with a plan, the number of images, and whether they were sampled now.
     """
@@ -106,14 +74,13 @@ class Measurer:
         self,
         pipeline: AdaptivePipeline,
         conditions: Conditions,
-        witnesses: Mapping[str, Witness],
+        evaluator: Evaluator,
         cache: TensorCache,
-        clip: ClipScorer | None = None,
         batch_size: int = 50,
         progress: Callable[[SamplingPlan, int, bool], None] = lambda plan, images, sampled: None,
     ) -> None:
-        self.pipeline, self.conditions, self.witnesses = pipeline, conditions, witnesses
-        self.cache, self.clip, self.batch_size, self.progress = cache, clip, batch_size, progress
+        self.pipeline, self.conditions, self.evaluator = pipeline, conditions, evaluator
+        self.cache, self.batch_size, self.progress = cache, batch_size, progress
         self._counted: set[str] = set()
 
     def measure(
@@ -131,18 +98,19 @@ class Measurer:
         Raises:
             NonFiniteImagesError: If an image is NaN or infinite.
         """
-        tensors = self._features(plan, images, seed)
-        vectors = {name: tensors[f"{name}/vectors"].numpy() for name in self.witnesses}
+        tensors, references = self._features(plan, images, seed), self.evaluator.references
+        vectors = {name: tensors[f"{name}/vectors"].numpy() for name in references}
         return Measurement(
             images,
             tensors["flops"].double().sum().item() / images,
-            {name: witness.distance(vectors[name]) for name, witness in self.witnesses.items()},
-            {name: bootstrap(witness.distance, vectors[name]) for name, witness in self.witnesses.items() if errors},
+            {name: each.distance(vectors[name]) for name, each in references.items()},
+            {name: bootstrap(each.distance, vectors[name]) for name, each in references.items() if errors},
             self._shares(tensors, shares),
         )
 
     def _shares(self, tensors: Tensors, wanted: Sequence[str]) -> dict[str, float]:
-        name, first = next(iter(self.witnesses.items()))
+        first = self.evaluator.first
+        name = first.network.name
         found: dict[str, float | None] = {}
         if "agreement" in wanted:
             guesses = tensors.get(f"{name}/guesses")
@@ -164,15 +132,15 @@ class Measurer:
 
     def require(self, shares: Sequence[str]) -> None:
         """Raise InputError if one of these metrics cannot be computed."""
-        name, first = next(iter(self.witnesses.items()))
+        first = self.evaluator.first
         if "agreement" in shares:
             known = class_agreement(np.zeros(1, np.int64), first.network.class_names, self._classes)
             if known is None:
                 raise InputError(
-                    f"the features {name} do not know the model's classes: leave --agreement out, or name first under "
-                    f"--features a network that does"
+                    f"the features {first.network.name} do not know the model's classes: leave "
+                    f"--agreement out, or name first under --features a network that does"
                 )
-        if "clip_score" in shares and (self.clip is None or not self.conditions.prompts):
+        if "clip_score" in shares and (self.evaluator.clip is None or not self.conditions.prompts):
             raise InputError("a floor of the CLIP score needs prompts and a CLIP model: set --prompts and --clip")
 
     def _features(self, plan: SamplingPlan, images: int, seed: int) -> Tensors:
@@ -204,13 +172,12 @@ class Measurer:
             flops += int(output.trace.flops.sum())
         sampled = torch.cat(images)
         tensors: Tensors = {"flops": torch.tensor([flops])}
-        for name, witness in self.witnesses.items():
-            features = witness.network.of(sampled.split(BATCH))
+        for name, features in self.evaluator.features(sampled.split(BATCH)).items():
             tensors[f"{name}/vectors"] = torch.from_numpy(features.vectors)
             if features.guesses is not None:
                 tensors[f"{name}/guesses"] = torch.from_numpy(features.guesses)
-        if self.clip is not None:
-            tensors["clip"] = self._clip_scores(self.clip, pipeline, sampled, numbers)
+        if (clip := self.evaluator.clip) is not None:
+            tensors["clip"] = self._clip_scores(clip, pipeline, sampled, numbers)
         return tensors
 
     def _clip_scores(

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from adadiff.calibration.cache import TensorCache
-from adadiff.evaluation.evaluate import ClipScorer
+from adadiff.evaluation.evaluator import Evaluator
 from adadiff.policies import NeverExit
 from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan, sample_seeded
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name, spacing_of
 from adadiff.tuning.config import TuneConfig
 from adadiff.tuning.depth import DepthPlanner
-from adadiff.tuning.measure import Measurer, Witness
+from adadiff.tuning.measure import Measurer
 from adadiff.tuning.progress import Progress, expected_images
 from adadiff.tuning.result import Confirmed, Tuning
 from adadiff.tuning.score import Scorer
@@ -38,10 +38,9 @@ def tune(
     pipeline: AdaptivePipeline,
     default: SamplingPlan,
     conditions: Conditions,
-    witnesses: dict[str, Witness],
+    evaluator: Evaluator,
     config: TuneConfig,
     folder: Path,
-    clip: ClipScorer | None = None,
 ) -> Tuning:
     """Search the sampling plans of a model for the best images under a budget and floors.
 
@@ -52,16 +51,16 @@ def tune(
         pipeline: The model.
         default: Its default plan with all layers, with scheduler and spacing named; compute is relative to it.
         conditions: Conditions of the images; plans choose the guidance.
-        witnesses: All networks by name: those that the search goes by first, then the judges.
+        evaluator: All networks: those that the search goes by first, then the judges. With the scorer of prompts, or
+            none.
         config: How to search.
         folder: A new or empty folder, or that of the same search, which goes on.
-        clip: Scorer of prompts, or None.
 
     Raises:
         InputError: If there are too few images for the features, the budget is below one full step, a floor cannot be
             measured, or the folder holds another search.
     """
-    job = _Job(pipeline, default, conditions, witnesses, config, folder, clip)
+    job = _Job(pipeline, default, conditions, evaluator, config, folder)
     job.check()
     with exclusive_folder(folder):
         claim_folder(folder, NOTE, _description(job), "a search")
@@ -83,31 +82,22 @@ class _Job:
         pipeline: AdaptivePipeline,
         default: SamplingPlan,
         conditions: Conditions,
-        witnesses: dict[str, Witness],
+        evaluator: Evaluator,
         config: TuneConfig,
         folder: Path,
-        clip: ClipScorer | None,
     ) -> None:
         self.pipeline, self.default, self.conditions, self.config = pipeline, default, conditions, config
-        self.witnesses, self.folder, self.goal = witnesses, folder, config.goal
+        self.evaluator, self.folder, self.goal = evaluator, folder, config.goal
         self.parts = pipeline.transformer.part_flops
         self.progress = Progress()
         cache = TensorCache(folder / FEATURES, {})
-        self.measurer = Measurer(pipeline, conditions, witnesses, cache, clip, config.batch_size, self._count)
+        self.measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, self._count)
 
     def check(self) -> None:
         """Raise InputError, before anything is sampled, if the search cannot be made."""
         config = self.config
-        for name, witness in self.witnesses.items():
-            for number, what in (
-                (config.images[0], "--images begins with"),
-                (config.confirm, "--confirm is"),
-                (len(witness.real.vectors), "the number of real images is"),
-            ):
-                if number < witness.least_images:
-                    raise InputError(
-                        f"{what} {number}, too few for the features {name}: at least {witness.least_images} are needed"
-                    )
+        self.evaluator.require_enough(config.images[0], "the {n} images that --images begins with")
+        self.evaluator.require_enough(config.confirm, "the {n} images of --confirm")
         self.measurer.require(tuple(self.goal.floors))
         least = {"compute": self.parts.full / self.default.flops(self.parts), "gflops": self.parts.full / 1e9}
         for unit, value in self.goal.budget.items():
@@ -204,11 +194,11 @@ class _Job:
 
 def _description(job: _Job) -> dict[str, Any]:
     """Describe, as plain values, everything that a search's trials depend on; more trials and images may follow."""
-    config = job.config
+    config, references = job.config, job.evaluator.references
     return {
         "model": sampling_request(job.pipeline, job.default.steps, NeverExit(), config.seed, job.conditions),
-        "networks": {name: witness.network.fingerprint for name, witness in job.witnesses.items()},
-        "real_images": {name: fingerprint([each.real.vectors.tobytes()]) for name, each in job.witnesses.items()},
+        "networks": {name: each.network.fingerprint for name, each in references.items()},
+        "real_images": {name: fingerprint([each.real.vectors.tobytes()]) for name, each in references.items()},
         "goal": asdict(config.goal),
         "features": list(config.features),
         "images": list(config.images),
