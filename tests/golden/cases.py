@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +99,15 @@ class SamplingCase:
 
     def describe(self) -> dict[str, Any]:
         """Describe the case as JSON values, to be stored beside its result."""
+        policy = self.policy.describe()
         return {
             "model": self.model,
             "scheduler": self.scheduler,
             "steps": STEPS,
             "conditions": dict(MODELS[self.model].conditions),
             "guidance": {name: _as_json(value) for name, value in self.guidance.items()},
-            "policy": type(self.policy).__name__,
-            "settings": {name: _as_json(value) for name, value in asdict(self.policy).items()},
+            "policy": policy.pop("policy"),
+            "settings": {name: _as_json(value) for name, value in policy.items()},
         }
 
 
