@@ -54,13 +54,14 @@ class WatchedSession(ExitSession):
     denoiser: WatchedModel
 
     def _predict(self, inputs: Inputs, steps: Tensor, *rest: Any) -> Prediction:
-        names = [f"{layer}: " for layer in range(self.denoiser.depth) if f"{layer}: last" in self.memory]
-        before = {name: [self.memory[name + part].clone() for part in ("last", "before", "step", "step before")]
-                  for name in names}  # fmt: skip
+        parts = ("last", "before", "steps")
+        names = [f"{layer}: " for layer in range(self.denoiser.depth) if f"{layer}: steps" in self.memory]
+        before = {name: [self.memory[name + part].clone() for part in parts] for name in names}
         output = super()._predict(inputs, steps, *rest)
         signal = self.memory.tensor("signal", ())
-        for name, (last, earlier, step, step_earlier) in before.items():
-            measured = (self.memory[name + "step"] > step) & (step_earlier >= 0)
+        for name, (last, earlier, measured_at) in before.items():
+            step, step_earlier = measured_at[:, 0], measured_at[:, 1]
+            measured = (self.memory[name + "steps"][:, 0] > step) & (step_earlier >= 0)
             if measured.all():
                 slope = ((steps - step) / (step - step_earlier)).view(-1, 1, 1, 1)
                 differences = self.memory[name + "last"] - last - slope * (last - earlier)

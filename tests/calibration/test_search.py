@@ -16,7 +16,7 @@ class LadderSearch(Search):
 
     def __init__(self, computes: tuple[float, ...], more: float) -> None:
         self.computes, self.more = computes, more
-        self.least_compute = {CorrectedSchedule().name: min(computes)}
+        self.least_compute = {CorrectedSchedule.name: min(computes)}
 
     def _at(self, kind: Kind, compute: float) -> Point:
         nearest = min(self.computes, key=lambda each: abs(each - compute))

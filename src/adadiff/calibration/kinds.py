@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from adadiff.calibration.total_error import TotalError
 from adadiff.policies import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
 from adadiff.runtime import PartFlops
 
+LIKENESSES = (0.9, 0.5)  # of neighbouring steps' errors: small ones stay alike for longer than large ones
 HALVINGS = 30  # bisection steps on the logarithm of the price
 
 
@@ -51,6 +53,10 @@ class Kind(ABC):
     def meeting(self, problem: Problem, compute: float) -> ExitPolicy:
         """Find, by bisection of the knob, the policy whose cost is closest to this fraction of the full FLOPs."""
         return min(self._bisected(problem, compute), key=lambda pair: abs(pair[0] - compute))[1]
+
+    def candidates(self, problem: Problem, compute: float) -> Iterator[ExitPolicy]:
+        """Yield the policies for this fraction of the full FLOPs that are worth sampling with, the likeliest first."""
+        yield self.meeting(problem, compute)
 
     def _bisected(self, problem: Problem, compute: float) -> list[tuple[float, ExitPolicy]]:
         """Bisect the knob towards a fraction of the full model's FLOPs; return all (cost, policy) pairs tried."""
@@ -104,17 +110,9 @@ class CorrectedSchedule(Kind):
     first, takes the errors of a run of early steps to add up, and those of different runs to be unrelated; corrections
     go along lines, and there is one layer in each run. Within a budget, `improved` then changes single steps as long as
     the error of the whole sampling falls, with an extrapolation fitted to it (`calibration/total_error.py`).
-
-    Args:
-        likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1]. Small errors stay alike
-            for longer than large ones, so that the calibration tries more than one.
     """
 
-    smallest, largest = 1e-12, 1e6
-
-    def __init__(self, likeness: float = 0.7) -> None:
-        self.likeness = likeness
-        self.name = f"corrected schedule, likeness {likeness}"
+    name, smallest, largest = "corrected schedule", 1e-12, 1e6
 
     def least_compute(self, parts: PartFlops, steps: int) -> float:
         """Return the least FLOPs of a schedule over the full model's: all layers at one step, none at the others.
@@ -152,23 +150,29 @@ class CorrectedSchedule(Kind):
             gap_before = length + 1
         return CorrectedScheduleExit(tuple(layers))
 
-    def meeting(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
-        """Find the best policy within the budget.
+    def meeting(self, problem: Problem, compute: float) -> ExitPolicy:
+        """Return the first of the candidates."""
+        return next(self.candidates(problem, compute))
+
+    def candidates(self, problem: Problem, compute: float) -> Iterator[ExitPolicy]:
+        """Yield the best policy within the budget, for each assumption on how errors add up.
 
         A budget below that of full steps `LONGEST_GAP` apart is spent on fewer of them, at equal distances, and the
         network does not run in between.
         """
         within = [pair for pair in self._bisected(problem, compute) if pair[0] <= compute]
         if not within:
-            return self._sparse(problem, compute)
+            yield self._sparse(problem, compute)
+            return
         found = max(within, key=lambda pair: pair[0])[1]
         assert isinstance(found, CorrectedScheduleExit)
-        total = TotalError(problem.products, problem.influence.numpy(), problem.guidance_begins, self.likeness)
-        starts = filter(total.is_possible, (found.layers, self._sparse(problem, compute).layers))
         costs, budget = np.outer(problem.weights, _costs_from_layer_0(problem)), compute * len(found.layers)
-        start = min(starts, key=lambda layers: total.fitted(layers)[0], default=found.layers)
-        layers = improved(total, start, costs, budget)
-        return CorrectedScheduleExit(layers, total.fitted(layers)[1])
+        for likeness in LIKENESSES:
+            total = TotalError(problem.products, problem.influence.numpy(), problem.guidance_begins, likeness)
+            starts = filter(total.is_possible, (found.layers, self._sparse(problem, compute).layers))
+            start = min(starts, key=lambda layers: total.fitted(layers)[0], default=found.layers)
+            layers = improved(total, start, costs, budget)
+            yield CorrectedScheduleExit(layers, total.fitted(layers)[1])
 
     def _sparse(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
         """Return as many full steps as the budget takes, at least one, at equal distances, with layer 0 in between.
@@ -253,5 +257,4 @@ class ExcessError(Kind):
         return TableExit(tuple(table))
 
 
-CORRECTED: tuple[Kind, ...] = (CorrectedSchedule(0.9), CorrectedSchedule(0.5))
-KINDS: tuple[Kind, ...] = (SingleThreshold(), StepThresholds(), Schedule(), *CORRECTED, ExcessError())
+KINDS: tuple[Kind, ...] = (SingleThreshold(), StepThresholds(), Schedule(), CorrectedSchedule(), ExcessError())

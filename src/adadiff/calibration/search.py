@@ -116,7 +116,7 @@ class Search:
         reached: dict[float, ExitPolicy] = {}
         for _ in range(SPEED_TRIALS):
             compute = (low + high) / 2
-            policy = self._meeting(kind, compute)
+            policy = self._at(kind, compute).policy
             measured = self.trials.speedup(policy)
             reached[measured] = policy
             low, high = (low, compute) if measured < speedup else (compute, high)
@@ -145,7 +145,7 @@ class Search:
 
         def candidates() -> Iterator[NDArray[np.floating]]:
             for level in LEVELS:
-                policy = self._meeting(kind, self._curve(kind).compute_at(level * error))
+                policy = self._at(kind, self._curve(kind).compute_at(level * error)).policy
                 tried.append(self.trials.sample(kind.name, policy, fresh))
                 yield tried[-1].losses
 
@@ -164,10 +164,10 @@ class Search:
         return min(able or self.kinds, key=lambda kind: self._curve(kind).error_at(compute))
 
     def _at(self, kind: Kind, compute: float) -> Point:
-        return self.trials.sample(kind.name, self._meeting(kind, compute), self.choosing)
-
-    def _meeting(self, kind: Kind, compute: float) -> ExitPolicy:
-        return self.trials.sampling.on_model(kind.meeting(self.problem, compute))
+        """Sample with the candidates for this compute, and return the one that errs least."""
+        candidates = map(self.trials.sampling.on_model, kind.candidates(self.problem, compute))
+        tried = [self.trials.sample(kind.name, policy, self.choosing) for policy in candidates]
+        return min(tried, key=lambda point: point.error)
 
     def _curve(self, kind: Kind) -> Curve:
         return Curve([point for point in self.trade_off if point.kind == kind.name])

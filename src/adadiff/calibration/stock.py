@@ -16,7 +16,7 @@ import torch
 
 from adadiff.calibration.cache import Tensors
 from adadiff.calibration.goal import SEED, Goal
-from adadiff.calibration.kinds import CORRECTED
+from adadiff.calibration.kinds import CorrectedSchedule
 from adadiff.calibration.metric import Metric
 from adadiff.calibration.record import WINDOW
 from adadiff.calibration.result import Calibration
@@ -207,7 +207,7 @@ def calibrate(
     chosen = checked_exits(exits, depth_of(pipe, layers))
     with kept(pipe):
         sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
-        found = calibrated(sampling, goal, samples, metric, CORRECTED, batch_size, keep)
+        found = calibrated(sampling, goal, samples, metric, (CorrectedSchedule(),), batch_size, keep)
     assert isinstance(found.stored, StockPolicy)
     enable(pipe, found.stored, layers)
     if found.beats_fewer_steps is False:
