@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from adadiff import AdaDiffPipeline
+from adadiff.comparison.bench import Bench
 from adadiff.comparison.config import CompareConfig, FineTuning
-from adadiff.comparison.methods import Bench
 from adadiff.comparison.networks import Networks
 from adadiff.training.presets import DIGITS
 from tests.conftest import make_model
@@ -23,7 +23,7 @@ class Quadrants(nn.Module):
 def config(tmp_path, monkeypatch):
     """Of a model like the digits', but tiny."""
     monkeypatch.setattr("adadiff.evaluation.features.cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr("adadiff.comparison.methods.PILOT_IMAGES", 4)
+    monkeypatch.setattr("adadiff.comparison.bench.PILOT_IMAGES", 4)
     monkeypatch.setattr("adadiff.comparison.methods.HALVINGS", 4)
     monkeypatch.setattr("adadiff.comparison.cells.TIMED_IMAGES", 2)
     model = make_model(depth=5, width=16, num_heads=2)

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from adadiff import BatchMeanExit, FixedExit, NeverExit, ScheduleExit, ThresholdExit
-from adadiff.comparison.methods import METHODS, Bench, Enumerated, Setup, Thresholded, growing_depths
+from adadiff.comparison.bench import Bench, Setup
+from adadiff.comparison.methods import METHODS, Enumerated, Thresholded, extrapolations, growing_depths
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.sampling import sample_seeded
 
@@ -92,3 +93,10 @@ def test_the_released_rule_decides_for_the_batch(bench):
 
 def test_names_are_different():
     assert len({method.name for method in METHODS}) == len(METHODS)
+
+
+def test_extrapolations_hold_the_prediction_or_go_along_a_line_or_a_parabola(bench):
+    policies = [extrapolations(order, bench)[0].policy for order in range(3)]
+    assert [policy.extrapolation_at(1) for policy in policies] == [(1, 0, 0), (1, 1, 0), (1, 1, 1)]
+    depth = bench.networks.pipeline(FULL).transformer.depth
+    assert policies[0].layers[:4] == (depth, 0, depth, 0)

@@ -150,11 +150,11 @@ class CorrectedSchedule(Kind):
             gap_before = length + 1
         return CorrectedScheduleExit(tuple(layers))
 
-    def meeting(self, problem: Problem, compute: float) -> ExitPolicy:
+    def meeting(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
         """Return the first of the candidates."""
         return next(self.candidates(problem, compute))
 
-    def candidates(self, problem: Problem, compute: float) -> Iterator[ExitPolicy]:
+    def candidates(self, problem: Problem, compute: float) -> Iterator[CorrectedScheduleExit]:
         """Yield the best policy within the budget, for each assumption on how errors add up.
 
         A budget below that of full steps `LONGEST_GAP` apart is spent on fewer of them, at equal distances, and the

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from adadiff.comparison.methods import Bench, Setup
+from adadiff.comparison.bench import Bench, Setup
 from adadiff.comparison.networks import FULL
 from adadiff.evaluation.evaluate import Evaluation, evaluate_folder
 from adadiff.evaluation.evaluator import Evaluator

@@ -5,47 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adadiff.baselines import DuoDiff, FirstBlockCaching, SkipCaching
-from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.kinds import KINDS, Kind, SingleThreshold
-from adadiff.calibration.metric import normalised_squared_error
-from adadiff.calibration.record import record_exits
-from adadiff.calibration.search import Search
-from adadiff.calibration.trials import Trials
-from adadiff.comparison.config import CompareConfig
-from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Networks, Recipe
-from adadiff.policies import BatchMeanExit, ExitPolicy, FixedExit, NeverExit, ScheduleExit, ThresholdExit
-from adadiff.sampling import AdaptivePipeline, Conditions, Guidance, sample_seeded
+from adadiff.comparison.bench import CALIBRATION_IMAGES, Bench, Setup
+from adadiff.comparison.networks import ADADIFF, BERXIT, CALM, FULL, RELEASED, Recipe
+from adadiff.policies import (
+    BatchMeanExit,
+    CorrectedScheduleExit,
+    ExitPolicy,
+    FixedExit,
+    NeverExit,
+    ScheduleExit,
+    ThresholdExit,
+)
+from adadiff.sampling import AdaptivePipeline
 
-PILOT_IMAGES = 32
-CALIBRATION_IMAGES = 128
 HALVINGS = 9  # bisection steps towards a threshold
-PILOT_SEED = 10**6  # gives noise that no cell samples
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A method with a chosen setting, ready to sample.
-
-    Args:
-        pipeline: Pipeline with the method's network or baseline.
-        policy: The exit policy.
-        steps: Number of sampling steps.
-        setting: The chosen setting in words, for tables.
-        compute: Expected FLOPs of a sampling run over the full model's.
-    """
-
-    pipeline: AdaptivePipeline
-    policy: ExitPolicy
-    steps: int
-    setting: str
-    compute: float
 
 
 @dataclass(frozen=True)
@@ -65,52 +45,6 @@ class Method(ABC):
     @abstractmethod
     def setup(self, bench: Bench, compute: float) -> Setup | None:
         """Return the setup with about this fraction of the full compute, or None if the method has none near it."""
-
-
-class Bench:
-    """The common basis that methods are set up on: configuration, networks and pilot measurements.
-
-    Args:
-        config: The configuration of the comparison.
-        networks: The trained networks.
-    """
-
-    def __init__(self, config: CompareConfig, networks: Networks) -> None:
-        self.config, self.networks = config, networks
-
-    def conditions(self, pipeline: AdaptivePipeline) -> Conditions:
-        """Return the conditions of the samples: all classes in turn, if the model takes classes, and the guidance."""
-        return Conditions(pipeline.transformer.class_indices, guidance=Guidance(self.config.guidance_scale))
-
-    def fraction(self, flops: float) -> float:
-        """Return a prediction's FLOPs as a fraction of the full model's."""
-        return flops / self.networks.pipeline(FULL).transformer.part_flops.full
-
-    def pilot(self, pipeline: AdaptivePipeline, policy: ExitPolicy) -> float:
-        """Measure the compute fraction of a policy on a pilot batch."""
-        output = sample_seeded(
-            pipeline, range(PILOT_IMAGES), self.config.steps, policy, PILOT_SEED, self.conditions(pipeline)
-        )
-        return self.fraction(int(output.trace.flops.sum()) / output.trace.predictions)
-
-    def pilot_error(self, setup: Setup) -> float:
-        """Measure a setup's error against the full model on a pilot batch, with the metric of our calibration."""
-        full = self._pilot_images(self.networks.pipeline(FULL), NeverExit(), self.config.steps)
-        images = self._pilot_images(setup.pipeline, setup.policy, setup.steps)
-        return normalised_squared_error(full)(full, images).mean().item()
-
-    def _pilot_images(self, pipeline: AdaptivePipeline, policy: ExitPolicy, steps: int) -> Tensor:
-        indices, conditions = range(PILOT_IMAGES), self.conditions(pipeline)
-        return sample_seeded(pipeline, indices, steps, policy, PILOT_SEED, conditions).images.float()
-
-    @cached_property
-    def search(self) -> Search:
-        """The calibration's search for our policies, on a record of every exit along full sampling runs."""
-        pipeline = self.networks.pipeline(ADADIFF)
-        sampling = AdaptiveSampling(pipeline, self.config.steps, self.conditions(pipeline), PILOT_SEED)
-        record = record_exits(sampling, CALIBRATION_IMAGES, PILOT_IMAGES)
-        metric = normalised_squared_error(record.images)
-        return Search(Trials(sampling, PILOT_IMAGES, metric), record, KINDS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,6 +195,19 @@ def duodiff_switches(bench: Bench) -> list[Setup]:
     ]
 
 
+def extrapolations(order: int, bench: Bench) -> list[Setup]:
+    """List schedules that run all layers every k-th step, and extrapolate the full predictions in between."""
+    pipeline, steps = bench.networks.pipeline(FULL), bench.config.steps
+    depth, weights = pipeline.transformer.depth, (1.0, float(order > 0), float(order > 1))
+    setups = []
+    for interval in range(2, 11):
+        layers = tuple(0 if step % interval else depth for step in range(steps))
+        compute = _exit_compute(bench, pipeline, layers)
+        setting = f"full every {interval} steps, order {order}"
+        setups.append(Setup(pipeline, CorrectedScheduleExit(layers, (weights,) * steps), steps, setting, compute))
+    return setups
+
+
 def skip_caches(shallow: int, bench: Bench) -> list[Setup]:
     pipeline, steps = bench.networks.pipeline(FULL), bench.config.steps
     setups: list[Setup] = []
@@ -313,6 +260,12 @@ METHODS: tuple[Method, ...] = (
         "Schuster et al., NeurIPS 2022",
         CALM,
         lambda pipeline, tau: (pipeline, ThresholdExit(tau)),
+    ),
+    Enumerated(
+        "extrapolation",
+        "extrapolation of the prediction",
+        "TaylorSeer, Liu et al., ICCV 2025, of the whole network's output, orders 0 to 2",
+        tuple(partial(extrapolations, order) for order in range(3)),
     ),
     Enumerated(
         "skip-caching",

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from adadiff.comparison.bench import Bench, Setup
 from adadiff.comparison.cells import CELL, Cell, Cells, Task
 from adadiff.comparison.config import CompareConfig
-from adadiff.comparison.methods import METHODS, Bench, Method, Setup, Thresholded
+from adadiff.comparison.methods import METHODS, Method, Thresholded
 from adadiff.comparison.networks import ADADIFF, FULL, Networks
 from adadiff.data import DataConfig
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
