@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadiff.calibration.total_error import TotalError
-from adadiff.policies import CorrectedScheduleExit
+from adadiff.policies import LINE, CorrectedScheduleExit
 from adadiff.runtime import Corrections, RowMemory
 from tests.calibration.test_kinds import LAYERS, make_drifting_problem
 
@@ -18,8 +18,8 @@ DIFFERENCES, PROBLEM = make_drifting_problem(STEPS)
 INFLUENCE = PROBLEM.influence.numpy()
 
 
-def total_of(likeness, begins=0):
-    return TotalError(PROBLEM.products, INFLUENCE, begins, likeness)
+def total_of(likeness, guided=None):
+    return TotalError(PROBLEM.products, INFLUENCE, guided, likeness)
 
 
 def errors_of(policy):
@@ -80,7 +80,7 @@ def test_what_moves_along_a_parabola_is_met_without_a_pull(monkeypatch):
 
 
 def test_only_schedules_whose_corrections_exist_are_possible():
-    total = total_of(1.0, begins=4)
+    total = total_of(1.0, np.arange(STEPS) >= 4)
     full = LAYERS
     assert total.is_possible((full, 0, 0, 1, full, 0, 0, 0, 0))
     assert not total.is_possible((0, full, 0, 1, full, 0, 0, 0, 0))  # nothing to carry on yet
@@ -93,7 +93,15 @@ def test_only_schedules_whose_corrections_exist_are_possible():
 
 def test_nothing_measured_before_guidance_begins_is_carried_beyond_it():
     layers = (LAYERS, LAYERS, 0, 0, LAYERS, 1, LAYERS, 1, 1)
-    weights = total_of(1.0, begins=4).fitted(layers)[1]
+    weights = total_of(1.0, np.arange(STEPS) >= 4).fitted(layers)[1]
     assert weights[5][1:] == (0.0, 0.0)  # one measurement: no slope
     assert weights[7][1] != 0
     assert weights[7][2] == 0.0  # two measurements: no curvature
+
+
+def test_what_was_measured_with_guidance_goes_along_lines_where_it_has_ended():
+    layers = (LAYERS, LAYERS, 1, LAYERS, 1, 1, LAYERS, LAYERS, 1)
+    free, ended = (total_of(1.0, guided).fitted(layers)[1] for guided in (None, np.arange(STEPS) < 5))
+    assert [weights == LINE for weights in ended] == [step not in (2, 4) for step in range(STEPS)]
+    assert free[5] != LINE
+    assert free[8] != LINE

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from adadiff.calibration.improve import improved
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import LONGEST_GAP
-from adadiff.calibration.total_error import TotalError
 from adadiff.policies import CorrectedScheduleExit, ExitPolicy, ScheduleExit, TableExit, ThresholdExit
 from adadiff.runtime import PartFlops
 
@@ -168,7 +167,7 @@ class CorrectedSchedule(Kind):
         assert isinstance(found, CorrectedScheduleExit)
         costs, budget = np.outer(problem.weights, _costs_from_layer_0(problem)), compute * len(found.layers)
         for likeness in LIKENESSES:
-            total = TotalError(problem.products, problem.influence.numpy(), problem.guidance_begins, likeness)
+            total = problem.total_error(likeness)
             starts = filter(total.is_possible, (found.layers, self._sparse(problem, compute).layers))
             start = min(starts, key=lambda layers: total.fitted(layers)[0], default=found.layers)
             layers = improved(total, start, costs, budget)

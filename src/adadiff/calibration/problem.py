@@ -81,10 +81,14 @@ class Problem:
         """
         return self.record.products.double().mean(4).numpy()
 
-    @cached_property
-    def total_error(self) -> TotalError:
-        """The expected error of corrected schedules, over the whole sampling."""
-        return TotalError(self.products, self.influence.numpy(), self.guidance_begins)
+    def total_error(self, likeness: float) -> TotalError:
+        """Return the expected error of corrected schedules, over the whole sampling.
+
+        Args:
+            likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1].
+        """
+        guided = self.weights > self.weights.min()
+        return TotalError(self.products, self.influence.numpy(), guided, likeness)
 
     @cached_property
     def run_products(self) -> NDArray[np.floating]:

@@ -39,20 +39,26 @@ class TotalError:
         products: Mean products of the differences at a step and k steps earlier, (steps, `WINDOW`, layers + 1, layers +
             1), after layers 0..N at the later step on the third axis, and at the earlier one on the last.
         influence: Influence of each step on the final image, (steps,).
-        guidance_begins: The step above 0 at which guidance begins, 0 if there is none. Nothing measured before it
-            serves after it, since the unconditional half lacks it.
+        guided: Which steps are guided, (steps,) bool; all alike if None. Where guidance begins, nothing measured
+            before serves any more, since the unconditional half lacks it. Where it ends, the record holds the products
+            of guided differences alone, so that the steps that carry these on go along lines.
         likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1].
     """
 
     products: NDArray[np.floating]
     influence: NDArray[np.floating]
-    guidance_begins: int = 0
+    guided: NDArray[np.bool_] | None = None
     likeness: float = 1.0
 
     @property
     def depth(self) -> int:
         """Number of layers N."""
         return self.products.shape[2] - 1
+
+    @cached_property
+    def guidance_begins(self) -> int:
+        """The step above 0 at which guidance begins, 0 if there is none."""
+        return 0 if self.guided is None else int((np.diff(self.guided, prepend=self.guided[0]) & self.guided).argmax())
 
     def is_possible(self, layers: Sequence[int]) -> bool:
         """Return whether corrections exist wherever a schedule needs them, and were recorded.
@@ -85,7 +91,7 @@ class TotalError:
             layers: Exit layers in 0..N, as they are possible.
         """
         exits = self.products.shape[2]
-        used, terms, early = self._terms(layers)  # terms: (early, 3, used)
+        used, terms, early, on_lines = self._terms(layers)
         gram = self._gram[np.ix_(used, used)]
         own = np.zeros((len(early), len(used)))  # of each early exit, its own difference
         place = {difference: k for k, difference in enumerate(used)}
@@ -98,7 +104,7 @@ class TotalError:
         normal = (flat @ gram @ flat.T) * alike.repeat(3, 0).repeat(3, 1)
         target = (flat @ gram @ line.T).reshape(len(early), 3, len(early))
         target = (target * alike[:, None]).sum(2).reshape(-1)
-        pull = PULL * np.diag(normal) + 1e-12
+        pull = PULL * np.diag(normal) + np.where(on_lines, 1e12, 1e-12).repeat(3)
         change = np.linalg.solve(normal + np.diag(pull), target).reshape(-1, 3)
         left = line - np.einsum("et,etu->eu", change, terms)
         error = float(((left @ gram @ left.T) * alike).sum())
@@ -107,12 +113,17 @@ class TotalError:
             weights[step] = tuple(row)
         return max(error, 0.0), tuple(weights)
 
-    def _terms(self, layers: Sequence[int]) -> tuple[list[int], NDArray[np.floating], list[int]]:
-        """Return the differences that matter, (used,), the terms over them, (3 * early, used), and the early steps."""
+    def _terms(self, layers: Sequence[int]) -> tuple[list[int], NDArray[np.floating], list[int], list[bool]]:
+        """Describe the early exits of a schedule.
+
+        Returns:
+            The differences that matter, (used,); the terms over them, (early, 3, used); the early steps; and which of
+            them have to go along lines, (early,).
+        """
         exits = self.products.shape[2]
         full: list[int] = []
         rows: list[dict[int, float]] = []
-        early, used = [], set()
+        early, used, on_lines = [], set(), []
         for step, layer in enumerate(layers):
             if layer == exits - 1:
                 full.append(step)
@@ -121,6 +132,7 @@ class TotalError:
             used.add(step * exits + layer)
             felt = float(np.sqrt(self.influence[step]))
             serving = [k for k in full[-3:] if k >= self.guidance_begins or step < self.guidance_begins][::-1]
+            on_lines.append(self.guided is not None and any(self.guided[k] != self.guided[step] for k in serving))
             gaps = [a - b for a, b in zip([step, *serving], serving, strict=False)]
             for term in _newton(*gaps, *[0] * (3 - len(gaps))) if serving else [()] * 3:
                 rows.append({k * exits + layer: felt * c for k, c in zip(serving, term, strict=False)})
@@ -131,7 +143,7 @@ class TotalError:
         for row, by_difference in enumerate(rows):
             for difference, value in by_difference.items():
                 terms[row, place[difference]] = value
-        return order, terms.reshape(len(early), 3, len(order)), early
+        return order, terms.reshape(len(early), 3, len(order)), early, on_lines
 
 
 @cache
