@@ -83,10 +83,13 @@ class Corrections:
         of_earlier, of_before, of_last = (weights[..., None] * terms).sum(1).T.flip(0).cumsum(0)  # (exiting,) each
         # The same sum in differences: a constant stays one to the last bit.
         places, shape = rows.to(prediction.device), (-1, *[1] * (prediction.dim() - 1))
-        last, before, earlier = (measurement[places] for measurement in measurements)
-        for factor, change in ((of_last, last), (-of_before, last - before), (-of_earlier, before - earlier)):
-            if factor.any():  # where there is no measurement, it is 0
-                prediction = prediction + factor.to(prediction.device, torch.float32).view(shape) * change
+        for factor, newer, older in ((of_last, 0, None), (-of_before, 0, 1), (-of_earlier, 1, 2)):
+            if not factor.any():  # it is 0 where there is no measurement
+                continue
+            change = measurements[newer][places]
+            if older is not None:
+                change = change - measurements[older][places]
+            prediction = prediction + factor.to(prediction.device, torch.float32).view(shape) * change
         return prediction
 
     def _of(self, layer: int, like: Tensor) -> tuple[list[Tensor], Tensor]:
