@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from adadiff.calibration.total_error import TotalError
 
 NEIGHBOURS = 6  # most steps between two that exchange their layers
+MOST_TRIED = 2000  # schedules that are tried; with 20 steps the search ends by itself
 LEAST_GAIN = 1e-3  # least relative fall of the error that a change is made for
 
 Layers = tuple[int, ...]
@@ -32,6 +33,8 @@ def improved(total: TotalError, layers: Sequence[int], costs: NDArray[np.floatin
             for changed in _changes(best, place, total.depth):
                 if changed in tried or costs[places, changed].sum() > budget or not total.is_possible(changed):
                     continue
+                if len(tried) == MOST_TRIED:
+                    return best
                 tried.add(changed)
                 found = total.fitted(changed)[0]
                 if found < (1 - LEAST_GAIN) * error:

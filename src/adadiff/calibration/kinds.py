@@ -20,6 +20,7 @@ from adadiff.policies import CorrectedScheduleExit, ExitPolicy, ScheduleExit, Ta
 from adadiff.runtime import PartFlops
 
 LIKENESSES = (0.9, 0.5)  # of neighbouring steps' errors: small ones stay alike for longer than large ones
+MOST_STEPS = 250  # beyond it, all pairs of differences are too many to hold
 HALVINGS = 30  # bisection steps on the logarithm of the price
 
 
@@ -165,6 +166,9 @@ class CorrectedSchedule(Kind):
             return
         found = max(within, key=lambda pair: pair[0])[1]
         assert isinstance(found, CorrectedScheduleExit)
+        if len(found.layers) > MOST_STEPS:
+            yield found
+            return
         costs, budget = np.outer(problem.weights, _costs_from_layer_0(problem)), compute * len(found.layers)
         for likeness in LIKENESSES:
             total = problem.total_error(likeness)
