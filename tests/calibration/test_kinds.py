@@ -17,7 +17,6 @@ from adadiff.calibration.kinds import (
 )
 from adadiff.calibration.problem import Problem, exit_layers
 from adadiff.calibration.record import WINDOW, ExitRecord
-from adadiff.calibration.total_error import TotalError
 from adadiff.policies import LINE
 from adadiff.runtime import Corrections, PartFlops, RowMemory
 
@@ -163,8 +162,9 @@ def test_what_a_budget_leaves_over_is_spent(compute):
     kind = CorrectedSchedule()
     policy = kind.meeting(problem, compute)
     assert compute - 0.02 <= problem.outcome(policy)[1] <= compute + 0.005
-    total = TotalError(problem.products, problem.influence.numpy())
-    assert total.fitted(policy.layers)[0] < problem.outcome(Schedule().meeting(problem, compute))[0] / 2
+    assert (
+        problem.total_error.fitted(policy.layers, 1.0)[0] < problem.outcome(Schedule().meeting(problem, compute))[0] / 2
+    )
 
 
 def objective(problem, policy, price):

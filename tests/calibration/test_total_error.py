@@ -16,10 +16,11 @@ from tests.calibration.test_kinds import LAYERS, make_drifting_problem
 STEPS = 9
 DIFFERENCES, PROBLEM = make_drifting_problem(STEPS)
 INFLUENCE = PROBLEM.influence.numpy()
+UNGUIDED = np.zeros(STEPS, dtype=bool)
 
 
-def total_of(likeness, guided=None):
-    return TotalError(PROBLEM.products, INFLUENCE, guided, likeness)
+def total_of(guided=UNGUIDED):
+    return TotalError(PROBLEM.products, INFLUENCE, guided)
 
 
 def errors_of(policy):
@@ -50,20 +51,20 @@ schedules = st.lists(st.sampled_from([0, 1, 2, 3, LAYERS, LAYERS]), min_size=STE
 
 @given(layers=schedules, likeness=st.sampled_from([0.0, 0.5, 1.0]))
 def test_the_error_is_that_of_all_corrected_exits(layers, likeness):
-    total = total_of(likeness)
+    total = total_of()
     if not total.is_possible(layers):
         return
-    error, weights = total.fitted(layers)
+    error, weights = total.fitted(layers, likeness)
     policy = CorrectedScheduleExit(tuple(layers), weights)
     assert error == pytest.approx(reference(policy, likeness), rel=2e-3, abs=1e-4)
 
 
 @given(layers=schedules)
 def test_the_fitted_extrapolation_errs_no_more_than_lines(layers):
-    total = total_of(1.0)
+    total = total_of()
     if total.is_possible(layers):
         lines = reference(CorrectedScheduleExit(tuple(layers)), 1.0)
-        assert total.fitted(layers)[0] <= lines * (1 + 1e-3) + 1e-4
+        assert total.fitted(layers, 1.0)[0] <= lines * (1 + 1e-3) + 1e-4
 
 
 def test_what_moves_along_a_parabola_is_met_without_a_pull(monkeypatch):
@@ -74,26 +75,26 @@ def test_what_moves_along_a_parabola_is_met_without_a_pull(monkeypatch):
     for step in range(STEPS):
         for k in range(step + 1):
             products[step, k, 0, 0] = moving[step] * moving[step - k]
-    error, weights = TotalError(products, np.ones(STEPS)).fitted((1, 1, 1, 0, 1, 0, 0, 1, 0))
+    error, weights = TotalError(products, np.ones(STEPS), UNGUIDED).fitted((1, 1, 1, 0, 1, 0, 0, 1, 0), 1.0)
     assert error < 1e-6
     assert all(np.isfinite(weights).flatten())
 
 
 def test_only_schedules_whose_corrections_exist_are_possible():
-    total = total_of(1.0, np.arange(STEPS) >= 4)
+    total = total_of(np.arange(STEPS) >= 4)
     full = LAYERS
     assert total.is_possible((full, 0, 0, 1, full, 0, 0, 0, 0))
     assert not total.is_possible((0, full, 0, 1, full, 0, 0, 0, 0))  # nothing to carry on yet
     assert not total.is_possible((full, 0, 0, 1, 1, full, 0, 0, 0))  # guidance begins at an early step
     assert total.is_possible((1, 1, 1, 1, 1, full, 0, 0, 0))  # after no full step nothing is corrected
-    longer = TotalError(np.zeros((12, 27, full + 1, full + 1)), np.ones(12))
+    longer = TotalError(np.zeros((12, 27, full + 1, full + 1)), np.ones(12), np.zeros(12, bool))
     assert longer.is_possible((full, *[1] * 8, full, 1, 1))
     assert not longer.is_possible((full, *[1] * 9, full, 1))
 
 
 def test_nothing_measured_before_guidance_begins_is_carried_beyond_it():
     layers = (LAYERS, LAYERS, 0, 0, LAYERS, 1, LAYERS, 1, 1)
-    weights = total_of(1.0, np.arange(STEPS) >= 4).fitted(layers)[1]
+    weights = total_of(np.arange(STEPS) >= 4).fitted(layers, 1.0)[1]
     assert weights[5][1:] == (0.0, 0.0)  # one measurement: no slope
     assert weights[7][1] != 0
     assert weights[7][2] == 0.0  # two measurements: no curvature
@@ -101,7 +102,7 @@ def test_nothing_measured_before_guidance_begins_is_carried_beyond_it():
 
 def test_what_was_measured_with_guidance_goes_along_lines_where_it_has_ended():
     layers = (LAYERS, LAYERS, 1, LAYERS, 1, 1, LAYERS, LAYERS, 1)
-    free, ended = (total_of(1.0, guided).fitted(layers)[1] for guided in (None, np.arange(STEPS) < 5))
+    free, ended = (total_of(guided).fitted(layers, 1.0)[1] for guided in (UNGUIDED, np.arange(STEPS) < 5))
     assert [weights == LINE for weights in ended] == [step not in (2, 4) for step in range(STEPS)]
     assert free[5] != LINE
     assert free[8] != LINE

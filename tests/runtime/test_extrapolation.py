@@ -14,7 +14,7 @@ gaps = st.integers(1, 9)
 
 @given(gap=gaps, before=gaps, earlier=gaps, measured=st.tuples(*[st.floats(-3, 3)] * 3))
 def test_so_many_terms_are_the_polynomial_through_as_many_measurements(gap, before, earlier, measured):
-    terms = newton_terms(*torch.tensor([gap, before, earlier])) @ torch.tensor(measured, dtype=torch.float64)
+    terms = newton_terms(gap, before, earlier) @ np.array(measured)
     steps = np.array([0, -before, -before - earlier])
     for order in range(3):
         polynomial = np.polyfit(steps[: order + 1], measured[: order + 1], order)
@@ -23,7 +23,7 @@ def test_so_many_terms_are_the_polynomial_through_as_many_measurements(gap, befo
 
 @pytest.mark.parametrize(("before", "earlier", "terms"), [(0, 0, 1), (2, 0, 2)])
 def test_terms_that_lack_measurements_are_0(before, earlier, terms):
-    found = newton_terms(*torch.tensor([3, before, earlier]))
+    found = newton_terms(3, before, earlier)
     assert found.any(1).tolist() == [k < terms for k in range(3)]
 
 

@@ -16,17 +16,24 @@ LEAST_GAIN = 1e-3  # least relative fall of the error that a change is made for
 Layers = tuple[int, ...]
 
 
-def improved(total: TotalError, layers: Sequence[int], costs: NDArray[np.floating], budget: float) -> Layers:
+def improved(
+    total: TotalError, likeness: float, starts: Sequence[Layers], costs: NDArray[np.floating], budget: float
+) -> Layers:
     """Change single steps of a schedule, or exchange those of two, as long as the expected error falls.
 
     Args:
         total: The expected error of schedules.
-        layers: Exit layers in 0..N to begin with.
+        likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1].
+        starts: Possible schedules, exit layers in 0..N each; the search begins with the one that errs least.
         costs: Cost of exiting after each of the layers 0..N at each step, (steps, layers + 1).
         budget: Most that the steps may cost in all.
     """
-    best, places = tuple(layers), np.arange(len(layers))
-    error, falls, tried = total.fitted(best)[0], True, {best}
+
+    def error_of(layers: Layers) -> float:
+        return total.fitted(layers, likeness)[0]
+
+    best = min(starts, key=error_of)
+    error, falls, tried, places = error_of(best), True, {best}, np.arange(len(best))
     while falls:
         falls = False
         for place in range(len(best)):
@@ -36,7 +43,7 @@ def improved(total: TotalError, layers: Sequence[int], costs: NDArray[np.floatin
                 if len(tried) == MOST_TRIED:
                     return best
                 tried.add(changed)
-                found = total.fitted(changed)[0]
+                found = error_of(changed)
                 if found < (1 - LEAST_GAIN) * error:
                     best, error, falls = changed, found, True
     return best

@@ -170,12 +170,11 @@ class CorrectedSchedule(Kind):
             yield found
             return
         costs, budget = np.outer(problem.weights, _costs_from_layer_0(problem)), compute * len(found.layers)
+        total, spaced = problem.total_error, self._sparse(problem, compute).layers
+        starts = [found.layers, spaced] if total.is_possible(spaced) else [found.layers]
         for likeness in LIKENESSES:
-            total = problem.total_error(likeness)
-            starts = filter(total.is_possible, (found.layers, self._sparse(problem, compute).layers))
-            start = min(starts, key=lambda layers: total.fitted(layers)[0], default=found.layers)
-            layers = improved(total, start, costs, budget)
-            yield CorrectedScheduleExit(layers, total.fitted(layers)[1])
+            layers = improved(total, likeness, starts, costs, budget)
+            yield CorrectedScheduleExit(layers, total.fitted(layers, likeness)[1])
 
     def _sparse(self, problem: Problem, compute: float) -> CorrectedScheduleExit:
         """Return as many full steps as the budget takes, at least one, at equal distances, with layer 0 in between.

@@ -18,7 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from adadiff.calibration.record import LONGEST_GAP, ExitRecord
-from adadiff.calibration.total_error import TotalError
+from adadiff.calibration.total_error import TotalError, guidance_start
 from adadiff.policies import ExitPolicy, ExitQuery
 from adadiff.runtime import PartFlops
 
@@ -49,13 +49,17 @@ class Problem:
         return (self.predictions / self.predictions.double().mean()).numpy()
 
     @cached_property
+    def guided(self) -> NDArray[np.bool_]:
+        """Which steps are guided, (steps,); none if all steps take equally many predictions."""
+        return self.weights > self.weights.min()
+
+    @cached_property
     def guidance_begins(self) -> int:
         """The step, above 0, at which guidance begins; 0 if no step or the first one is guided.
 
         The unconditional predictions lack corrections there, so that all layers run if an earlier step was a full one.
         """
-        rises = np.diff(self.weights, prepend=self.weights[0]) > 0
-        return int(rises.argmax())
+        return guidance_start(self.guided)
 
     @cached_property
     def errors(self) -> Tensor:
@@ -81,14 +85,10 @@ class Problem:
         """
         return self.record.products.double().mean(4).numpy()
 
-    def total_error(self, likeness: float) -> TotalError:
-        """Return the expected error of corrected schedules, over the whole sampling.
-
-        Args:
-            likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1].
-        """
-        guided = self.weights > self.weights.min()
-        return TotalError(self.products, self.influence.numpy(), guided, likeness)
+    @cached_property
+    def total_error(self) -> TotalError:
+        """The expected error of corrected schedules, over the whole sampling."""
+        return TotalError(self.products, self.influence.numpy(), self.guided)
 
     @cached_property
     def run_products(self) -> NDArray[np.floating]:

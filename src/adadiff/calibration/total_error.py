@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from adadiff.calibration.record import LONGEST_GAP
@@ -39,16 +38,14 @@ class TotalError:
         products: Mean products of the differences at a step and k steps earlier, (steps, `WINDOW`, layers + 1, layers +
             1), after layers 0..N at the later step on the third axis, and at the earlier one on the last.
         influence: Influence of each step on the final image, (steps,).
-        guided: Which steps are guided, (steps,) bool; all alike if None. Where guidance begins, nothing measured
-            before serves any more, since the unconditional half lacks it. Where it ends, the record holds the products
-            of guided differences alone, so that the steps that carry these on go along lines.
-        likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1].
+        guided: Which steps are guided, (steps,) bool. Where guidance begins, nothing measured before serves any more,
+            since the unconditional half lacks it. Where it ends, the record holds the products of guided differences
+            alone, so that the steps that carry these on go along lines.
     """
 
     products: NDArray[np.floating]
     influence: NDArray[np.floating]
-    guided: NDArray[np.bool_] | None = None
-    likeness: float = 1.0
+    guided: NDArray[np.bool_]
 
     @property
     def depth(self) -> int:
@@ -58,7 +55,7 @@ class TotalError:
     @cached_property
     def guidance_begins(self) -> int:
         """The step above 0 at which guidance begins, 0 if there is none."""
-        return 0 if self.guided is None else int((np.diff(self.guided, prepend=self.guided[0]) & self.guided).argmax())
+        return guidance_start(self.guided)
 
     def is_possible(self, layers: Sequence[int]) -> bool:
         """Return whether corrections exist wherever a schedule needs them, and were recorded.
@@ -84,69 +81,70 @@ class TotalError:
                 gram[step - k, :, step] = self.products[step, k].T
         return gram.reshape(steps * exits, steps * exits)
 
-    def fitted(self, layers: Sequence[int]) -> tuple[float, tuple[Weights, ...]]:
+    def fitted(self, layers: Sequence[int], likeness: float) -> tuple[float, tuple[Weights, ...]]:
         """Return the least expected error of a schedule, and the weights of its extrapolation at each step.
 
         Args:
             layers: Exit layers in 0..N, as they are possible.
+            likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1].
         """
-        exits = self.products.shape[2]
-        used, terms, early, on_lines = self._terms(layers)
-        gram = self._gram[np.ix_(used, used)]
-        own = np.zeros((len(early), len(used)))  # of each early exit, its own difference
-        place = {difference: k for k, difference in enumerate(used)}
-        for row, step in enumerate(early):
-            own[row, place[step * exits + layers[step]]] = np.sqrt(self.influence[step])
+        early = [step for step, layer in enumerate(layers) if layer < self.depth]
+        own, terms, on_lines = self._terms(layers, early)
+        used = np.flatnonzero(own.any(0) | terms.any((0, 1)))
+        own, terms, gram = own[:, used], terms[:, :, used], self._gram[np.ix_(used, used)]
         start = np.where(terms.any(2), LINE, (1.0, 0.0, 0.0))  # (early, 3): no slope where there is none to measure
         line = own - np.einsum("et,etu->eu", start, terms)  # errors of lines, (early, used)
-        alike = self.likeness ** np.abs(np.subtract.outer(early, early))
-        flat = terms.reshape(-1, len(used))
-        normal = (flat @ gram @ flat.T) * alike.repeat(3, 0).repeat(3, 1)
-        target = (flat @ gram @ line.T).reshape(len(early), 3, len(early))
-        target = (target * alike[:, None]).sum(2).reshape(-1)
-        pull = PULL * np.diag(normal) + np.where(on_lines, 1e12, 1e-12).repeat(3)
-        change = np.linalg.solve(normal + np.diag(pull), target).reshape(-1, 3)
-        left = line - np.einsum("et,etu->eu", change, terms)
+        alike = likeness ** np.abs(np.subtract.outer(early, early))
+        flat, alike_terms = terms.reshape(-1, len(used)), alike.repeat(3, 0)  # (3 * early, used or early)
+        projected = flat @ gram
+        normal = projected @ flat.T * alike_terms.repeat(3, 1)
+        target = (projected @ line.T * alike_terms).sum(1)
+        free = np.flatnonzero(~on_lines.repeat(3))
+        system = normal + np.diag(PULL * np.diag(normal) + 1e-12)
+        change = np.zeros(len(target))
+        change[free] = np.linalg.solve(system[np.ix_(free, free)], target[free])
+        weights = start + change.reshape(-1, 3)
+        left = own - np.einsum("et,etu->eu", weights, terms)
         error = float(((left @ gram @ left.T) * alike).sum())
-        weights = [LINE] * len(layers)
-        for step, row in zip(early, (start + change).round(4).tolist(), strict=True):
-            weights[step] = tuple(row)
-        return max(error, 0.0), tuple(weights)
+        rows = [LINE] * len(layers)
+        for step, row in zip(early, weights.round(4).tolist(), strict=True):
+            rows[step] = tuple(row)
+        return max(error, 0.0), tuple(rows)
 
-    def _terms(self, layers: Sequence[int]) -> tuple[list[int], NDArray[np.floating], list[int], list[bool]]:
-        """Describe the early exits of a schedule.
+    def _terms(
+        self, layers: Sequence[int], early: Sequence[int]
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]:
+        """Write the errors of early exits as combinations of all differences.
 
         Returns:
-            The differences that matter, (used,); the terms over them, (early, 3, used); the early steps; and which of
-            them have to go along lines, (early,).
+            Each exit's own difference, (early, differences); the terms that may be subtracted, (early, 3, differences);
+            and which exits have to go along lines, (early,).
         """
-        exits = self.products.shape[2]
-        full: list[int] = []
-        rows: list[dict[int, float]] = []
-        early, used, on_lines = [], set(), []
-        for step, layer in enumerate(layers):
-            if layer == exits - 1:
-                full.append(step)
-                continue
-            early.append(step)
-            used.add(step * exits + layer)
-            felt = float(np.sqrt(self.influence[step]))
-            serving = [k for k in full[-3:] if k >= self.guidance_begins or step < self.guidance_begins][::-1]
-            on_lines.append(self.guided is not None and any(self.guided[k] != self.guided[step] for k in serving))
-            gaps = [a - b for a, b in zip([step, *serving], serving, strict=False)]
-            for term in _newton(*gaps, *[0] * (3 - len(gaps))) if serving else [()] * 3:
-                rows.append({k * exits + layer: felt * c for k, c in zip(serving, term, strict=False)})
-            used.update(rows[-3])
-        order = sorted(used)
-        place = {difference: k for k, difference in enumerate(order)}
-        terms = np.zeros((len(rows), len(order)))
-        for row, by_difference in enumerate(rows):
-            for difference, value in by_difference.items():
-                terms[row, place[difference]] = value
-        return order, terms.reshape(len(early), 3, len(order)), early, on_lines
+        exits = self.depth + 1
+        own, terms = (np.zeros((len(early), *terms, len(self._gram))) for terms in ((), (3,)))
+        on_lines = np.zeros(len(early), dtype=bool)
+        full = [step for step, layer in enumerate(layers) if layer == self.depth]
+        for row, step in enumerate(early):
+            felt, layer = np.sqrt(self.influence[step]), layers[step]
+            own[row, step * exits + layer] = felt
+            serving = [k for k in full if k < step and not k < self.guidance_begins <= step][:-4:-1]
+            if serving:
+                gaps = [after - before for after, before in itertools.pairwise([step, *serving])]
+                measured = np.array(serving) * exits + layer
+                terms[row][:, measured] = felt * _newton(*gaps, *[0] * (3 - len(gaps)))[:, : len(serving)]
+                on_lines[row] = any(self.guided[k] != self.guided[step] for k in serving)
+        return own, terms, on_lines
+
+
+def guidance_start(guided: NDArray[np.bool_]) -> int:
+    """Return the step above 0 at which guidance begins; 0 if no step or the first one is guided.
+
+    Args:
+        guided: Which steps are guided, (steps,).
+    """
+    return int((np.diff(guided, prepend=guided[0]) & guided).argmax())
 
 
 @cache
-def _newton(gap: int, before: int, earlier: int) -> list[list[float]]:
-    found: list[list[float]] = newton_terms(*torch.tensor([gap, before, earlier])).tolist()
-    return found
+def _newton(gap: int, before: int, earlier: int) -> NDArray[np.floating]:
+    return newton_terms(gap, before, earlier)

@@ -11,11 +11,13 @@ Liu et al., ICCV 2025, arXiv 2503.06923). Here the prediction itself is correcte
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from adadiff.runtime.extrapolation import newton_terms
+from adadiff.runtime.extrapolation import change_factors
 from adadiff.runtime.memory import RowMemory
+from adadiff.runtime.rules import at_rows
 
 MEASUREMENTS = ("last", "before", "earlier")
 
@@ -69,27 +71,25 @@ class Corrections:
 
         Args:
             layer: The exit layer, 0..N-1.
-            rows: Positions of the exiting rows, (exiting,) int64, on the CPU.
+            rows: Positions of the exiting rows in ascending order, (exiting,) int64, on the CPU.
             steps: The step of each, counted from 0, (exiting,) int64, on the CPU.
             prediction: Their predictions, (exiting, channels, height, width).
-            weights: Of value, slope and curvature, (exiting, 3).
+            weights: Of value, slope and curvature, (exiting, 3), on the CPU.
         """
         if not self.known(layer):
             return prediction
         measurements, measured_at = self._of(layer, prediction)
-        known = measured_at[rows]  # (exiting, 3)
-        gaps = torch.where(known[:, 1:] >= 0, known[:, :-1] - known[:, 1:], 0)
-        terms = newton_terms(steps - known[:, 0], *gaps.T)
-        of_earlier, of_before, of_last = (weights[..., None] * terms).sum(1).T.flip(0).cumsum(0)  # (exiting,) each
-        # The same sum in differences: a constant stays one to the last bit.
+        known = measured_at[rows].numpy()  # (exiting, 3)
+        gaps = np.where(known[:, 1:] >= 0, known[:, :-1] - known[:, 1:], 0)
+        last, before, earlier = measurements
+        factors = change_factors(weights, steps.numpy() - known[:, 0], *gaps.T)
         places, shape = rows.to(prediction.device), (-1, *[1] * (prediction.dim() - 1))
-        for factor, newer, older in ((of_last, 0, None), (-of_before, 0, 1), (-of_earlier, 1, 2)):
-            if not factor.any():  # it is 0 where there is no measurement
-                continue
-            change = measurements[newer][places]
-            if older is not None:
-                change = change - measurements[older][places]
-            prediction = prediction + factor.to(prediction.device, torch.float32).view(shape) * change
+        for factor, newer, older in zip(factors, (last, last, before), (None, before, earlier), strict=True):
+            if factor.any():  # it is 0 where there is no measurement
+                change = at_rows(newer, places) if older is None else at_rows(newer, places) - at_rows(older, places)
+                prediction = (
+                    prediction + torch.tensor(factor, dtype=torch.float32, device=change.device).view(shape) * change
+                )
         return prediction
 
     def _of(self, layer: int, like: Tensor) -> tuple[list[Tensor], Tensor]:
