@@ -8,17 +8,20 @@ import torch
 from adadiff import InputError
 from adadiff.data import ImageData
 from adadiff.data.config import DIGITS
-from adadiff.evaluation.features import load_feature_network
+from adadiff.evaluation.features import FeatureNetwork, load_feature_network
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.evaluation.train_network import SplitConfig, load_pixels
+from adadiff.evaluation.train_network import SplitConfig, batches_of, load_pixels
 from adadiff.evaluation.train_unlabelled import (
     UnlabelledTraining,
-    features_of,
     neighbour_accuracy,
     train_unlabelled,
 )
 
 CIFAR = Path(__file__).parents[3] / "shared/data/cifar10"
+
+
+def features_of(network, pixels):
+    return torch.from_numpy(FeatureNetwork("unlabelled", network).of(batches_of(pixels)).vectors)
 
 
 def test_the_accuracies_are_those_of_the_saved_network(tmp_path):

@@ -116,7 +116,7 @@ class Search:
         reached: dict[float, ExitPolicy] = {}
         for _ in range(SPEED_TRIALS):
             compute = (low + high) / 2
-            policy = self._at(kind, compute).policy
+            policy = self._policy(kind, compute)
             measured = self.trials.speedup(policy)
             reached[measured] = policy
             low, high = (low, compute) if measured < speedup else (compute, high)
@@ -126,7 +126,7 @@ class Search:
                 f"a speedup of {speedup:g} was not reached on this machine, {most:.2f} at most: request a smaller one"
             )
         least = min(measured for measured in reached if measured >= speedup)
-        return self.trials.sample(kind.name, reached[least], self.choosing)
+        return self._sampled(kind, reached[least])
 
     def for_error(self, error: float, delta: float, fresh: Sequence[int]) -> Point:
         """Find the policy of the least compute whose mean loss is shown to be below `error`, at level `delta`.
@@ -145,7 +145,7 @@ class Search:
 
         def candidates() -> Iterator[NDArray[np.floating]]:
             for level in LEVELS:
-                policy = self._at(kind, self._curve(kind).compute_at(level * error)).policy
+                policy = self._policy(kind, self._curve(kind).compute_at(level * error))
                 tried.append(self.trials.sample(kind.name, policy, fresh))
                 yield tried[-1].losses
 
@@ -156,7 +156,7 @@ class Search:
                 f"no policy is shown to keep the error below {error}: the most cautious one tried has an error below "
                 f"{shown:.3g} at {tried[0].compute:.0%} of the compute; request that error, or set more --samples"
             )
-        return self.trials.sample(kind.name, tried[position].policy, self.choosing)
+        return self._sampled(kind, tried[position].policy)
 
     def _best_at(self, compute: float) -> Kind:
         """Return the kind with the least expected error at this compute, of those that can spend so little."""
@@ -164,10 +164,17 @@ class Search:
         return min(able or self.kinds, key=lambda kind: self._curve(kind).error_at(compute))
 
     def _at(self, kind: Kind, compute: float) -> Point:
-        """Sample with the candidates for this compute, and return the one that errs least."""
-        candidates = map(self.trials.sampling.on_model, kind.candidates(self.problem, compute))
-        tried = [self.trials.sample(kind.name, policy, self.choosing) for policy in candidates]
-        return min(tried, key=lambda point: point.error)
+        return self._sampled(kind, self._policy(kind, compute))
+
+    def _policy(self, kind: Kind, compute: float) -> ExitPolicy:
+        """Return the kind's policy for this compute: of several candidates the one that errs least in sampling."""
+        candidates = [*map(self.trials.sampling.on_model, kind.candidates(self.problem, compute))]
+        if len(candidates) == 1:
+            return candidates[0]
+        return min(candidates, key=lambda policy: self._sampled(kind, policy).error)
+
+    def _sampled(self, kind: Kind, policy: ExitPolicy) -> Point:
+        return self.trials.sample(kind.name, policy, self.choosing)
 
     def _curve(self, kind: Kind) -> Curve:
         return Curve([point for point in self.trade_off if point.kind == kind.name])

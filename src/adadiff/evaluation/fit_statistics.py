@@ -9,7 +9,7 @@ import tyro
 
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.statistics_network import StatisticsNetwork
-from adadiff.evaluation.train_network import load_pixels
+from adadiff.evaluation.train_network import batches_of, load_pixels
 from adadiff.utils.files import require_empty_folder
 
 
@@ -27,7 +27,7 @@ def fit_statistics(train: DataConfig, out: Path, seed: int = 0) -> StatisticsNet
     require_empty_folder(out)
     pixels = load_pixels(ImageData(train, condition="none"))
     network = StatisticsNetwork(seed).eval()
-    raw = torch.cat([network(few / 255) for few in pixels.split(500)])
+    raw = torch.cat([network(images) for images in batches_of(pixels)])
     network.mean.copy_(raw.mean(0))
     deviation = raw.std(0)
     network.deviation.copy_(deviation.where(deviation > 0, 1.0))  # constant for grey images: some colours

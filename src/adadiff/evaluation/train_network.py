@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from adadiff.data import DataConfig, ImageData
 from adadiff.data.config import DIGITS
+from adadiff.evaluation.features import BATCH
 from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.training.build import native_precision
 
@@ -88,3 +89,8 @@ def load_pixels(data: ImageData) -> Tensor:
     """Load all images into memory, (n, channels, size, size) uint8."""
     pixels = [((data[k]["image"] + 1) * 127.5).round().byte() for k in tqdm(range(len(data)), desc="images")]
     return torch.stack(pixels)
+
+
+def batches_of(pixels: Tensor) -> Iterator[Tensor]:
+    """Yield images, (n, channels, size, size) uint8, in batches as feature networks take them, in [0, 1]."""
+    yield from (few / 255 for few in pixels.split(BATCH))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adadiff.data import DataConfig, ImageData
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.evaluation.train_network import NetworkTraining, fit, load_pixels, saved
+from adadiff.evaluation.train_network import NetworkTraining, batches_of, fit, load_pixels, saved
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import require_empty_folder
 
@@ -76,7 +76,7 @@ def augment(images: Tensor, flip: bool) -> Tensor:
 @torch.no_grad()
 def accuracy(network: SmallNetwork, images: Tensor, labels: Tensor) -> float:
     """Return the share of images that the network classifies correctly, in [0, 1]."""
-    guesses = torch.cat([network(few / 255)[1].argmax(1) for few in images.split(500)])
+    guesses = torch.cat([network(few)[1].argmax(1) for few in batches_of(images)])
     return (guesses == labels).double().mean().item()
 
 

@@ -9,9 +9,10 @@ import tyro
 from torch import Tensor, nn
 
 from adadiff.data import ImageData
+from adadiff.evaluation.features import FeatureNetwork
 from adadiff.evaluation.simclr import contrastive_loss, random_views
 from adadiff.evaluation.small_network import SmallNetwork
-from adadiff.evaluation.train_network import NetworkTraining, fit, load_pixels, saved
+from adadiff.evaluation.train_network import NetworkTraining, batches_of, fit, load_pixels, saved
 from adadiff.utils.files import require_empty_folder
 
 NEIGHBOURS, REFERENCES = 20, 10_000
@@ -64,7 +65,10 @@ def train_unlabelled(config: UnlabelledTraining) -> tuple[float, float]:
 
     def accuracy(network: SmallNetwork) -> float:
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:REFERENCES]
-        known, tested = features_of(network, images[chosen]), features_of(network, test_images)
+        known, tested = (
+            torch.from_numpy(FeatureNetwork("unlabelled", network).of(batches_of(pixels)).vectors)
+            for pixels in (images[chosen], test_images)
+        )
         labels, test_labels = (torch.tensor(each.labels()) for each in data)
         return neighbour_accuracy(known, labels[chosen], tested, test_labels)
 
@@ -72,12 +76,6 @@ def train_unlabelled(config: UnlabelledTraining) -> tuple[float, float]:
     trained = [*network.train().parameters(), *head.parameters()]
     fit(torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay), len(images), loss_of, config)
     return untrained, accuracy(saved(network, config.out))
-
-
-@torch.no_grad()
-def features_of(network: SmallNetwork, images: Tensor) -> Tensor:
-    """Compute the features of images, (n, 3, height, width) uint8."""
-    return torch.cat([network(few / 255) for few in images.split(500)])
 
 
 def neighbour_accuracy(
