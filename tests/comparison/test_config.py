@@ -6,6 +6,7 @@ import pytest
 
 from adadiff import InputError
 from adadiff.comparison.config import CONFIGS, CompareConfig, load_config
+from adadiff.comparison.plans import PlansConfig
 from adadiff.training import TrainConfig
 
 LEAST = {"backbone": "digits", "preset": "digits", "reference": "digits"}
@@ -15,7 +16,7 @@ def test_the_packages_own_are_read_by_name():
     names = {path.stem for path in CONFIGS.glob("*.json")}
     assert names >= {"digits", "cifar10"}
     for name in names:
-        assert isinstance(load_config(name), CompareConfig)
+        assert isinstance(load_config(name), PlansConfig if name.endswith("-plans") else CompareConfig)
 
 
 def test_a_file_is_read_into_types(tmp_path):
@@ -57,3 +58,22 @@ def test_a_file_that_is_not_there_or_no_json(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match="invalid JSON"):
         load_config(str(tmp_path / "broken.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": 0}, "trials is 0: it must be at least 1"),
+        ({"trial": 5}, "trial: unexpected keyword argument"),
+        ({"methods": ["our"]}, "no method 'our': did you mean ours"),
+        ({"targets": [0.7]}, "each must be above 0 and at most most_compute, 0.6"),
+        ({"floors": []}, "floors is empty: give 0 for no floor"),
+        ({"floors": [1.5]}, "the floor agreement is 1.5"),
+        ({"judges": ["small"]}, "small is among both"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_tuned_plans_is_named(tmp_path, changes, message):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"model": "digits", "reference": "digits", **changes}))
+    with pytest.raises(InputError, match=message):
+        load_config(str(path))

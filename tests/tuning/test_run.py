@@ -142,10 +142,13 @@ def test_floors_are_kept_on_fresh_images_or_nothing_is_chosen(search, found):
 
 
 def test_a_budget_in_seconds_is_measured_once(search, monkeypatch):
-    monkeypatch.setattr("adadiff.tuning.run.median_seconds", lambda functions, repeats: dict.fromkeys(functions, 16.0))
+    def times(seconds):
+        monkeypatch.setattr("adadiff.tuning.confirm.median_seconds", lambda plans, _: dict.fromkeys(plans, seconds))
+
     seconds = replace(CONFIG, goal=TuningGoal(seconds=1.2), trials=2)
-    assert search(seconds).budget == pytest.approx(0.6)  # 8 images in 16 seconds
-    monkeypatch.setattr("adadiff.tuning.run.median_seconds", lambda functions, repeats: dict.fromkeys(functions, 8.0))
+    times(16.0)  # of 8 images
+    assert search(seconds).budget == pytest.approx(0.6)
+    times(8.0)
     assert search(seconds).budget == pytest.approx(0.6)
 
 

@@ -12,9 +12,10 @@ from diffusers.utils.logging import disable_progress_bar
 from adadiff.cli.options import Dtype, SampleOptions
 from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
-from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance
+from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance, SamplingPlan
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
+from adadiff.sampling.settings import FolderSettings, resolve
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import read_text
 from adadiff.utils.processes import process_state
@@ -36,6 +37,15 @@ def load_pipeline(
             # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
             torch.nn.Module.to(part, getattr(torch, dtype))
     return pipeline
+
+
+def load_with_default_plan(folder: Path, dtype: Dtype, device: str) -> tuple[AdaptivePipeline, SamplingPlan]:
+    """Load a model folder's pipeline without its policy, which is no reference, and its default plan, all layers."""
+    from adadiff.tuning import default_plan
+
+    own = FolderSettings.load(folder, policy=False)
+    pipeline = load_pipeline(folder, dtype, device, own.scheduler, own_settings=False)
+    return pipeline, default_plan(pipeline, resolve(own, pipeline.scheduler, policy=NeverExit()))
 
 
 def device_of(name: str) -> torch.device:

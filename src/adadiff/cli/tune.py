@@ -114,13 +114,10 @@ def _tune(
     place: Path,
 ) -> None:
     """Search, print and store; for the arguments see `tune_command`."""
-    from adadiff.cli.shared import chosen_prompts, device_of, load_pipeline
+    from adadiff.cli.shared import chosen_prompts, device_of, load_with_default_plan
     from adadiff.evaluation.evaluator import evaluator_for
-    from adadiff.policies import NeverExit
     from adadiff.sampling import Conditions
-    from adadiff.sampling.settings import FolderSettings, resolve
     from adadiff.tuning import (
-        default_plan,
         draw_tuning,
         outcome_in_words,
         plans_in_words,
@@ -129,9 +126,7 @@ def _tune(
     )
 
     folder = model_folder(model)
-    own = FolderSettings.load(folder, policy=False)  # an earlier plan is no reference
-    pipeline = load_pipeline(folder, dtype, device, own.scheduler, own_settings=False)
-    default = default_plan(pipeline, resolve(own, pipeline.scheduler, policy=NeverExit()))
+    pipeline, default = load_with_default_plan(folder, dtype, device)
     conditions = Conditions(class_index or pipeline.transformer.class_indices, chosen_prompts((), prompts))
     names = (*config.features, *config.judges)
     evaluator = evaluator_for(folder, data, names, clip, device_of(device))

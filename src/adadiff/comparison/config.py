@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from adadiff.comparison.plans.config import PlansConfig
 from adadiff.training import TrainConfig
 from adadiff.training.presets import PRESETS
 from adadiff.utils.errors import InputError, lookup
@@ -125,8 +127,10 @@ class CompareConfig:
         )
 
 
-def load_config(name: str) -> CompareConfig:
+def load_config(name: str) -> CompareConfig | PlansConfig:
     """Load a comparison's configuration from a JSON file, or a packaged one by its name.
+
+    One that names a `model` compares tuned plans of it; any other names a `backbone` to train networks from.
 
     Raises:
         InputError: If it does not exist, or is not a valid configuration.
@@ -135,8 +139,9 @@ def load_config(name: str) -> CompareConfig:
     path = Path(name)
     if not path.is_file():
         path = lookup(name, packaged, "comparison or file")
+    text = path.read_bytes()
     try:
-        config = TypeAdapter(CompareConfig).validate_json(path.read_bytes())
+        config = _adapter_for(text).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -144,3 +149,11 @@ def load_config(name: str) -> CompareConfig:
         raise InputError(f"{path}: {f'{place}: ' if place else ''}{message}") from error
     config.check()
     return config
+
+
+def _adapter_for(text: bytes) -> TypeAdapter[CompareConfig] | TypeAdapter[PlansConfig]:
+    try:
+        names_model = "model" in json.loads(text)
+    except (ValueError, TypeError):  # said in better words when it is validated
+        names_model = False
+    return TypeAdapter(PlansConfig) if names_model else TypeAdapter(CompareConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -13,23 +12,22 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from adadiff.comparison import figures
 from adadiff.comparison.cells import SAMPLES, TIMED_IMAGES, Cell
 from adadiff.comparison.config import CompareConfig
 from adadiff.comparison.methods import METHODS
+from adadiff.comparison.pages import write_pages
 from adadiff.comparison.run import Results
 from adadiff.evaluation.estimator import EstimatorStudy
 from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling.folder import TRACE
-from adadiff.utils.files import atomic_write, read_json
+from adadiff.utils.files import read_json
 from adadiff.utils.text import with_error
 
 TITLES = {method.name: method.title for method in METHODS}
 OURS = {name for name in TITLES if name.startswith("adadiff")}
-PICTURES = "pictures"
 HEADS = (
     "method",
     "setting",
@@ -56,19 +54,8 @@ def write_report(results: Results, out: Path) -> None:
         out: Folder of the comparison.
     """
     described = {**asdict(replace(results, study=None)), "estimators": _estimator_figures(results.study)}
-    contents, pictures = _contents(results), _pictures(results, out)
-    embedded = {name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in pictures.items()}
-    beside = {name: f"{PICTURES}/{name}.png" for name in pictures}
-    (out / PICTURES).mkdir(exist_ok=True)
-    for name, data in (
-        *((beside[name], data) for name, data in pictures.items()),
-        ("results.json", (json.dumps(described, indent=2, default=list) + "\n").encode()),
-        ("results.csv", _csv(results).encode()),
-        ("report.md", _rendered("report.md", pictures=beside, **contents)),
-        ("index.html", _rendered("report.html", pictures=embedded, **contents)),
-    ):
-        with atomic_write(out / name) as part:
-            part.write_bytes(data)
+    files = {"results.json": json.dumps(described, indent=2, default=list) + "\n", "results.csv": _csv(results)}
+    write_pages(out, "report", _contents(results), _pictures(results, out), files)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,8 +214,8 @@ def _contents(results: Results) -> dict[str, Any]:
     }
 
 
-def _pictures(results: Results, out: Path) -> dict[str, bytes]:
-    """Draw the figures of the report; return PNG files by the names that the templates use."""
+def _pictures(results: Results, out: Path) -> dict[str, Figure]:
+    """Draw the figures of the report, by the names that the templates use."""
     config, study = results.config, results.study
     headline = _at(results, config.headline_compute)
     drawn = {
@@ -251,24 +238,13 @@ def _pictures(results: Results, out: Path) -> dict[str, bytes]:
             drawn["exits"] = figures.exits_over_steps(totals)
     if study is not None:
         drawn |= {"reliability": figures.reliability(study), "maps": figures.maps(study)}
-    return {name: _png(figure) for name, figure in drawn.items()}
+    return drawn
 
 
 def _row_names(grid: Sequence[Sequence[Cell]]) -> list[str]:
     return [f"exits at {row[0].target:.0%} of the compute" for row in grid]
 
 
-def _rendered(template: str, **contents: Any) -> bytes:
-    pages = Environment(loader=PackageLoader("adadiff.comparison", "."), autoescape=select_autoescape())
-    return pages.get_template(template).render(**contents).encode()
-
-
 def _table_rows(cells: Sequence[Cell], shown: Sequence[bool]) -> list[dict[str, Any]]:
     ordered = sorted(cells, key=lambda cell: cell.evaluation.first.frechet)
     return [{"cells": list(compress(_row(cell), shown)), "ours": cell.method in OURS} for cell in ordered]
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()

@@ -240,7 +240,7 @@ class AdaptivePipeline(ModelParts):
         evaluations = len(times_of(scheduler, plan.steps))
         context = PlanContext.of(plan, None, self.transformer.depth, name, evaluations)
         other.own_settings = replace(self.own_settings, stored=context.stored(plan.policy, {}, {}))
-        other._own_scheduler = scheduler
+        other._own_scheduler, other._denoiser = scheduler, plan.denoiser(other.denoiser)
         return other
 
     def check_inputs(

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.policies.stored import CalibrationContext, StoredPolicy, policy_from
-from adadiff.runtime import PartFlops, planned_flops
+from adadiff.runtime import Denoiser, PartFlops, planned_flops
 from adadiff.sampling.guidance import Guidance, InternalGuidance
 from adadiff.utils.errors import InputError
 from adadiff.utils.ranges import as_int
@@ -70,6 +70,10 @@ class SamplingPlan:
         read = [0] * count if internal is None else ((internal.weights(every, count) > 0) * internal.layer).tolist()
         guided = [self.guidance.applies(step, count) for step in range(count)]
         return sum(planned_flops(self.policy, parts, guided, self.guidance.tied, read))
+
+    def denoiser(self, model: Denoiser) -> Denoiser:
+        """Return what predicts the steps: the model itself, unless a subclass runs it in another way."""
+        return model
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain values, of which `plan_from` makes it again."""

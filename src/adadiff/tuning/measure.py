@@ -67,7 +67,7 @@ class Measurer:
         evaluator: The feature networks; agreement, precision and recall go by the first. With the scorer of prompts.
         cache: Cache for the features.
         batch_size: Images per batch.
-        progress: Called, once for each chunk, with a plan, the number of images, and whether they were sampled now.
+        progress: Called, once for each chunk, with the FLOPs of its images, and whether they were sampled now.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Measurer:
         evaluator: Evaluator,
         cache: TensorCache,
         batch_size: int = 50,
-        progress: Callable[[SamplingPlan, int, bool], None] = lambda plan, images, sampled: None,
+        progress: Callable[[int, bool], None] = lambda flops, sampled: None,
     ) -> None:
         self.pipeline, self.conditions, self.evaluator = pipeline, conditions, evaluator
         self.cache, self.batch_size, self.progress = cache, batch_size, progress
@@ -160,7 +160,7 @@ class Measurer:
         tensors = self.cache.compute_once(name, sample)
         if name not in self._counted:
             self._counted.add(name)
-            self.progress(plan, len(numbers), sampled)
+            self.progress(int(tensors["flops"].sum()), sampled)
         return tensors
 
     def _sampled(self, pipeline: AdaptivePipeline, plan: SamplingPlan, numbers: Sequence[int], seed: int) -> Tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
@@ -17,17 +18,26 @@ FULL_COMPUTE = 0.85  # of the full model at another guidance than the default
 
 def expected_images(config: TuneConfig, budget: float | None, finalists: int) -> float:
     """Estimate how many images two searches and their confirmation sample, in images of the default plan."""
-    counts = [config.trials]
-    for fewer, more in itertools.pairwise(config.images):
-        counts.append(max(1, round(counts[-1] * fewer / more)))
-    added = np.diff([0, *config.images])  # images that a round samples more than the one before
-    search = float(np.dot(counts, added)) + min(finalists, counts[-1]) * config.confirm
+    search = searched_images(config.trials, config.images)
+    last = max(1, round(config.trials * config.images[0] / config.images[-1]))  # candidates of the last round
     compute = UNKNOWN_COMPUTE if budget is None else min(budget, 1.0)
-    return search * (compute + FULL_COMPUTE) + config.images[-1] + config.confirm
+    confirming = min(finalists, last) * config.confirm
+    return (search + confirming) * (compute + FULL_COMPUTE) + config.images[-1] + config.confirm
+
+
+def searched_images(trials: int, images: Sequence[int]) -> int:
+    """Return how many images a search samples that scores `trials` candidates by these numbers of images."""
+    counts = [trials]
+    for fewer, more in itertools.pairwise(images):
+        counts.append(max(1, round(counts[-1] * fewer / more)))
+    return int(np.dot(counts, np.diff([0, *images])))  # a round samples so many more than the one before
 
 
 class Progress:
     """A bar that counts images in units of the default plan's compute, and so knows the time that is left.
+
+    Args:
+        name: What is going on.
 
     Attributes:
         total: Images still to be sampled when the search began, in images of the default plan, as far as is known.
@@ -35,8 +45,11 @@ class Progress:
 
     total: float = 0
 
+    def __init__(self, name: str = "tuning") -> None:
+        self.name = name
+
     def __enter__(self) -> Self:
-        self._bar = tqdm(desc="tuning", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left")
+        self._bar = tqdm(desc=self.name, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left")
         return self
 
     def __exit__(

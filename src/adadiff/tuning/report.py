@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from adadiff.policies import NeverExit
+from adadiff.policies import ExitPolicy, NeverExit, ScheduleExit
 from adadiff.sampling import Guidance, SamplingPlan
 from adadiff.tuning.result import Confirmed, Tuning
 from adadiff.utils.files import atomic_write
@@ -50,7 +50,7 @@ def plans_in_words(tuning: Tuning) -> str:
 
 def plan_in_words(plan: SamplingPlan) -> str:
     """Describe a plan in a few words."""
-    layers = "all layers" if isinstance(plan.policy, NeverExit) else f"layers {_shortened(plan)}"
+    layers = "all layers" if isinstance(plan.policy, NeverExit) else _exits_in_words(plan.policy)
     spacing = "" if plan.spacing is None else f" ({plan.spacing})"
     return f"{plan.steps} steps of {plan.scheduler}{spacing}, {guidance_in_words(plan.guidance)}, {layers}"
 
@@ -160,5 +160,7 @@ def _interval_in_words(interval: tuple[float, float]) -> str:
     return "" if interval == (0.0, 1.0) else f" in [{interval[0]:g}, {interval[1]:g})"
 
 
-def _shortened(plan: SamplingPlan) -> str:
-    return " ".join(map(str, plan.policy.describe()["layers"]))
+def _exits_in_words(policy: ExitPolicy) -> str:
+    if isinstance(policy, ScheduleExit):
+        return f"layers {' '.join(map(str, policy.layers))}"
+    return str(policy)

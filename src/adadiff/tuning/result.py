@@ -24,14 +24,14 @@ class Confirmed:
     Args:
         plan: The plan.
         compute: FLOPs of an image over the default plan's, as counted while sampling.
-        predicted: The same as predicted before sampling.
+        predicted: The same as predicted before sampling; None if it depends on the samples.
         fresh: Measurement of the fresh images.
         seconds: Seconds of an image in a batch, timed in turns with the other plans; None if it was not timed.
     """
 
     plan: SamplingPlan
     compute: float
-    predicted: float
+    predicted: float | None
     fresh: Measurement
     seconds: float | None = None
 
@@ -44,6 +44,11 @@ class Confirmed:
             "frechet_error": dict(self.fresh.errors),
             **self.fresh.shares,
         }
+
+    @property
+    def described_with_plan(self) -> dict[str, Any]:
+        """What the fresh images say, and the plan, as plain values."""
+        return {**self.describe(), "plan": self.plan.describe()}
 
     def missed(self, goal: TuningGoal, budget: float | None) -> dict[str, float]:
         """Return by how much the fresh images miss each floor, and the plan the budget, as a fraction of it."""
@@ -136,6 +141,6 @@ class Tuning:
             "named_by": list(self.judges),
             **self.chosen.describe(),
             "default": self.default.describe(),
-            "full_model_at_its_best": {**self.best_full.describe(), "plan": self.best_full.plan.describe()},
+            "full_model_at_its_best": self.best_full.described_with_plan,
         }
         return context.stored(plan.policy, {**self.goal.budget, **self.goal.floors}, found)

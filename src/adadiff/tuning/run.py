@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adadiff.calibration.cache import TensorCache
 from adadiff.evaluation.evaluator import Evaluator
 from adadiff.policies import NeverExit
-from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan, sample_seeded
+from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
 from adadiff.sampling.folder import sampling_request
 from adadiff.sampling.schedulers import scheduler_name, spacing_of
 from adadiff.tuning.config import TuneConfig
+from adadiff.tuning.confirm import confirm, seconds_of
 from adadiff.tuning.depth import DepthPlanner
 from adadiff.tuning.measure import Measurer
 from adadiff.tuning.progress import Progress, expected_images
-from adadiff.tuning.result import Confirmed, Tuning
+from adadiff.tuning.result import Tuning
 from adadiff.tuning.score import Scorer
 from adadiff.tuning.search import Search, open_study
 from adadiff.tuning.space import Space
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import claim_folder, exclusive_folder, read_json, write_json
 from adadiff.utils.fingerprints import fingerprint
-from adadiff.utils.timing import median_seconds
 
 NOTE, SECONDS, FEATURES, RECORDINGS = "search.json", "seconds.json", "features", "recordings"
 FINALISTS = 3  # plans of each search that fresh images are sampled of, at most
-SHARES = ("agreement", "precision", "recall", "clip_score")
-TIMED_IMAGES, TIMED_REPEATS = 8, 3
 
 
 def tune(
@@ -137,7 +133,8 @@ class _Job:
         )
         finalists = [search.run(config.trials, config.images)[:FINALISTS] for search in (plans, full)]
         distinct = dict.fromkeys([self.default, *(each.candidate for pool in finalists for each in pool)])
-        confirmed = dict(zip(distinct, self._confirmed(tuple(distinct), scorer), strict=True))
+        found = confirm(scorer, tuple(distinct), config.confirm, config.seed + 1)
+        confirmed = dict(zip(distinct, found, strict=True))
         tuned, best = ([confirmed[each.candidate] for each in pool] for pool in finalists)
         tried = [plans.score_of(trial) for trial in plans.finished[: config.trials]]
         return Tuning(
@@ -151,27 +148,6 @@ class _Job:
             tuple(tried),
         )
 
-    def _confirmed(self, plans: Sequence[SamplingPlan], scorer: Scorer) -> list[Confirmed]:
-        """Measure plans on fresh images, and time them in turns."""
-        config, full = self.config, self.default.flops(self.parts)
-        fresh = [self.measurer.measure(plan, config.confirm, config.seed + 1, SHARES, errors=True) for plan in plans]
-        seconds = self._seconds(plans)
-        return [
-            Confirmed(plan, measured.flops / full, scorer.compute(plan), measured, each)
-            for plan, measured, each in zip(plans, fresh, seconds, strict=True)
-        ]
-
-    def _seconds(self, plans: Sequence[SamplingPlan]) -> list[float]:
-        """Return the seconds of an image of each plan, in batches of `TIMED_IMAGES`, timed in turns."""
-
-        def sample(plan: SamplingPlan) -> None:
-            conditions = replace(self.conditions, guidance=plan.guidance)
-            pipeline = self.pipeline.with_plan(plan)
-            sample_seeded(pipeline, range(TIMED_IMAGES), plan.steps, plan.policy, conditions=conditions)
-
-        taken = median_seconds({str(k): partial(sample, plan) for k, plan in enumerate(plans)}, TIMED_REPEATS)
-        return [taken[str(k)] / TIMED_IMAGES for k in range(len(plans))]
-
     def _budget(self) -> float | None:
         """Return the budget as FLOPs over the default plan's; what seconds come to is measured once and noted."""
         goal = self.goal
@@ -181,15 +157,15 @@ class _Job:
             return goal.compute
         note = self.folder / SECONDS
         if not note.is_file():
-            write_json(note, {"seconds_of_default": self._seconds([self.default])[0]})
+            write_json(note, {"seconds_of_default": seconds_of(self.measurer, [self.default])[0]})
         budget = goal.seconds / float(read_json(note)["seconds_of_default"])
         if budget < (least := self.parts.full / self.default.flops(self.parts)):
             one_step = goal.seconds * least / budget
             raise InputError(f"the budget seconds is {goal.seconds}: one step with all layers takes {one_step:.3g}")
         return budget
 
-    def _count(self, plan: SamplingPlan, images: int, sampled: bool) -> None:
-        self.progress.add(images * plan.flops(self.parts) / self.default.flops(self.parts), sampled)
+    def _count(self, flops: int, sampled: bool) -> None:
+        self.progress.add(flops / self.default.flops(self.parts), sampled)
 
 
 def _description(job: _Job) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.tuning.goal import TuningGoal
 from adadiff.tuning.measure import Measurement, Measurer
 from adadiff.tuning.search import Score
+from adadiff.utils.errors import InputError
 
 WORST = 1000.0  # objective of a plan whose images are not finite
 
@@ -48,9 +49,12 @@ class Scorer:
         """FLOPs of the model's parts."""
         return self.measurer.pipeline.transformer.part_flops
 
-    def compute(self, plan: SamplingPlan) -> float:
-        """Return the FLOPs of a plan over the default plan's, as predicted, exactly."""
-        return plan.flops(self.parts) / self.default.flops(self.parts)
+    def predicted(self, plan: SamplingPlan) -> float | None:
+        """Return the FLOPs of a plan over the default plan's, exactly; None if they depend on the samples."""
+        try:
+            return plan.flops(self.parts) / self.default.flops(self.parts)
+        except InputError:
+            return None
 
     def score(self, plan: SamplingPlan, images: int) -> Score:
         """Score a plan under floors and budget."""
@@ -61,13 +65,16 @@ class Scorer:
         return self._score(plan, images, None)
 
     def _score(self, plan: SamplingPlan, images: int, budget: float | None) -> Score:
-        compute = self.compute(plan)
-        over = () if budget is None else ((compute - budget) / budget,)
+        predicted = self.predicted(plan)
+        if budget is not None and predicted is not None and predicted > budget + 1e-9:  # known without sampling
+            return Score(WORST, predicted, (predicted / budget - 1,))
         try:
             measured = self.measurer.measure(plan, images, self.seed, tuple(self.goal.floors))
         except NonFiniteImagesError:
-            return Score(WORST, compute, (*over, 1.0))
+            return Score(WORST, 1.0 if predicted is None else predicted, (1.0,))
         reference = self.measurer.measure(self.default, images, self.seed)
+        compute = measured.flops / reference.flops
+        over = () if budget is None else (compute / budget - 1,)
         return Score(measured.relative(self.networks, reference), compute, (*over, *self._missed(measured)))
 
     def _missed(self, measured: Measurement) -> tuple[float, ...]:

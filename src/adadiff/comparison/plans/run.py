@@ -1,0 +1,170 @@
+"""The comparison of tuned plans: the same search, with as many trials and the same freedom, for every method."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adadiff.calibration.cache import TensorCache
+from adadiff.comparison.plans.config import PlansConfig
+from adadiff.comparison.plans.methods import METHODS, FullModel, PlanMethod
+from adadiff.evaluation.evaluator import Evaluator
+from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
+from adadiff.tuning import TuneConfig, TuningGoal
+from adadiff.tuning.confirm import confirm
+from adadiff.tuning.depth import DepthPlanner
+from adadiff.tuning.measure import Measurer
+from adadiff.tuning.progress import Progress, searched_images
+from adadiff.tuning.result import Confirmed
+from adadiff.tuning.score import Scorer
+from adadiff.tuning.search import Search, open_study
+from adadiff.tuning.space import Space
+from adadiff.utils.files import claim_folder, exclusive_folder
+
+CONFIG, FEATURES, RECORDINGS = "compare.json", "features", "recordings"
+START_SHARES = (0.25, 0.5)  # of the compute, that the first trials of each method spend
+TOLERANCE = 0.005  # compute that a plan may take beyond a target
+
+
+@dataclass(frozen=True)
+class Front:
+    """The plans that a method's search found best under a floor.
+
+    Args:
+        method: Name of the method.
+        floor: Least class agreement.
+        default: The default plan, timed in turns with the others.
+        points: The plans, measured on fresh images; those that miss the floor there are left out.
+    """
+
+    method: str
+    floor: float
+    default: Confirmed
+    points: tuple[Confirmed, ...]
+
+
+@dataclass(frozen=True)
+class PlanResults:
+    """The results of a comparison of tuned plans.
+
+    Args:
+        config: The configuration of the comparison.
+        default: The model's default plan with all layers.
+        fronts: The fronts of all methods at all floors.
+    """
+
+    config: PlansConfig
+    default: Confirmed
+    fronts: tuple[Front, ...]
+
+    def by_judges(self, confirmed: Confirmed) -> float:
+        """Return the mean over the judges of the distance over the default plan's."""
+        return confirmed.fresh.relative(self.config.judges, self.default.fresh)
+
+    def at(self, method: str, floor: float, target: float) -> Confirmed | None:
+        """Return the plan that the judges name among a method's with at most this compute; None if it has none."""
+        points = next((front.points for front in self.fronts if (front.method, front.floor) == (method, floor)), ())
+        within = [point for point in points if point.compute <= target + TOLERANCE]
+        return min(within, key=self.by_judges, default=None)
+
+
+def compare_plans(
+    config: PlansConfig,
+    pipeline: AdaptivePipeline,
+    default: SamplingPlan,
+    evaluator: Evaluator,
+    out: Path,
+    conditions: Conditions | None = None,
+) -> PlanResults:
+    """Search the best plans of every method under every floor, and measure them on fresh images.
+
+    Args:
+        config: The configuration of the comparison.
+        pipeline: The model.
+        default: Its default plan with all layers, which compute and distances are relative to.
+        evaluator: The networks of the configuration: those that the searches go by first.
+        out: Folder of the report: new, empty, or one begun with the same configuration, which is continued.
+        conditions: Conditions of the images; by default all classes of the model in turn.
+
+    Raises:
+        InputError: If the folder holds another comparison, a floor cannot be measured, or there are too few images.
+    """
+    chosen = conditions or Conditions(pipeline.transformer.class_indices)
+    evaluator.require_enough(min(*config.images, config.confirm))
+    progress, full = Progress("comparing"), default.flops(pipeline.transformer.part_flops)
+
+    def count(flops: int, sampled: bool) -> None:
+        progress.add(flops / full, sampled)
+
+    cache = TensorCache(out / FEATURES, {})
+    measurer = Measurer(pipeline, chosen, evaluator, cache, config.batch_size, count)
+    if any(config.floors):
+        measurer.require(("agreement",))
+    with exclusive_folder(out), progress:
+        claim_folder(out, CONFIG, asdict(config), "a comparison")
+        progress.total = _expected_images(config)
+        planner = DepthPlanner(pipeline, chosen, out / RECORDINGS, config.seed + 2)
+        searches = _Searches(config, default, measurer, planner, out)
+        fronts = [
+            searches.front(METHODS[name], floor)
+            for floor, name in itertools.product(config.floors, config.methods or METHODS)
+        ]
+        return PlanResults(config, fronts[0].default, tuple(fronts))
+
+
+def _expected_images(config: PlansConfig) -> float:
+    """Estimate how many images the comparison samples, in images of the default plan."""
+    searched = searched_images(config.trials, config.images) + config.points * config.confirm
+    computes = [1.0 if name == FullModel.name else config.most_compute / 2 for name in config.methods or METHODS]
+    return config.images[-1] + config.confirm + len(config.floors) * sum(computes) * searched
+
+
+class _Searches:
+    """Searches fronts; for the arguments see `compare_plans`."""
+
+    def __init__(
+        self, config: PlansConfig, default: SamplingPlan, measurer: Measurer, planner: DepthPlanner, out: Path
+    ) -> None:
+        self.config, self.default, self.measurer, self.planner, self.out = config, default, measurer, planner, out
+        self.parts = planner.parts
+        everything = Space.of(measurer.pipeline, default)
+        least = min(everything.steps[0], default.steps)
+        self.everything = replace(everything, steps=(least, default.steps))  # more exceed the compute in full
+
+    def front(self, method: PlanMethod, floor: float) -> Front:
+        """Search a method's plans under a floor; those that fresh images show to miss it are left out."""
+        best = self._search(method, floor).run(self.config.trials, self.config.images)[: self.config.points]
+        plans = [self.default, *(scored.candidate for scored in best if scored.score.all_missed == 0)]
+        search = self.config.search(floor)
+        default, *found = confirm(self._scorer(search), plans, search.confirm, search.seed + 1)
+        kept = [point for point in found if not point.missed(TuningGoal(agreement=floor or None), None)]
+        return Front(method.name, floor, default, tuple(sorted(kept, key=lambda point: point.compute)))
+
+    def _search(self, method: PlanMethod, floor: float) -> Search[SamplingPlan]:
+        space, reference = method.space(self.everything), isinstance(method, FullModel)
+        most = math.inf if reference else self.config.most_compute * self.default.flops(self.parts)
+        scorer = self._scorer(self.config.search(floor))
+        return Search(
+            open_study(self.out, f"{method.name}, agreement {floor:g}", 1 if reference else 2),
+            lambda trial: method.plan(trial, space.suggest(trial), self.planner, most),
+            scorer.score_floors if reference else scorer.score,
+            self._starts(method, space),
+            self.config.seed,
+        )
+
+    def _starts(self, method: PlanMethod, space: Space) -> list[dict[str, Any]]:
+        """Return a method's first trials: guided as the default, in the middle only, and internally too."""
+        starts = [
+            {**guided, **method.start(share, self.default.steps)}
+            for share in START_SHARES
+            for guided in space.starts(self.default, 1.0)
+        ]
+        return [start for place, start in enumerate(starts) if start not in starts[:place]]
+
+    def _scorer(self, search: TuneConfig) -> Scorer:
+        config = self.config
+        budget, confirming = config.most_compute, (config.images[-1], config.confirm)
+        return Scorer(self.measurer, self.default, config.features, search.goal, budget, config.seed, confirming)

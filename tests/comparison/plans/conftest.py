@@ -1,0 +1,28 @@
+"""The tiny model and networks of the tests of tuning, and a comparison with them."""
+
+import pytest
+
+from adadiff.comparison.plans import PlansConfig, compare_plans
+from tests.tuning.conftest import classes_pipeline, conditions, default, evaluator
+
+__all__ = ["classes_pipeline", "conditions", "default", "evaluator"]
+
+CONFIG = PlansConfig(
+    "tiny",
+    "random",
+    features=("searched",),
+    judges=("judging",),
+    floors=(0.0, 0.2),
+    targets=(0.4, 0.6),
+    trials=9,
+    images=(12, 24),
+    points=3,
+    confirm=30,
+    batch_size=10,
+)
+
+
+@pytest.fixture(scope="session")
+def compared(classes_pipeline, default, evaluator, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared") / "report"
+    return compare_plans(CONFIG, classes_pipeline, default, evaluator, out), out

@@ -1,0 +1,89 @@
+"""A whole comparison of tuned plans with a tiny model."""
+
+from dataclasses import replace
+
+import pytest
+
+from adadiff import InputError
+from adadiff.comparison.plans import compare_plans
+from adadiff.comparison.plans.methods import METHODS
+from adadiff.evaluation.metrics import frechet_distance
+from adadiff.policies import NeverExit
+from adadiff.sampling import sample_seeded
+from adadiff.tuning.measure import Measurer
+from tests.comparison.plans.conftest import CONFIG
+
+
+def points(results, *methods):
+    return [point for front in results.fronts for point in front.points if front.method in (methods or METHODS)]
+
+
+def test_every_method_has_a_search_under_every_floor(compared):
+    results, _ = compared
+    assert {(front.method, front.floor) for front in results.fronts} == {
+        (name, floor) for name in METHODS for floor in CONFIG.floors
+    }
+    assert all(point.compute <= CONFIG.most_compute + 1e-9 for point in points(results, "ours", "fewer-steps"))
+    assert {point.plan.steps for point in points(results, "full-model")} == {4}
+    assert all(isinstance(point.plan.policy, NeverExit) for point in points(results, "full-model", "fewer-steps"))
+
+
+def test_floors_hold_on_the_fresh_images(compared):
+    results, _ = compared
+    for front in results.fronts:
+        assert all(point.fresh.shares["agreement"] >= front.floor for point in front.points)
+
+
+@pytest.mark.parametrize("method", ["ours", "extrapolation", "skip-caching", "first-block-caching", "threshold"])
+def test_what_is_measured_is_what_the_plan_samples(compared, classes_pipeline, conditions, evaluator, method):
+    results, _ = compared
+    point = points(results, method)[0]
+    plan, given = point.plan, replace(conditions, guidance=point.plan.guidance)
+    output = sample_seeded(classes_pipeline.with_plan(plan), range(30), plan.steps, plan.policy, CONFIG.seed + 1, given)
+    judge = evaluator.references["judging"]
+    vectors = judge.network.of([(255 * output.images).round() / 255]).vectors
+    assert point.fresh.distances["judging"] == pytest.approx(frechet_distance(vectors, judge.real.vectors), rel=1e-3)
+    full = results.default.plan.flops(classes_pipeline.transformer.part_flops)
+    assert point.compute == pytest.approx(output.trace.flops.sum().item() / 30 / full)
+
+
+def test_the_judges_name_the_plan_at_a_target(compared):
+    results, _ = compared
+    for front in results.fronts:
+        for target in CONFIG.targets:
+            named = results.at(front.method, front.floor, target)
+            within = [point for point in front.points if point.compute <= target + 0.005]
+            assert (named is None) == (not within)
+            if within:
+                relative = [point.fresh.distances["judging"] for point in within]
+                assert named.fresh.distances["judging"] == min(relative)
+
+
+def test_a_comparison_that_was_interrupted_goes_on(
+    compared, classes_pipeline, default, evaluator, tmp_path, monkeypatch
+):
+    original, sampled = Measurer._sampled, []
+
+    def interrupted(self, *args):
+        sampled.append(args)
+        if len(sampled) == 6:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Measurer, "_sampled", interrupted)
+    config = replace(CONFIG, methods=("ours", "extrapolation"), floors=(0.2,))
+    arguments = (config, classes_pipeline, default, evaluator, tmp_path / "report")
+    with pytest.raises(KeyboardInterrupt):
+        compare_plans(*arguments)
+    fronts = compare_plans(*arguments).fronts
+    wanted = [front for front in compared[0].fronts if front.floor == 0.2 and front.method in config.methods]
+    described = [[point.fresh for point in front.points] for front in fronts]
+    assert described == [[point.fresh for point in front.points] for front in wanted]
+    sampled.clear()
+    compare_plans(*arguments)
+    assert not sampled
+
+
+def test_the_folder_of_another_comparison_is_refused(compared, classes_pipeline, default, evaluator):
+    with pytest.raises(InputError, match=r"holds a comparison with .*: choose another folder"):
+        compare_plans(replace(CONFIG, trials=10), classes_pipeline, default, evaluator, compared[1])
