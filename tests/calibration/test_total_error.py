@@ -67,6 +67,10 @@ def test_the_fitted_extrapolation_errs_no_more_than_lines(layers):
         assert total.fitted(layers, 1.0)[0] <= lines * (1 + 1e-3) + 1e-4
 
 
+def test_all_layers_at_all_steps_err_nothing():
+    assert total_of().fitted((LAYERS,) * STEPS, 0.9) == (0.0, (LINE,) * STEPS)
+
+
 def test_what_moves_along_a_parabola_is_met_without_a_pull(monkeypatch):
     monkeypatch.setattr("adadiff.calibration.total_error.PULL", 0.0)
     steps = torch.arange(STEPS, dtype=torch.float64)

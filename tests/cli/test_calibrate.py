@@ -37,3 +37,20 @@ def test_calibrate_and_what_takes_it_from_there(model_folder, tmp_path, capsys):
     stored = json.loads((model_folder / "exit_policy.json").read_text())
     assert stored["goal"] == {"compute": 0.8}
     assert (stored["found"]["metric"], stored["found"]["error"]) == (f"{__name__}:any_difference", 1)
+
+
+def test_the_number_of_steps_is_chosen_too(model_folder, tmp_path, capsys):
+    run(f"calibrate {model_folder} --compute 0.6 --steps 4 --scheduler ddim --samples 8 --reference-steps 20")
+    assert "error against 20 steps with all layers" in capsys.readouterr().out
+    stored = json.loads((model_folder / "exit_policy.json").read_text())
+    steps = stored["calibrated_for"]["steps"]
+    assert stored["goal"]["compute"] * steps == pytest.approx(0.6 * 4)
+    run(f"sample {model_folder} -n 2 --out {tmp_path}/own")
+    assert json.loads((tmp_path / "own/request.json").read_text())["steps"] == steps
+
+
+def test_reference_steps_go_with_a_budget_of_compute(model_folder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(f"calibrate {model_folder} --error 0.1 --reference-steps 20")
+    assert stopped.value.code == 2
+    assert "--reference-steps goes with --compute" in capsys.readouterr().err

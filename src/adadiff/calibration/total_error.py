@@ -95,7 +95,7 @@ class TotalError:
         start = np.where(terms.any(2), LINE, (1.0, 0.0, 0.0))  # (early, 3): no slope where there is none to measure
         line = own - np.einsum("et,etu->eu", start, terms)  # errors of lines, (early, used)
         alike = likeness ** np.abs(np.subtract.outer(early, early))
-        flat, alike_terms = terms.reshape(-1, len(used)), alike.repeat(3, 0)  # (3 * early, used or early)
+        flat, alike_terms = terms.reshape(3 * len(early), len(used)), alike.repeat(3, 0)  # (3 * early, used or early)
         projected = flat @ gram
         normal = projected @ flat.T * alike_terms.repeat(3, 1)
         target = (projected @ line.T * alike_terms).sum(1)
@@ -103,7 +103,7 @@ class TotalError:
         system = normal + np.diag(PULL * np.diag(normal) + 1e-12)
         change = np.zeros(len(target))
         change[free] = np.linalg.solve(system[np.ix_(free, free)], target[free])
-        weights = start + change.reshape(-1, 3)
+        weights = start + change.reshape(len(early), 3)
         left = own - np.einsum("et,etu->eu", weights, terms)
         error = float(((left @ gram @ left.T) * alike).sum())
         rows = [LINE] * len(layers)

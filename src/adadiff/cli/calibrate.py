@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,14 @@ from tyro.conf import Positional, arg
 
 from adadiff.calibration.goal import SEED, Goal
 from adadiff.cli.options import FitOptions
+from adadiff.cli.output import console
 from adadiff.utils.errors import InputError, imported
 from adadiff.utils.files import is_stock, model_folder
 from adadiff.utils.ranges import Count, Seed, checked
 
 if TYPE_CHECKING:
     from adadiff.calibration.metric import Metric
+    from adadiff.sampling import AdaptivePipeline, Conditions
 
 
 @checked
@@ -28,6 +31,7 @@ def calibrate_command(
     samples: Count | None = None,
     batch_size: Count | None = None,
     seed: Seed = SEED,
+    reference_steps: Count | None = None,
     *,
     options: Annotated[FitOptions, arg(name="")],
 ) -> None:
@@ -51,11 +55,15 @@ def calibrate_command(
             stock pipeline.
         batch_size: Images per batch; by default 32, or 8 for a stock pipeline.
         seed: Seed of the noise, at least 0.
+        reference_steps: With --compute, choose the number of steps too: the one at which the budget comes nearest to
+            all layers at this many steps. The budget is of the FLOPs at the default number.
         options: How the model is sampled, and where the policy is stored.
     """
     from adadiff.policies.stored import EXIT_POLICY
 
     goal, folder = Goal(compute, error, speedup, confidence), model_folder(model)
+    if reference_steps is not None and (compute is None or is_stock(folder)):
+        raise InputError("--reference-steps goes with --compute, for models of adadiff's own: leave it out")
     place = options.out or model
     if (place / EXIT_POLICY).exists() and not options.replace:
         raise InputError(f"{place} already holds an {EXIT_POLICY}: add --replace, or move it away")
@@ -74,7 +82,7 @@ def calibrate_command(
             f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
             f"calibrate the copy"
         )
-    _calibrate_own(model, goal, options, judged_by, samples or 192, batch_size or 32, seed)
+    _calibrate_own(model, goal, options, judged_by, samples or 192, batch_size or 32, seed, reference_steps)
 
 
 def _calibrate_own(
@@ -85,6 +93,7 @@ def _calibrate_own(
     samples: int,
     batch_size: int,
     seed: int,
+    reference_steps: int | None,
 ) -> None:
     """Calibrate a model of our own; for the arguments see `calibrate_command`."""
     from adadiff.calibration import calibrate
@@ -99,11 +108,14 @@ def _calibrate_own(
     chosen = resolve(own, pipeline.scheduler, options.steps, options.guidance_scale, policy=NeverExit())
     classes = options.class_index or pipeline.transformer.class_indices
     texts = chosen_prompts((), options.prompts)
+    conditions, steps = Conditions(classes, texts, guidance=chosen.guidance), chosen.steps
+    if reference_steps is not None:
+        goal, steps = _with_chosen_steps(pipeline, goal, steps, reference_steps, conditions, seed, batch_size)
     found = calibrate(
         pipeline,
         goal,
-        chosen.steps,
-        Conditions(classes, texts, guidance=chosen.guidance),
+        steps,
+        conditions,
         samples,
         metric,
         seed=seed,
@@ -111,3 +123,28 @@ def _calibrate_own(
         keep=model / ".calibration",
     )
     store_calibration(found, model)
+
+
+def _with_chosen_steps(
+    pipeline: AdaptivePipeline,
+    goal: Goal,
+    steps: int,
+    reference_steps: int,
+    conditions: Conditions,
+    seed: int,
+    batch_size: int,
+) -> tuple[Goal, int]:
+    """Choose the number of steps, print what was tried, and return the same budget at that number."""
+    from adadiff.calibration.steps import choose_steps
+
+    assert goal.compute is not None
+    choice = choose_steps(pipeline, goal.compute, steps, reference_steps, conditions, seed, batch_size)
+    console.print(choice.table)
+    best = choice.best
+    budget = goal.compute * steps / best.steps
+    if budget >= 1:
+        raise InputError(
+            f"{best.steps} steps with all layers come nearest to {reference_steps}: no exit policy is needed; set that "
+            f"number of steps, or a larger --compute"
+        )
+    return replace(goal, compute=budget), best.steps

@@ -8,18 +8,11 @@ from pathlib import Path
 
 from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.cache import TensorCache
-from adadiff.calibration.influence import measured_influence
-from adadiff.calibration.kinds import CorrectedSchedule
 from adadiff.calibration.problem import Problem
-from adadiff.calibration.record import ExitRecord
+from adadiff.calibration.quick import RECORDED, quick_problem, schedule_within
 from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
 from adadiff.tuning.space import Choices
 from adadiff.utils.fingerprints import fingerprint
-
-RECORDED = 16  # samples whose exits are recorded for each setting
-PROBED_STEPS, PROBED_SAMPLES = 4, 4  # of the influence
-LEAST_SHARE = 0.01
-CORRECTIONS = 4  # most trials to bring a schedule within its share, heads that measure corrections included
 
 
 class DepthPlanner:
@@ -52,14 +45,10 @@ class DepthPlanner:
         share = min(choices.depth, most_flops / all_flops)
         if share >= 1:
             return full
-        problem, asked = self._problem(full), share
-        for _ in range(CORRECTIONS):
-            plan = replace(full, policy=CorrectedSchedule().meeting(problem, max(asked, LEAST_SHARE)))
-            excess = plan.flops(self.parts) / all_flops - share
-            if excess <= 0:
-                break
-            asked -= excess
-        return plan
+        policy = schedule_within(
+            self._problem(full), share, lambda policy: replace(full, policy=policy).flops(self.parts) / all_flops
+        )
+        return replace(full, policy=policy)
 
     def _problem(self, full: SamplingPlan) -> Problem:
         if self._latest is None or self._latest[0] != full:
@@ -70,9 +59,4 @@ class DepthPlanner:
         conditions = replace(self.conditions, guidance=full.guidance)
         sampling = AdaptiveSampling(self.pipeline.with_plan(full), full.steps, conditions, self.seed)
         settings = {"plan": full.describe(), "samples": RECORDED, "seed": self.seed}
-        cache = TensorCache(self.folder / fingerprint([settings]), settings)
-        record = ExitRecord(**cache.compute_once("exits", lambda: sampling.record(range(RECORDED))))
-        influence = cache.compute_once(
-            "influence", lambda: {"steps": measured_influence(sampling, record, PROBED_STEPS, PROBED_SAMPLES, False)}
-        )["steps"]
-        return Problem(record, influence, self.parts, sampling.predictions(len(influence)))
+        return quick_problem(sampling, TensorCache(self.folder / fingerprint([settings]), settings))

@@ -1,0 +1,156 @@
+"""The choice of the number of steps: of several that cost the same, the one that comes nearest to very many steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from adadiff.calibration.adaptive import AdaptiveSampling
+from adadiff.calibration.cache import TensorCache
+from adadiff.calibration.goal import SEED
+from adadiff.calibration.quick import RECORDED, quick_problem, schedule_within
+from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, SamplingPlan
+from adadiff.utils.errors import InputError
+from adadiff.utils.text import with_error
+
+SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)  # of the layers' FLOPs, each with so many more steps
+COMPARED = 32  # samples that are compared with those of the reference
+
+
+@dataclass(frozen=True)
+class StepsTrial:
+    """A number of steps, compared with the reference.
+
+    Args:
+        steps: Number of sampling steps.
+        policy: The exit policy.
+        compute: FLOPs over those of all layers at the default number of steps.
+        losses: Squared error over the variance of each sample against the reference's, (samples,).
+    """
+
+    steps: int
+    policy: ExitPolicy
+    compute: float
+    losses: NDArray[np.floating]
+
+    @property
+    def error(self) -> float:
+        """The mean loss."""
+        return float(self.losses.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean loss."""
+        return float(self.losses.std(ddof=1) / math.sqrt(len(self.losses)))
+
+
+@dataclass(frozen=True)
+class StepsChoice:
+    """Numbers of steps that cost the same, compared with a sampling with very many.
+
+    Args:
+        reference_steps: Number of steps of the reference.
+        default: All layers at the default number of steps.
+        trials: All layers at few steps, and corrected schedules at more.
+    """
+
+    reference_steps: int
+    default: StepsTrial
+    trials: tuple[StepsTrial, ...]
+
+    @property
+    def best(self) -> StepsTrial:
+        """The trial with the least error."""
+        return min(self.trials, key=lambda trial: trial.error)
+
+    @property
+    def table(self) -> Table:
+        """A table of all trials, the best one in bold."""
+        title = f"error against {self.reference_steps} steps with all layers"
+        table = Table("steps", "layers", "compute", "error", title=title)
+        for trial in (self.default, *self.trials):
+            layers = "all" if isinstance(trial.policy, NeverExit) else "corrected schedule"
+            error = with_error(trial.error, trial.standard_error)
+            style = "bold" if trial is self.best else ""
+            table.add_row(str(trial.steps), layers, f"{trial.compute:.1%}", error, style=style)
+        return table
+
+
+def choose_steps(
+    pipeline: AdaptivePipeline,
+    compute: float,
+    steps: int,
+    reference_steps: int,
+    conditions: Conditions = UNCONDITIONAL,
+    seed: int = SEED,
+    batch_size: int = 32,
+) -> StepsChoice:
+    """Try numbers of steps that cost the same, each with the schedule of exits that its share of the compute allows.
+
+    Errors are against the same sampler with very many steps from the same noise, so that those of too few steps count
+    as those of early exits do.
+
+    Args:
+        pipeline: The model and the scheduler.
+        compute: FLOPs to spend, over those of all layers at the default number of steps, in (0, 1).
+        steps: The default number of steps.
+        reference_steps: Number of steps of the reference, above `steps`.
+        conditions: Conditions of the samples, and the guidance.
+        seed: Seed of the noise.
+        batch_size: Samples per batch.
+
+    Raises:
+        InputError: If the reference has no more steps than the default.
+
+    Examples:
+        >>> from adadiff import AdaDiffPipeline
+        >>> pipe = AdaDiffPipeline.from_pretrained("digits", own_settings=False)
+        >>> choice = choose_steps(pipe, compute=0.5, steps=8, reference_steps=50)
+        >>> [trial.steps for trial in choice.trials]
+        [4, 5, 6, 8, 10, 13]
+    """
+    if reference_steps <= steps:
+        raise InputError(f"reference_steps is {reference_steps}: it must be above the number of steps, {steps}")
+    at_default = AdaptiveSampling(pipeline, steps, conditions, seed)
+    reference, _ = _sampled(replace(at_default, steps=reference_steps), NeverExit(), batch_size)
+    images, full_flops = _sampled(at_default, NeverExit(), batch_size)
+    variance = reference.var(0, correction=0).mean()
+
+    def losses_of(images: Tensor) -> NDArray[np.floating]:
+        return ((images - reference).square().flatten(1).mean(1) / variance).double().numpy()
+
+    default = StepsTrial(steps, NeverExit(), 1.0, losses_of(images))
+    counts = {max(1, round(compute * steps / share)): share for share in SHARES}  # the deepest of equal ones is kept
+    trials = []
+    for count in tqdm([count for count in counts if count < reference_steps], desc="numbers of steps", leave=False):
+        sampling = replace(at_default, steps=count)
+        policy = _policy_within(sampling, compute * steps / count)
+        images, flops = _sampled(sampling, policy, batch_size)
+        trials.append(StepsTrial(count, policy, flops / full_flops, losses_of(images)))
+    return StepsChoice(reference_steps, default, tuple(trials))
+
+
+def _policy_within(sampling: AdaptiveSampling, share: float) -> ExitPolicy:
+    if share >= 1:
+        return NeverExit()
+    plan = SamplingPlan(sampling.steps, guidance=sampling.conditions.guidance)
+    parts, evaluations = sampling.parts, sampling.evaluations
+    full = plan.flops(parts, evaluations)
+    problem = quick_problem(sampling, TensorCache())
+    return schedule_within(problem, share, lambda policy: replace(plan, policy=policy).flops(parts, evaluations) / full)
+
+
+def _sampled(sampling: AdaptiveSampling, policy: ExitPolicy, batch_size: int) -> tuple[Tensor, float]:
+    """Sample images that nothing was recorded of; return them with the FLOPs spent."""
+    indices: Sequence[int] = range(RECORDED, RECORDED + COMPARED)
+    batches = [sampling.batch(policy, indices[k : k + batch_size]) for k in range(0, COMPARED, batch_size)]
+    return torch.cat([batch.images for batch in batches]), sum(batch.flops for batch in batches)
