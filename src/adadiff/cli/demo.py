@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
 from tyro.conf import arg
@@ -14,6 +14,10 @@ from adadiff.cli.output import console
 from adadiff.utils.errors import InputError, lookup
 from adadiff.utils.files import PRETRAINED, is_stock
 from adadiff.utils.ranges import Count, Fraction, GuidanceScale, Seed, checked
+
+if TYPE_CHECKING:
+    from adadiff.sampling import AdaptivePipeline, SamplingPlan
+    from adadiff.sampling.settings import ResolvedPlan
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def demo_command(
 ) -> None:
     """Sample the same noise with the full model and with early exits; print a table and draw a picture.
 
-    Steps, scheduler, guidance scale and exit policy default to the model's own.
+    Steps, scheduler, guidance scale and exit policy default to the model's own. A plan of `adadiff tune` is compared with
+    the model's default sampling, and with all layers at the guidance that suits them best.
 
     Args:
         out: Folder for the picture, demo.png.
@@ -83,15 +88,26 @@ def demo_command(
         pipeline = load_pipeline(folder, "float32", "cpu", scheduler)
         chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
         texts = prompt or (chosen_task.prompts if model is None else ())
-        conditions = Conditions(pipeline.transformer.class_indices, texts, guidance=chosen.guidance)
-        comparison = compare(pipeline, chosen.policy, n, chosen.steps, seed, conditions)
+        conditions = Conditions(pipeline.transformer.class_indices, texts)
+        comparison = compare(pipeline, _plans(pipeline, chosen), n, seed, conditions)
 
-    table = Table(
-        "", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images, {comparison.steps} steps"
-    )
+    table = Table("", "steps", "layers", "compute", "seconds", "speedup", "difference", title=f"{n} images")
     for row in comparison_rows(comparison):
         table.add_row(*row)
     console.print(table)
     out.mkdir(parents=True, exist_ok=True)
     draw_comparison(comparison, out / "demo.png")
     console.print(f"the picture is {out / 'demo.png'}")
+
+
+def _plans(pipeline: AdaptivePipeline, chosen: ResolvedPlan) -> dict[str, SamplingPlan]:
+    """Return the plans to compare by their names: of a tuned plan, those that `adadiff tune` measured beside it."""
+    from adadiff.sampling import SamplingPlan
+    from adadiff.sampling.plan import plan_from
+
+    plan = SamplingPlan(chosen.steps, chosen.policy, chosen.guidance, chosen.scheduler, chosen.spacing)
+    stored = pipeline.own_settings.stored
+    if stored is None or plan != stored.plan or "full_model_at_its_best" not in stored.found:
+        return {"full": plan.without_exits, "adaptive": plan}
+    beside = {"full": "default", "best full": "full_model_at_its_best"}
+    return {name: plan_from(stored.found[entry]["plan"]) for name, entry in beside.items()} | {"tuned": plan}

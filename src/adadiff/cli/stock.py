@@ -149,7 +149,7 @@ def compare_stock(
         enable(pipe, rule)
         return as_images(sampler(range(n), "pt")), trace(pipe)
 
-    return timed_comparison(lambda: sample(NeverExit()), lambda: sample(policy), repeats)
+    return timed_comparison({"full": lambda: sample(NeverExit()), "adaptive": lambda: sample(policy)}, repeats)
 
 
 def _policy(model: Path, options: SampleOptions) -> ExitPolicy | StockPolicy:

@@ -1,9 +1,9 @@
-"""The demo: sample the same noise with the full model and with early exits, and show both in a table and a picture."""
+"""The demo: sample the same noise with the full model and in less compute, and show both in a table and a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.runtime.trace import Trace
-from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, sample_seeded
+from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, SamplingPlan, sample_seeded
 from adadiff.stock import StockTrace
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
@@ -24,104 +23,117 @@ Sample = Callable[[], tuple[Tensor, Trace | StockTrace]]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Images of the full model and with early exits, from the same noise, with their sampling times.
+class Run:
+    """One way to sample a batch.
 
     Args:
-        full: Images of the full model, (batch, channels, height, width) in [0, 1].
-        adaptive: Images with early exits, of the same shape.
-        trace: Trace of the run with early exits.
-        full_seconds: Median seconds to sample the batch with the full model.
-        adaptive_seconds: Median seconds to sample the batch with early exits.
+        name: Its name in the table.
+        images: The images, (batch, channels, height, width) in [0, 1].
+        trace: Its trace.
+        seconds: Median seconds to sample the batch.
     """
 
-    full: Tensor
-    adaptive: Tensor
+    name: str
+    images: Tensor
     trace: Trace | StockTrace
-    full_seconds: float
-    adaptive_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several ways to sample a batch from the same noise.
+
+    Args:
+        full: The full model, which the others are compared with.
+        others: The others; the last one is the one to show.
+    """
+
+    full: Run
+    others: tuple[Run, ...]
 
     @property
-    def steps(self) -> int:
-        """Number of sampling steps, in evaluations of the model."""
-        return self.trace.steps
+    def shown(self) -> Run:
+        """The run that the demo is about."""
+        return self.others[-1]
 
-    @property
-    def speedup(self) -> float:
-        """Seconds of the full model over seconds with early exits."""
-        return self.full_seconds / self.adaptive_seconds
+    def compute(self, run: Run) -> float:
+        """Return the FLOPs of a run over the full model's."""
+        if run is self.full:
+            return 1.0
+        if isinstance(run.trace, StockTrace) or isinstance(self.full.trace, StockTrace):
+            return run.trace.compute_fraction  # at the same steps and guidance
+        return int(run.trace.flops.sum()) / int(self.full.trace.flops.sum())
 
-    @property
-    def difference(self) -> float:
-        """Root mean squared difference between full and adaptive images, in grey levels of 255."""
-        return 255 * (self.full - self.adaptive).square().mean().sqrt().item()
+    def speedup(self, run: Run) -> float:
+        """Return the seconds of the full model over those of a run."""
+        return self.full.seconds / run.seconds
+
+    def difference(self, run: Run) -> float:
+        """Return the root mean squared difference from the full model's images, in grey levels of 255."""
+        return 255 * (self.full.images - run.images).square().mean().sqrt().item()
 
 
 def compare(
     pipeline: AdaptivePipeline,
-    policy: ExitPolicy,
+    plans: Mapping[str, SamplingPlan],
     n: int,
-    steps: int,
     seed: int = 0,
     conditions: Conditions = UNCONDITIONAL,
     repeats: int = 5,
 ) -> Comparison:
-    """Sample n images in one batch with the full model and with a policy, alternately, `repeats` times each.
+    """Sample n images in one batch by each of several plans, alternately, `repeats` times each.
 
     Args:
         pipeline: The model and the scheduler.
-        policy: The exit policy.
+        plans: At least two plans by their names: the full model's first, the one to show last.
         n: Number of images.
-        steps: Number of sampling steps.
         seed: Seed of the noise.
-        conditions: Conditions of the images, and the guidance.
+        conditions: Conditions of the images; plans choose the guidance.
         repeats: Number of timed runs of each; the medians are reported.
     """
 
-    def sample(rule: ExitPolicy) -> tuple[Tensor, Trace]:
-        output = sample_seeded(pipeline, range(n), steps, rule, seed, conditions)
+    def sample(plan: SamplingPlan) -> tuple[Tensor, Trace]:
+        guided = replace(conditions, guidance=plan.guidance)
+        output = sample_seeded(pipeline.with_plan(plan), range(n), plan.steps, plan.policy, seed, guided)
         return output.images.cpu(), output.trace
 
-    return timed_comparison(lambda: sample(NeverExit()), lambda: sample(policy), repeats)
+    return timed_comparison({name: partial(sample, plan) for name, plan in plans.items()}, repeats)
 
 
-def timed_comparison(full: Sample, adaptive: Sample, repeats: int) -> Comparison:
-    """Sample with all layers and with early exits, alternately, `repeats` times each.
+def timed_comparison(samples: Mapping[str, Sample], repeats: int) -> Comparison:
+    """Sample in several ways, alternately, `repeats` times each.
 
     Args:
-        full: Samples with all layers.
-        adaptive: Samples the same noise with early exits.
+        samples: At least two ways by their names: all layers first, the one to show last. All sample the same noise.
         repeats: Number of timed runs of each; the medians are reported.
     """
     sampled: dict[str, tuple[Tensor, Trace | StockTrace]] = {}
 
-    def run(name: str, sample: Sample) -> None:
-        sampled[name] = sample()
+    def run(name: str) -> None:
+        sampled[name] = samples[name]()
 
-    seconds = median_seconds(
-        {"full": partial(run, "full", full), "adaptive": partial(run, "adaptive", adaptive)}, repeats
-    )
-    images, trace = sampled["adaptive"]
-    return Comparison(sampled["full"][0], images, trace, seconds["full"], seconds["adaptive"])
+    seconds = median_seconds({name: partial(run, name) for name in samples}, repeats)
+    full, *others = (Run(name, *sampled[name], seconds[name]) for name in samples)
+    return Comparison(full, tuple(others))
 
 
 def draw_comparison(comparison: Comparison, path: Path, columns: int = 12) -> None:
-    """Draw the full model's images, those with early exits below them, and the heat map of exits into an image file."""
-    columns = min(columns, len(comparison.full))
-    figure = Figure(figsize=(0.8 * columns + 0.6, 5.2), layout="constrained")
-    panels: Any = figure.subfigures(2, 1, height_ratios=(2, 3))
+    """Draw the images of every run below each other, and the heat map of exits of the last, into an image file."""
+    runs, shown = (comparison.full, *comparison.others), comparison.shown
+    columns = min(columns, len(comparison.full.images))
+    figure = Figure(figsize=(0.8 * columns + 0.6, 3.2 + len(runs)), layout="constrained")
+    panels: Any = figure.subfigures(2, 1, height_ratios=(len(runs), 3))
     upper, lower = panels
-    axes = upper.subplots(2, columns, squeeze=False)
-    rows = (("full", comparison.full), ("adaptive", comparison.adaptive))
-    for (name, images), row in zip(rows, axes, strict=True):
-        for image, cell in zip(images, row, strict=False):
+    axes = upper.subplots(len(runs), columns, squeeze=False)
+    for run, row in zip(runs, axes, strict=True):
+        for image, cell in zip(run.images, row, strict=False):
             cell.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
             cell.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
-    comparison.trace.draw(lower.subplots())
+        row[0].set_ylabel(run.name)
+    shown.trace.draw(lower.subplots())
     upper.suptitle(
-        f"the same noise sampled with all layers, and with {comparison.trace.layer_fraction:.0%} of them "
-        f"({comparison.speedup:.2f}x as fast)"
+        f"the same noise sampled with all layers, and in {comparison.compute(shown):.0%} of the compute "
+        f"({comparison.speedup(shown):.2f}x as fast)"
     )
     with atomic_write(path) as part:
         figure.savefig(part, dpi=120)
@@ -134,16 +146,16 @@ def require_own_folder(out: Path, own: set[str]) -> None:
 
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Return the table's rows: name, layers, compute, seconds, speedup, difference."""
-    trace = comparison.trace
+    """Return the table's rows: name, steps, layers, compute, seconds, speedup, difference."""
     return [
-        ("full", "100.0%", "100.0%", f"{comparison.full_seconds:.2f}", "1.00x", ""),
         (
-            "adaptive",
-            f"{trace.layer_fraction:.1%}",
-            f"{trace.compute_fraction:.1%}",
-            f"{comparison.adaptive_seconds:.2f}",
-            f"{comparison.speedup:.2f}x",
-            f"{comparison.difference:.1f} of 255",
-        ),
+            run.name,
+            str(run.trace.steps),
+            "100.0%" if run is comparison.full else f"{run.trace.layer_fraction:.1%}",
+            f"{comparison.compute(run):.1%}",
+            f"{run.seconds:.2f}",
+            f"{comparison.speedup(run):.2f}x",
+            "" if run is comparison.full else f"{comparison.difference(run):.1f} of 255",
+        )
+        for run in (comparison.full, *comparison.others)
     ]

@@ -140,7 +140,7 @@ class Tuning:
             "searched_by": list(self.networks),
             "named_by": list(self.judges),
             **self.chosen.describe(),
-            "default": self.default.describe(),
+            "default": self.default.described_with_plan,
             "full_model_at_its_best": self.best_full.described_with_plan,
         }
         return context.stored(plan.policy, {**self.goal.budget, **self.goal.floors}, found)
