@@ -53,8 +53,8 @@ def demo_command(
 ) -> None:
     """Sample the same noise with the full model and with early exits; print a table and draw a picture.
 
-    Steps, scheduler, guidance scale and exit policy default to the model's own. A plan of `adadiff tune` is compared with
-    the model's default sampling, and with all layers at the guidance that suits them best.
+    Steps, scheduler, guidance scale and exit policy default to the model's own. A plan of `adadiff tune` is compared
+    with the model's default sampling, and with all layers at the guidance that suits them best.
 
     Args:
         out: Folder for the picture, demo.png.
