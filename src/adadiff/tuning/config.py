@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from adadiff.tuning.goal import TuningGoal
 from adadiff.utils.errors import InputError
 
-SEARCHED_BY = ("small",)
+SEARCHED_BY = ("small", "statistics")
 """Networks that a search goes by, unless others are named."""
 
-JUDGED_BY = ("unlabelled", "statistics")
+JUDGED_BY = ("unlabelled",)
 """Networks that name the winner, unless others are named."""
 
 SEED = 3_000_000
