@@ -58,7 +58,7 @@ def test_floors_that_nothing_meets_overwrite_nothing(three_steps, capsys):
     [
         ("{model} --compute 0.5 --judges other", "no real images are given: set --data"),
         ("{model} --compute 0.5 --gflops 1 --data digits", "give at most one budget: compute or gflops"),
-        ("{model} --data digits --features statistics", "statistics is among both"),
+        ("{model} --data digits --features unlabelled", "unlabelled is among both"),
         ("{model} --data digits --judges other --images 500 250", "the numbers of images are 500, 250: they must grow"),
         (
             "{model} --data digits --compute 0.001 " + TINY.replace("--data digits", ""),
