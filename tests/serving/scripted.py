@@ -1,4 +1,4 @@
-"""An engine that keeps the contract of `adadiff.serving.engine` and runs no model: images are drawn from their seeds."""
+"""An engine that keeps the contract of `adadiff.serving.engine` without a model: images are drawn from their seeds."""
 
 from __future__ import annotations
 

@@ -192,9 +192,9 @@ def test_a_client_that_leaves_cancels_its_request(client, engine, stream):
     left = threading.Event()
 
     def ask_and_leave() -> None:
-        with httpx2.Client(base_url=client.base_url, timeout=httpx2.Timeout(5, read=0.3)) as other:
-            with pytest.raises(httpx2.ReadTimeout):
-                generate(other, n=2, stream=stream, partial_images=1 if stream else 0)
+        impatient = httpx2.Timeout(5, read=0.3)
+        with httpx2.Client(base_url=client.base_url, timeout=impatient) as other, pytest.raises(httpx2.ReadTimeout):
+            generate(other, n=2, stream=stream, partial_images=1 if stream else 0)
         left.set()
 
     threading.Thread(target=ask_and_leave).start()
