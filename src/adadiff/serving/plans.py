@@ -147,6 +147,7 @@ class Condition:
         if self.class_label is not None and pipeline.transformer.backbone.num_classes is None:
             raise InputError("the model takes no class labels: leave them out")
 
+    @torch.no_grad()
     def tensors(self, pipeline: AdaptivePipeline, guided: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Build the model's keyword arguments for the condition and for no condition, (1, ...) each.
 

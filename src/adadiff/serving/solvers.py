@@ -8,6 +8,7 @@ are equal bit for bit.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ class DPMSolver(Solver):
 
 @dataclass(frozen=True)
 class EulerSolver(Solver):
-    """Euler's method without added noise, as diffusers' EulerDiscreteScheduler (Karras et al. 2022, arXiv 2206.00364)."""
+    """Euler's method without added noise, as diffusers' EulerDiscreteScheduler (Karras et al., arXiv 2206.00364)."""
 
     names = ("scale", "sigma", "output_weight", "skip_divisor", "change")
 
@@ -169,7 +170,7 @@ class EulerSolver(Solver):
 
     def coefficients(self, scheduler: Any) -> list[Row]:
         sigmas, rows = scheduler.sigmas.cpu(), []
-        for sigma, later in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, later in itertools.pairwise(sigmas):
             variance = sigma**2 + 1
             rows.append(_floats(variance**0.5, sigma, -sigma / variance**0.5, variance, later - sigma))
         return rows
