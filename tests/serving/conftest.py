@@ -19,11 +19,11 @@ from tests.serving.scripted import ScriptedEngine
 
 
 @contextmanager
-def serving(engine: Any, model: ServedModel, api_key: str | None = None) -> Iterator[str]:
+def serving(engine: Any, served: ServedModel, api_key: str | None = None) -> Iterator[str]:
     """Serve on a thread; yields the address."""
     listener = bind("127.0.0.1", 0)
     listener.listen()
-    config = uvicorn.Config(create_app(engine, model, api_key), log_level="error", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(create_app(engine, served, api_key), log_level="error", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -52,14 +52,14 @@ def engine() -> Iterator[ScriptedEngine]:
 
 
 @pytest.fixture
-def model(class_pipeline) -> ServedModel:
+def served(class_pipeline) -> ServedModel:
     """Classes cat, dog and owl; 50 steps of the full model by default."""
     return ServedModel("animals", class_pipeline)
 
 
 @pytest.fixture
-def client(engine: ScriptedEngine, model: ServedModel) -> Iterator[httpx2.Client]:
-    with serving(engine, model) as address, httpx2.Client(base_url=address, timeout=20) as client:
+def client(engine: ScriptedEngine, served: ServedModel) -> Iterator[httpx2.Client]:
+    with serving(engine, served) as address, httpx2.Client(base_url=address, timeout=20) as client:
         yield client
 
 

@@ -207,8 +207,8 @@ def test_a_client_that_leaves_cancels_its_request(client, engine, stream):
     assert engine.cancelled == [0]
 
 
-def test_the_key_is_required_where_there_is_one(engine, model):
-    with serving(engine, model, api_key="secret") as address, httpx2.Client(base_url=address) as client:
+def test_the_key_is_required_where_there_is_one(engine, served):
+    with serving(engine, served, api_key="secret") as address, httpx2.Client(base_url=address) as client:
         for headers in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
             for path in ("/v1/models", "/v1/engine", "/v1/nothing"):
                 answer = client.get(path, headers=headers)
