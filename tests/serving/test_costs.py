@@ -1,0 +1,98 @@
+"""Costs of calls, and what is concluded from them, against closed forms and slow simulations."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adadiff.serving.costs import (
+    CallCosts,
+    Profile,
+    WorkEstimate,
+    fastest_rule,
+    measure_costs,
+    simulated_seconds,
+    work_until_start,
+)
+from tests.serving.traffic import DEPTH, class_pipeline
+
+LINEAR = CallCosts(rows=(1, 64), first=(0.002, 0.128), layer=(0.001, 0.064))
+FLAT = CallCosts(rows=(1, 64), first=(0.002, 0.002), layer=(0.001, 0.001))
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_where_seconds_are_by_row_they_add_up(layers: list[int]) -> None:
+    expected = sum(0.002 + 0.001 * (own - 1) for own in layers if own)
+    assert LINEAR.seconds(layers) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_where_rows_are_free_the_deepest_decides(layers: list[int]) -> None:
+    deepest = max(layers, default=0)
+    assert FLAT.seconds(layers) == pytest.approx(0.001 + 0.001 * deepest if deepest else 0)
+
+
+def test_seconds_beyond_the_measured_rows_grow_with_them() -> None:
+    assert FLAT.seconds([3] * 128) == pytest.approx(2 * FLAT.seconds([3] * 64))
+
+
+def test_measured_costs_cover_the_rows_and_rise() -> None:
+    costs = measure_costs(class_pipeline(), most_rows=6)
+    assert costs.rows == (1, 3, 4, 6)
+    for seconds in (costs.first, costs.layer):
+        assert list(seconds) == sorted(seconds)
+    assert 0 < costs.seconds([1]) <= costs.seconds([DEPTH] * 6)
+
+
+def test_simulation_without_choice_is_the_sum_of_its_calls() -> None:
+    """As many places as slots and the same depth everywhere: every tick runs all samples."""
+    profile = Profile((9,) * 5, (True,) * 5)
+    seconds = simulated_seconds(LINEAR, profile, 9, slots=4, width=4, rule="mixed", images=20)
+    # 4 samples finish within every 5 ticks, the first of them after 2
+    assert seconds == pytest.approx(24 * LINEAR.seconds([9] * 8), rel=0.1)
+
+
+def test_barrier_pays_where_rows_are_free_and_only_there() -> None:
+    every_second = Profile((9, 1) * 10, (False,) * 20)
+    full = Profile((9,) * 20, (False,) * 20)
+    assert fastest_rule(FLAT, every_second, 9, slots=32, width=32) == "barrier"
+    assert fastest_rule(LINEAR, every_second, 9, slots=32, width=32) == "mixed"
+    assert fastest_rule(FLAT, full, 9, slots=32, width=32) == "mixed"
+
+
+def test_work_of_an_image_is_its_share_of_full_calls() -> None:
+    estimate = WorkEstimate(LINEAR, width=8)
+    ahead = estimate.ahead(Profile((9, 1, 0), (True, False, False)))
+    assert ahead == pytest.approx((2 * 0.010 + 0.002, 0.002, 0))
+
+
+def test_correction_follows_the_speed_seen() -> None:
+    estimate = WorkEstimate(LINEAR, width=8)
+    for _ in range(10 * WorkEstimate.HALF_LIFE):
+        estimate.observe(work=0.1, seconds=0.3)
+    assert estimate.correction == pytest.approx(3, rel=0.01)
+
+
+def shared_evenly(running: list[float], waiting: list[float], slots: int) -> float:
+    """Work done until one more image starts: small pieces of work, given to every running sample in turn."""
+    piece, done, running, waiting = 1e-3, 0.0, list(running), list(waiting)
+    while True:
+        while len(running) < slots and waiting:
+            running.append(waiting.pop(0))
+        if len(running) < slots:
+            return done
+        running = [work - piece for work in running if work > piece]
+        done += slots * piece
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_expected_start_is_that_of_samples_that_share_evenly(seed: int) -> None:
+    source = random.Random(seed)
+    slots = source.randint(1, 4)
+    running = [source.uniform(0.1, 1) for _ in range(source.randint(0, slots))]
+    waiting = [source.uniform(0.1, 1) for _ in range(source.randint(0, 8))]
+    expected = shared_evenly(running, waiting, slots)
+    assert work_until_start(running, waiting, slots) == pytest.approx(expected, abs=0.01 * slots)
