@@ -190,7 +190,7 @@ def test_the_key_is_asked_for(browser, engine, served):
 def test_everything_has_a_name_and_fits_a_narrow_screen(page):
     unnamed = page.eval_on_selector_all(
         "input, select, textarea, button",
-        "nodes => nodes.filter(n => !n.closest('[hidden]') && !(n.labels?.length || n.textContent.trim())).map(n => n.id)",
+        "all => all.filter(n => !n.closest('[hidden]') && !n.labels?.length && !n.textContent.trim()).map(n => n.id)",
     )
     assert unnamed == []
     for width in (320, 390, 900):

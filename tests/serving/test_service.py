@@ -113,9 +113,11 @@ def test_disconnects_free_the_slots(address, engine):
     with httpx2.Client(base_url=address, timeout=30) as client:
         for stream in (False, True) * 3:
             body = {"prompt": "cat", "n": 10, "num_inference_steps": 250, "stream": stream}
-            with pytest.raises(httpx2.ReadTimeout):
-                with client.stream("POST", "/v1/images/generations", json=body, timeout=0.15) as answer:
-                    answer.read()
+            with (
+                pytest.raises(httpx2.ReadTimeout),
+                client.stream("POST", "/v1/images/generations", json=body, timeout=0.15) as answer,
+            ):
+                answer.read()
         eventually(lambda: not engine.state.running and not engine.state.waiting)
         assert client.post("/v1/images/generations", json={"prompt": "cat"}).status_code == 200
 
@@ -123,8 +125,8 @@ def test_disconnects_free_the_slots(address, engine):
 def malformed(random: random.Random) -> tuple[bytes, dict[str, str]]:
     """A body that is damaged in one of many ways, or fits by chance."""
     odd: list[Any] = [
-        None, True, -1, 0, 1e308, -1e308, 2**63, 2**200, 0.5, "", "cat", "\ud800", "\0", "é" * 50, [], {}, [1], {"a": 1},
-        "x" * 3000, float("nan"), float("inf"), "32x32", "8x8", "own", "full",
+        None, True, -1, 0, 1e308, -1e308, 2**63, 2**200, 0.5, "", "cat", "\ud800", "\0", "é" * 50, [], {}, [1],
+        {"a": 1}, "x" * 3000, float("nan"), float("inf"), "32x32", "8x8", "own", "full",
     ]  # fmt: skip
     fields = [*GenerationRequest.model_fields, "nothing", "\ud800", "__class__", ""]
     body: dict[str, Any] = {"prompt": "cat", "num_inference_steps": 2, "n": 1}
