@@ -278,7 +278,11 @@ def test_the_documentation_names_every_path_and_setting(client):
         assert path in text
     for name in ("num_inference_steps", "partial_images", "exit_layers", "from 1 to 10"):
         assert name in text
+    for name in ("PartialImage", "partial_image_index", "Completed"):
+        assert name in text
+    assert "<code>stream: true</code>" in text
     assert "https://" not in text
+    assert "422" not in text
 
 
 def test_flops_become_fractions(client, engine, monkeypatch):

@@ -105,6 +105,9 @@ def test_early_exits_are_compared_with_the_full_model(browser, tmp_path, class_p
         assert page.locator(".exits >> nth=1").get_attribute("aria-label").endswith(": 5, 5, 5, 5")
         page.click("text=Keep this seed")
         assert page.input_value("#seed") == str(own.seeds[0])
+        engine.open.add(99)  # a request of somebody else
+        page.click("#generate")
+        assert "Other requests ran meanwhile" in finished(page)
         page.close()
 
 
@@ -116,13 +119,13 @@ def test_the_image_grows_from_previews_and_the_batch_is_shown(page, engine):
     assert "1 of 4 slots" in page.inner_text("#summary")
     assert sources(page) == []
     page.evaluate(
-        """window.seen = [];
-        new MutationObserver(changes => changes.forEach(change => seen.push(change.target.src)))
+        """window.sources = [];
+        new MutationObserver(changes => changes.forEach(change => sources.push(change.target.src)))
         .observe(document.querySelector("#results"), {subtree: true, attributes: true, attributeFilter: ["src"]})"""
     )
     engine.gate.set()
     finished(page)
-    assert len(set(page.evaluate("window.seen"))) == 2  # the scripted previews are the same image, and then the image
+    assert len(set(page.evaluate("window.sources"))) == 2  # the scripted previews are the same image, and then the image
     assert page.eval_on_selector_all(".slot", "slots => slots.length") == 4
 
 

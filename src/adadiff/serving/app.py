@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import adadiff
-from adadiff.serving.docs import api_docs
+from adadiff.serving.docs import api_docs, describe_api
 from adadiff.serving.engine import Engine, EngineState
 from adadiff.serving.errors import CLIENT_CLOSED, ApiError, add_error_handlers
 from adadiff.serving.generation import Generation
@@ -66,7 +66,7 @@ def create_app(engine: Engine, model: ServedModel, api_key: str | None = None) -
     _add_generation(app, engine, model, metrics)
     _add_models(app, model)
     _add_operation(app, engine, metrics)
-    _add_pages(app)
+    _add_pages(app, api_docs(describe_api(app)))
     app.add_middleware(LimitBody)
     app.add_middleware(RequireKey, key=api_key)
     app.add_middleware(CountResponses, metrics=metrics)  # the outermost: it sees what the others answer
@@ -170,11 +170,11 @@ def _stalled(state: EngineState) -> bool:
     return bool(state.running or state.waiting) and state.seconds_since_tick > STALLED
 
 
-def _add_pages(app: FastAPI) -> None:
+def _add_pages(app: FastAPI, documentation: str) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
-        return HTMLResponse(api_docs(app.openapi()), headers=PAGE_HEADERS)
+        return HTMLResponse(documentation, headers=PAGE_HEADERS)
