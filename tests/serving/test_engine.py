@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from adadiff import AdaDiffPipeline, AdaptiveModel, BatchMeanExit, NeverExit, ScheduleExit
-from adadiff.runtime import ExitSession, Inputs, Prediction
+from adadiff import AdaDiffPipeline, BatchMeanExit, NeverExit, ScheduleExit
+from adadiff.runtime import Inputs
 from adadiff.sampling import Conditions, Guidance, SamplingPlan, sample_seeded
 from adadiff.serving.engine import (
     Engine,
@@ -26,34 +24,20 @@ from adadiff.serving.engine import (
     Stopped,
 )
 from adadiff.utils.errors import InputError
-from tests.serving.traffic import DEPTH, alone, class_pipeline, corrected, schedule_plans
+from tests.serving.traffic import (
+    DEPTH,
+    PATIENCE,
+    Gate,
+    Listener,
+    alone,
+    class_pipeline,
+    corrected,
+    schedule_plans,
+    watched,
+)
 
-PATIENCE = 60.0
 OWL = 2
 FULL = SamplingPlan(4, NeverExit(), Guidance(2.0), "ddim")
-
-
-@dataclass
-class Listener:
-    """Collects the events of a request."""
-
-    images: int
-    events: list[Event] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-        if len(self.ended) == self.images:
-            self.over.set()
-
-    @property
-    def ended(self) -> dict[int, Finished | Failed]:
-        return {event.image: event for event in self.events if not isinstance(event, Preview)}
-
-    def wait(self) -> dict[int, Finished | Failed]:
-        assert self.over.wait(PATIENCE)
-        assert len(self.ended) == sum(not isinstance(event, Preview) for event in self.events)
-        return self.ended
 
 
 Starter = Callable[..., Engine]
@@ -78,35 +62,6 @@ def start() -> Iterator[Starter]:
 def submit(engine: Engine, *seeds: int, plan: SamplingPlan = FULL, label: int = 0, **more: Any) -> tuple[Any, Listener]:
     listener = Listener(len(seeds))
     return engine.submit(ImageRequest(seeds, plan, label, **more), listener), listener
-
-
-class Watched(AdaptiveModel):
-    """Runs `before` on the inputs of every call, and `after` on the predictions."""
-
-    before: Callable[[Inputs], None]
-    after: Callable[[Inputs, torch.Tensor], None]
-
-    def session(self, rows: int) -> ExitSession:
-        return WatchedSession(self, rows)
-
-
-class WatchedSession(ExitSession):
-    def _predict(self, inputs: Inputs, *arguments: Any) -> Prediction:
-        watched: Any = self.denoiser
-        watched.before(inputs)
-        output = super()._predict(inputs, *arguments)
-        watched.after(inputs, output.sample)
-        return output
-
-
-def watched(
-    before: Callable[[Inputs], None] = lambda inputs: None,
-    after: Callable[[Inputs, torch.Tensor], None] = lambda inputs, sample: None,
-) -> AdaDiffPipeline:
-    pipeline = class_pipeline()
-    model: Any = pipeline.transformer
-    model.__class__, model.before, model.after = Watched, before, after
-    return pipeline
 
 
 # Images ---------------------------------------------------------------------------------------------------------------
@@ -255,25 +210,6 @@ def test_listener_that_raises_loses_its_request_alone(start: Starter) -> None:
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Gate:
-    """Holds the engine at its next call of the model while it is closed."""
-
-    opened: threading.Event = field(default_factory=threading.Event)
-    reached: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.opened.set()
-
-    def __call__(self, inputs: Inputs) -> None:
-        self.reached.set()
-        assert self.opened.wait(PATIENCE)
-
-    def close(self) -> None:
-        self.opened.clear()
-        self.reached.clear()
 
 
 def test_cancelled_request_gives_its_slots_to_others(start: Starter) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from adadiff import AdaDiffPipeline
-from adadiff.sampling import SamplingPlan
+from adadiff.sampling import Guidance, SamplingPlan
 from adadiff.serving.plans import Condition, Plans
 from adadiff.serving.sampler import Sample, Sampler
-from tests.serving.traffic import alone, class_pipeline, schedule_plans, threshold_plans
+from tests.serving.traffic import alone, class_pipeline, corrected, schedule_plans, threshold_plans
 
 SLOTS = 12
 
@@ -48,7 +48,7 @@ def all_alone(
     return finished
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
 def test_images_are_those_sampled_alone(seed: int, prediction_type: str) -> None:
     pipeline = class_pipeline(prediction_type)
@@ -75,6 +75,13 @@ def test_threshold_policies_decide_as_alone() -> None:
 @pytest.mark.parametrize("plan", [*schedule_plans(), *threshold_plans()])
 def test_image_is_the_same_to_the_bit_in_a_call_of_its_own(plan: SamplingPlan) -> None:
     pipeline = class_pipeline()
+    ((_, image),) = all_alone(pipeline, [plan], random.Random(0), 1)
+    assert torch.equal(image, alone(pipeline, plan, 100, 1)[0])
+
+
+def test_image_is_the_same_to_the_bit_in_reduced_precision() -> None:
+    pipeline, plan = class_pipeline(), SamplingPlan(7, corrected(7), Guidance(2.3), "dpm-solver++")
+    pipeline.transformer.to(torch.bfloat16)
     ((_, image),) = all_alone(pipeline, [plan], random.Random(0), 1)
     assert torch.equal(image, alone(pipeline, plan, 100, 1)[0])
 

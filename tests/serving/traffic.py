@@ -1,18 +1,24 @@
-"""What the tests of the engine share: small models, plans of every kind, and images sampled alone."""
+"""What the tests of the engine share: small models, plans of every kind, images sampled alone, listeners."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adadiff import AdaDiffPipeline, CorrectedScheduleExit, NeverExit, ScheduleExit, ThresholdExit
+from adadiff import AdaDiffPipeline, AdaptiveModel, CorrectedScheduleExit, NeverExit, ScheduleExit, ThresholdExit
+from adadiff.runtime import ExitSession, Inputs, Prediction
 from adadiff.sampling import Conditions, Guidance, InternalGuidance, SamplingPlan, sample_seeded
+from adadiff.serving.requests import Event, Failed, Finished, Preview
 from adadiff.training.config import DiffusionConfig
 from tests.conftest import make_model
 
 DEPTH = 5
+PATIENCE = 60.0
 
 
 def class_pipeline(prediction_type: Any = "v_prediction") -> AdaDiffPipeline:
@@ -62,3 +68,74 @@ def alone(
     output = sample_seeded(pipeline.with_plan(plan), [0], plan.steps, plan.policy, seed, conditions)
     deepest = torch.maximum(output.trace.exit_layers, output.trace.unconditional_exit_layers)
     return output.images[0], tuple(deepest[:, 0].tolist()), int(output.trace.flops.sum())
+
+
+@dataclass
+class Listener:
+    """Collects the events of a request."""
+
+    images: int
+    events: list[Event] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if len(self.ended) == self.images:
+            self.over.set()
+
+    @property
+    def ended(self) -> dict[int, Finished | Failed]:
+        return {event.image: event for event in self.events if not isinstance(event, Preview)}
+
+    def wait(self) -> dict[int, Finished | Failed]:
+        assert self.over.wait(PATIENCE)
+        assert len(self.ended) == sum(not isinstance(event, Preview) for event in self.events)
+        return self.ended
+
+
+class Watched(AdaptiveModel):
+    """Runs `before` on the inputs of every call, and `after` on the predictions."""
+
+    before: Callable[[Inputs], None]
+    after: Callable[[Inputs, torch.Tensor], None]
+
+    def session(self, rows: int) -> ExitSession:
+        return WatchedSession(self, rows)
+
+
+class WatchedSession(ExitSession):
+    def _predict(self, inputs: Inputs, *arguments: Any) -> Prediction:
+        watched: Any = self.denoiser
+        watched.before(inputs)
+        output = super()._predict(inputs, *arguments)
+        watched.after(inputs, output.sample)
+        return output
+
+
+def watched(
+    before: Callable[[Inputs], None] = lambda inputs: None,
+    after: Callable[[Inputs, torch.Tensor], None] = lambda inputs, sample: None,
+) -> AdaDiffPipeline:
+    pipeline = class_pipeline()
+    model: Any = pipeline.transformer
+    model.__class__, model.before, model.after = Watched, before, after
+    return pipeline
+
+
+@dataclass
+class Gate:
+    """Holds the engine at its next call of the model while it is closed."""
+
+    opened: threading.Event = field(default_factory=threading.Event)
+    reached: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.opened.set()
+
+    def __call__(self, inputs: Inputs) -> None:
+        self.reached.set()
+        assert self.opened.wait(PATIENCE)
+
+    def close(self) -> None:
+        self.opened.clear()
+        self.reached.clear()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from adadiff.sampling import AdaptivePipeline
+from adadiff.serving.batcher import Rule
 from adadiff.serving.costs import Profile, WorkEstimate, fastest_rule, measure_costs, work_until_start
 from adadiff.serving.plans import Condition, Plans
 from adadiff.serving.requests import (
@@ -122,6 +123,11 @@ class Engine:
         self._finish_times: deque[float] = deque(maxlen=4096)
         self._last_round = self._started = time.monotonic()
         self._state = EngineState(False, False, 0, 0.0, 0, slots, (), 0, 0, 0, 0, 0.0, 0)
+
+    @property
+    def rule(self) -> Rule:
+        """The rule by which samples run together; `mixed` until the start."""
+        return self._running.rule
 
     def start(self) -> None:
         """Measure the costs of calls, choose the rule by which samples run together, and start the thread.

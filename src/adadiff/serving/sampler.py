@@ -298,11 +298,15 @@ class _Groups:
 
 def _combined(samples: list[Sample], guided: list[int], conditional: Tensor, unconditional: Tensor) -> Tensor:
     """Guide the predictions of some samples, each by the scale of its plan."""
-    scales = [samples[k].prepared.plan.guidance.scale for k in guided]
-    places, scale = torch.tensor(guided, device=conditional.device), torch.tensor(scales).to(conditional)
-    own = conditional[places]
-    combined = unconditional + scale.view(-1, 1, 1, 1) * (own - unconditional)
-    return conditional.index_put((places,), combined)
+    combined, by_scale = conditional.clone(), defaultdict[float, list[int]](list)
+    for pair, place in enumerate(guided):
+        by_scale[samples[place].prepared.plan.guidance.scale].append(pair)
+    for pairs in by_scale.values():
+        guidance = samples[guided[pairs[0]]].prepared.plan.guidance
+        chosen = torch.tensor(pairs, device=conditional.device)
+        places = torch.tensor([guided[pair] for pair in pairs], device=conditional.device)
+        combined[places] = guidance.combine(conditional[places], unconditional[chosen])
+    return combined
 
 
 def _record(call: _Call, output: Prediction) -> None:
