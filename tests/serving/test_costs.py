@@ -76,6 +76,12 @@ def test_correction_follows_the_speed_seen() -> None:
     assert estimate.correction == pytest.approx(3, rel=0.01)
 
 
+def test_one_long_tick_hardly_changes_the_correction() -> None:
+    estimate = WorkEstimate(LINEAR, width=8)
+    estimate.observe(work=0.001, seconds=5)
+    assert 1 < estimate.correction < 1.2
+
+
 def shared_evenly(running: list[float], waiting: list[float], slots: int) -> float:
     """Work done until one more image starts: small pieces of work, given to every running sample in turn."""
     piece, done, running, waiting = 1e-3, 0.0, list(running), list(waiting)

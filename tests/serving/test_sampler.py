@@ -41,7 +41,7 @@ def all_alone(
         for sample in chosen:
             if sample.done:
                 finished.append((sample, sampler.pixels(sampler.latents[sample.slot][None])[0]))
-                sampler.end(sample)
+                sampler.end([sample])
                 running.remove(sample)
                 free.append(sample.slot)
     assert len(sampler.rows) == 0
@@ -108,7 +108,7 @@ def test_memory_of_an_earlier_sample_does_not_reach_the_next_in_its_slot() -> No
     sampler.latents[0] = torch.nan
     sampler.step([first])
     assert not first.finite
-    sampler.end(first)
+    sampler.end([first])
     second = begin(sampler, prepared, plan, 1, slot=0)
     while not second.done:
         sampler.step([second])

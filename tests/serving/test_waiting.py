@@ -49,8 +49,7 @@ def test_image_is_passed_by_a_bounded_number_of_later_requests(sizes: list[int])
 
 
 def test_single_image_passes_later_images_of_a_large_request() -> None:
-    order = served(queued([10, 1]))
-    assert order[:2] == [(0, 0), (1, 0)]
+    assert served(queued([10, 1])).index((1, 0)) == 2
 
 
 @given(SIZES, st.data())

@@ -221,6 +221,7 @@ class WorkEstimate:
 
     HALF_LIFE = 20
     """Busy ticks after which an observation counts half."""
+    OUTLIER = 4.0
 
     def __init__(self, costs: CallCosts, width: int) -> None:
         self.costs, self.width = costs, width
@@ -233,10 +234,13 @@ class WorkEstimate:
         return tuple(np.cumsum(shares[::-1])[::-1].tolist())
 
     def observe(self, work: float, seconds: float) -> None:
-        """Learn from a busy tick: `work` is the sum of its samples' shares, and `seconds` what it took."""
+        """Learn from a busy tick: `work` is the sum of its samples' shares, and `seconds` what it took.
+
+        A single tick counts within a factor of the correction so far, as one that the system interrupts may take long.
+        """
         if work > 0:
-            rate = 1 - 0.5 ** (1 / self.HALF_LIFE)
-            self.correction += rate * (seconds / work - self.correction)
+            seen = min(max(seconds / work, self.correction / self.OUTLIER), self.correction * self.OUTLIER)
+            self.correction += (1 - 0.5 ** (1 / self.HALF_LIFE)) * (seen - self.correction)
 
     def _share(self, layers: int, guided: bool) -> float:
         """Return the seconds of one step of one image in full calls."""

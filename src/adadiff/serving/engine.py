@@ -135,8 +135,9 @@ class Engine:
         Raises:
             InputError: If the model's own plan cannot be served.
         """
-        prepared = self._plans.prepare(self.pipeline.sampling_settings())
-        costs = measure_costs(self.pipeline, self.width * (2 if any(prepared.guided) else 1))
+        prepared, model = self._plans.prepare(self.pipeline.sampling_settings()), self.pipeline.transformer
+        can_guide = model.backbone.context_shape is not None or model.config.null_class is not None
+        costs = measure_costs(self.pipeline, self.width * (2 if can_guide else 1))
         profile = Profile(prepared.layers, prepared.guided)
         rule = fastest_rule(costs, profile, self.pipeline.denoiser.depth, self.slots, self.width)
         self._running.rule, self._estimate = rule, WorkEstimate(costs, self.width)
@@ -165,13 +166,15 @@ class Engine:
         with self._lock:
             if not self._accepting:
                 raise Stopped("the engine takes no requests: it has not started, is stopping, or has failed")
-            wait = self._expected_wait()
-            if wait > self.max_wait:
+            ahead = self._estimate.ahead(Profile(prepared.layers, prepared.guided))
+            images = [ahead[0]] * len(request.seeds)
+            wait = self._expected_wait([])
+            # a request may be larger than max_wait if no others wait, as it could never be served otherwise
+            if wait > self.max_wait or (self._are_waiting and self._expected_wait(images[1:]) > self.max_wait):
                 self._state = replace(self._state, rejected=self._state.rejected + 1)
                 raise Overloaded(wait)
             ticket = Ticket(next(self._numbers), request)
-            ahead = self._estimate.ahead(Profile(prepared.layers, prepared.guided))
-            self._submitted[ticket.number] = [ahead[0]] * len(request.seeds)
+            self._submitted[ticket.number] = images
             self._open[ticket.number] = _Open(listener, set(range(len(request.seeds))))
             self._commands.put(Job(ticket, prepared, condition, time.monotonic(), ahead))
         return ticket
@@ -209,9 +212,13 @@ class Engine:
                 images_per_second=recent / max(min(now - self._started, RECENT), 1e-3),
             )
 
-    def _expected_wait(self) -> float:
-        """Predict the seconds that an image submitted now waits for a slot."""
-        new = list(itertools.chain.from_iterable(self._submitted.values()))
+    @property
+    def _are_waiting(self) -> bool:
+        return self._state.waiting + len(self._submitted) > 0
+
+    def _expected_wait(self, more: list[float]) -> float:
+        """Predict the seconds until another image gets a slot, after those that wait and more of the given work."""
+        new = [*itertools.chain.from_iterable(self._submitted.values()), *more]
         return self._estimate.correction * (self._work_until_start + sum(new[self._free_slots :]))
 
     def _run(self) -> None:

@@ -120,8 +120,7 @@ class RunningSamples:
 
     def remove(self, number: int) -> None:
         """Free the slots of a request."""
-        for slot in [slot for slot in self.taken if slot.number == number]:
-            self._release(slot)
+        self._release([slot for slot in self.taken if slot.number == number])
 
     def tick(self) -> Tick:
         """Take the next step of the samples whose turn it is."""
@@ -162,8 +161,8 @@ class RunningSamples:
         latents = self.sampler.latents
         places = torch.tensor([slot.sample.slot for slot in ended], device=latents.device)
         pixels, now = self.sampler.pixels(latents[places]).cpu(), time.monotonic()
+        self._release(ended)
         for slot, image in zip(ended, pixels, strict=True):
-            self._release(slot)
             if slot.sample.finite and image.isfinite().all():
                 events.append((slot.number, self._finished(slot, image, now)))
             else:
@@ -176,7 +175,7 @@ class RunningSamples:
         seconds = now - slot.job.submitted
         return Finished(slot.image, image, tuple(sample.exit_layers), sample.flops, full_flops, seconds)
 
-    def _release(self, slot: Slot) -> None:
-        self.taken.remove(slot)
-        self.free.append(slot.sample.slot)
-        self.sampler.end(slot.sample)
+    def _release(self, slots: list[Slot]) -> None:
+        self.taken = [slot for slot in self.taken if slot not in slots]
+        self.free += [slot.sample.slot for slot in slots]
+        self.sampler.end([slot.sample for slot in slots])

@@ -122,9 +122,9 @@ class Sampler:
         scheduler = None if prepared.solver is not None else copy.deepcopy(prepared.scheduler)
         return Sample(number, slot, prepared, conditions, null_conditions, generator, scheduler)
 
-    def end(self, sample: Sample) -> None:
-        """Forget a sample, so that its slot can be given to another."""
-        self.rows.drop([(sample.number, False), (sample.number, True)])
+    def end(self, samples: Sequence[Sample]) -> None:
+        """Forget samples, so that their slots can be given to others."""
+        self.rows.drop((sample.number, unconditional) for sample in samples for unconditional in (False, True))
 
     @torch.no_grad()
     def step(self, samples: Sequence[Sample], watched: Sequence[Sample] = ()) -> dict[int, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from adadiff.serving.plans import Condition, PreparedPlan
 from adadiff.serving.requests import Ticket
 
-YIELDS = 4
+YIELDS = 1
 """An image lets so many later requests go first, for each image of its own request before it."""
 
 
@@ -49,7 +49,7 @@ class WaitingImages:
         ...     ticket = Ticket(number, ImageRequest((0,) * images, SamplingPlan(1)))
         ...     waiting.add(Job(ticket, None, Condition(), 0.0, (1.0,)))
         >>> [(job.ticket.number, image) for job, image in (waiting.pop() for _ in range(5))]
-        [(0, 0), (1, 0), (2, 0), (0, 1), (0, 2)]
+        [(0, 0), (0, 1), (1, 0), (0, 2), (2, 0)]
     """
 
     def __init__(self) -> None:
