@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adadiff.serving.batcher import RULES
 from adadiff.serving.costs import (
     CallCosts,
     Profile,
@@ -55,12 +56,19 @@ def test_simulation_without_choice_is_the_sum_of_its_calls() -> None:
     assert seconds == pytest.approx(24 * LINEAR.seconds([9] * 8), rel=0.1)
 
 
-def test_barrier_pays_where_rows_are_free_and_only_there() -> None:
-    every_second = Profile((9, 1) * 10, (False,) * 20)
-    full = Profile((9,) * 20, (False,) * 20)
-    assert fastest_rule(FLAT, every_second, 9, slots=32, width=32) == "barrier"
-    assert fastest_rule(LINEAR, every_second, 9, slots=32, width=32) == "mixed"
-    assert fastest_rule(FLAT, full, 9, slots=32, width=32) == "mixed"
+def test_rule_follows_the_costs() -> None:
+    irregular = Profile((9, 9, 1, 9, 1, 1), (False,) * 6)
+    by_call = CallCosts(rows=(1, 64), first=(0.1, 0.1), layer=(0.001, 0.001))
+
+    def gain(costs: CallCosts) -> float:
+        mixed, barrier = (simulated_seconds(costs, irregular, 9, 32, 32, rule, 96) for rule in RULES)
+        return mixed / barrier
+
+    assert gain(FLAT) > 1.5  # all samples share every deep call
+    assert gain(LINEAR) == pytest.approx(1, rel=0.1)
+    assert gain(by_call) < 0.8  # calls are the cost, and waiting makes more of them
+    rules = [fastest_rule(costs, irregular, 9, 32, 32) for costs in (FLAT, LINEAR, by_call)]
+    assert rules == ["barrier", "barrier", "mixed"]
 
 
 def test_work_of_an_image_is_its_share_of_full_calls() -> None:
