@@ -64,7 +64,7 @@ def test_rule_follows_the_costs() -> None:
         mixed, barrier = (simulated_seconds(costs, irregular, 9, 32, 32, rule, 96) for rule in RULES)
         return mixed / barrier
 
-    assert gain(FLAT) > 1.5  # all samples share every deep call
+    assert gain(FLAT) > 1.3  # samples share their deep calls
     assert gain(LINEAR) == pytest.approx(1, rel=0.1)
     assert gain(by_call) < 0.8  # calls are the cost, and waiting makes more of them
     rules = [fastest_rule(costs, irregular, 9, 32, 32) for costs in (FLAT, LINEAR, by_call)]
