@@ -95,7 +95,7 @@ def main() -> None:
     whole, own = own_milliseconds(pipeline, plan, min(16, options.slots), classes)
     console = Console(width=120)
     console.print(f"{torch.get_num_threads()} threads, medians of {options.repeats}, torch {torch.__version__}")
-    console.print(f"{options.slots} slots, calls of up to {options.width} samples, rule {engine.rule}")
+    console.print(f"{options.slots} slots, {engine.batching}")
     console.print(table)
     console.print(f"a tick of 16 samples: {whole:.1f} ms, of which the engine's own work {own:.2f} ms (at most 4)")
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from adadiff.serving.batcher import RULES
 from adadiff.serving.costs import (
+    Batching,
     CallCosts,
     Profile,
     WorkEstimate,
-    fastest_rule,
+    fastest_batching,
     measure_costs,
     simulated_seconds,
     work_until_start,
@@ -42,7 +43,7 @@ def test_seconds_beyond_the_measured_rows_grow_with_them() -> None:
 
 def test_measured_costs_cover_the_rows_and_rise() -> None:
     costs = measure_costs(class_pipeline(), most_rows=6)
-    assert costs.rows == (1, 3, 4, 6)
+    assert costs.rows == (1, 3, 6)
     for seconds in (costs.first, costs.layer):
         assert list(seconds) == sorted(seconds)
     assert 0 < costs.seconds([1]) <= costs.seconds([DEPTH] * 6)
@@ -51,7 +52,7 @@ def test_measured_costs_cover_the_rows_and_rise() -> None:
 def test_simulation_without_choice_is_the_sum_of_its_calls() -> None:
     """As many places as slots and the same depth everywhere: every tick runs all samples."""
     profile = Profile((9,) * 5, (True,) * 5)
-    seconds = simulated_seconds(LINEAR, profile, 9, slots=4, width=4, rule="mixed", images=20)
+    seconds = simulated_seconds(LINEAR, profile, 9, slots=4, batching=Batching("mixed", 4), images=20)
     # 4 samples finish within every 5 ticks, the first of them after 2
     assert seconds == pytest.approx(24 * LINEAR.seconds([9] * 8), rel=0.1)
 
@@ -61,14 +62,22 @@ def test_rule_follows_the_costs() -> None:
     by_call = CallCosts(rows=(1, 64), first=(0.1, 0.1), layer=(0.001, 0.001))
 
     def gain(costs: CallCosts) -> float:
-        mixed, barrier = (simulated_seconds(costs, irregular, 9, 32, 32, rule, 96) for rule in RULES)
+        mixed, barrier = (simulated_seconds(costs, irregular, 9, 32, Batching(rule, 32), 96) for rule in RULES)
         return mixed / barrier
 
     assert gain(FLAT) > 1.3  # samples share their deep calls
     assert gain(LINEAR) == pytest.approx(1, rel=0.1)
     assert gain(by_call) < 0.8  # calls are the cost, and waiting makes more of them
-    rules = [fastest_rule(costs, irregular, 9, 32, 32) for costs in (FLAT, LINEAR, by_call)]
-    assert rules == ["barrier", "barrier", "mixed"]
+    chosen = [fastest_batching(costs, irregular, 9, 32, 32) for costs in (FLAT, LINEAR, by_call)]
+    assert chosen == [Batching("barrier", 32), Batching("barrier", 32), Batching("mixed", 32)]
+
+
+def test_calls_are_as_narrow_as_is_fastest() -> None:
+    """Twice the seconds a row beyond 8 rows: a guided sample has two."""
+    seconds = (0.001, 0.008, 0.064)
+    cached = CallCosts(rows=(1, 8, 32), first=seconds, layer=seconds)
+    guided = Profile((9, 1) * 5, (True,) * 10)
+    assert fastest_batching(cached, guided, 9, slots=16, width=16).width == 4
 
 
 def test_work_of_an_image_is_its_share_of_full_calls() -> None:

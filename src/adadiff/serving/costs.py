@@ -13,14 +13,13 @@ import torch
 from adadiff.policies import FixedExit, NeverExit
 from adadiff.runtime import Inputs
 from adadiff.sampling import AdaptivePipeline
-from adadiff.serving.batcher import RULES, Candidate, Rule, choose
+from adadiff.serving.batcher import Candidate, Rule, choose
 
 REPEATS = 3
 LONG_CALL = 0.5
 """Seconds of a call from which on larger batches are not measured, but extrapolated."""
 GAIN = 1.05
-"""How much faster `mixed` must be to be chosen over `barrier`: where both finish as many images, short requests are
-done sooner by `barrier` (`benchmarks/serving_traffic.py`), and less is within the error of the measurement."""
+"""How much faster another way to batch must be than the one preferred: less is within the error of the measurement."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def measure_costs(pipeline: AdaptivePipeline, most_rows: int) -> CallCosts:
         most_rows: Rows of the largest call.
     """
     measured, depth = [], pipeline.denoiser.depth
-    for rows in sorted({1, min(4, most_rows), max(most_rows // 2, 1), most_rows}):
+    for rows in sorted({1, *(max(most_rows // parts, 1) for parts in (8, 4, 2, 1))}):
         full = _fastest_seconds(_call(pipeline, rows, depth))
         one = _fastest_seconds(_call(pipeline, rows, 1)) if depth > 1 else full
         measured.append((rows, one, max(full - one, 0) / max(depth - 1, 1)))
@@ -150,8 +149,21 @@ class Profile:
         return [self.layers[step]] * (2 if self.guided[step] else 1)
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How samples run together.
+
+    Args:
+        rule: The rule that chooses them.
+        width: Most samples in a call.
+    """
+
+    rule: Rule
+    width: int
+
+
 def simulated_seconds(
-    costs: CallCosts, profile: Profile, depth: int, slots: int, width: int, rule: Rule, images: int
+    costs: CallCosts, profile: Profile, depth: int, slots: int, batching: Batching, images: int
 ) -> float:
     """Predict the seconds that images of one plan take where every slot is always taken.
 
@@ -162,48 +174,54 @@ def simulated_seconds(
         profile: Layers and guidance of the plan.
         depth: Layers N of the model.
         slots: Number of running samples.
-        width: Most samples in a call.
-        rule: The rule by which samples run together.
-        images: Images to finish.
+        batching: How samples run together.
+        images: Images to make, in steps of their plan.
     """
     steps = [slot * len(profile) // slots for slot in range(slots)]
     waited = [0] * slots
-    finished, seconds = 0, 0.0
-    while finished < images:
+    left, seconds = images * len(profile), 0.0  # steps
+    while left > 0:
         candidates = [Candidate(slot, 2 * profile.layers[steps[slot]] > depth, waited[slot]) for slot in range(slots)]
-        chosen = choose(candidates, width, rule)
+        chosen = choose(candidates, batching.width, batching.rule)
         seconds += costs.seconds([layers for slot in chosen for layers in profile.rows(steps[slot])])
         waited = [ticks + 1 for ticks in waited]
         for slot in chosen:
             waited[slot] = 0
-            steps[slot] += 1
-            if steps[slot] == len(profile):
-                steps[slot] = 0
-                finished += 1
+            steps[slot] = (steps[slot] + 1) % len(profile)
+        left -= len(chosen)
     return seconds
 
 
-def fastest_rule(costs: CallCosts, profile: Profile, depth: int, slots: int, width: int) -> Rule:
-    """Return the rule by which a saturated engine finishes most images a second, as `simulated_seconds` predicts.
+def fastest_batching(costs: CallCosts, profile: Profile, depth: int, slots: int, width: int) -> Batching:
+    """Return how a saturated engine finishes most images a second, as `simulated_seconds` predicts.
+
+    Where the difference is small, wide calls are preferred, and `barrier`, by which short requests are done sooner
+    (`benchmarks/serving_traffic.py`). Narrow calls can be faster where the activations of wide ones leave the cache.
 
     Args:
         costs: Seconds of calls.
         profile: Layers and guidance of the plan that is asked for most.
         depth: Layers N of the model.
         slots: Number of running samples.
-        width: Most samples in a call.
+        width: Most samples in a call that are allowed.
 
     Examples:
         >>> schedule = Profile(layers=(9, 9, 1, 9, 1, 1), guided=(False,) * 6)
         >>> gpu = CallCosts(rows=(1, 64), first=(0.001, 0.001), layer=(0.001, 0.001))  # rows do not fill it
-        >>> fastest_rule(gpu, schedule, depth=9, slots=32, width=32)
-        'barrier'
+        >>> fastest_batching(gpu, schedule, depth=9, slots=32, width=32)
+        Batching(rule='barrier', width=32)
         >>> remote = CallCosts(rows=(1, 64), first=(0.1, 0.1), layer=(0.001, 0.001))  # every call takes long
-        >>> fastest_rule(remote, schedule, depth=9, slots=32, width=32)
-        'mixed'
+        >>> fastest_batching(remote, schedule, depth=9, slots=32, width=32)
+        Batching(rule='mixed', width=32)
     """
-    seconds = {rule: simulated_seconds(costs, profile, depth, slots, width, rule, 3 * slots) for rule in RULES}
-    return "mixed" if seconds["barrier"] > GAIN * seconds["mixed"] else "barrier"
+    widths = [width // parts for parts in (1, 2, 4, 8) if width // parts]
+    preferred = [Batching(rule, most) for most in widths for rule in ("barrier", "mixed")]
+    seconds = {way: simulated_seconds(costs, profile, depth, slots, way, 2 * slots) for way in preferred}
+    best = preferred[0]
+    for way in preferred[1:]:
+        if GAIN * seconds[way] < seconds[best]:
+            best = way
+    return best
 
 
 class WorkEstimate:

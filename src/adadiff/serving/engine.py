@@ -17,8 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from adadiff.sampling import AdaptivePipeline
-from adadiff.serving.batcher import Rule
-from adadiff.serving.costs import Profile, WorkEstimate, fastest_rule, measure_costs, work_until_start
+from adadiff.serving.costs import (
+    Batching,
+    Profile,
+    WorkEstimate,
+    fastest_batching,
+    measure_costs,
+    work_until_start,
+)
 from adadiff.serving.plans import Condition, Plans
 from adadiff.serving.requests import (
     EngineState,
@@ -84,7 +90,7 @@ class Engine:
     Args:
         pipeline: The model; nothing else may use it while the engine runs.
         slots: Most samples on their way at a time.
-        width: Most samples in one call of the model.
+        width: Most samples in one call of the model; if narrower calls are faster on this machine, those are made.
         max_wait: Seconds that a request may have to wait for a slot; one that would wait longer is refused.
 
     Raises:
@@ -112,7 +118,7 @@ class Engine:
         self.pipeline, self.slots, self.width, self.max_wait = pipeline, slots, min(width, slots), max_wait
         self._plans, self._numbers = Plans(pipeline), itertools.count()
         self._commands: queue.SimpleQueue[Job | _Cancel | _Stop] = queue.SimpleQueue()
-        self._waiting, self._running = WaitingImages(), RunningSamples(pipeline, slots, self.width, "mixed")
+        self._waiting, self._running = WaitingImages(), RunningSamples(pipeline, slots)
         self._deadline: float | None = None  # when a stopping engine fails what is left
         self._thread = threading.Thread(target=self._run, name="adadiff engine", daemon=True)
         self._lock = threading.RLock()  # guards what other threads use too: all that follows
@@ -125,12 +131,12 @@ class Engine:
         self._state = EngineState(False, False, 0, 0.0, 0, slots, (), 0, 0, 0, 0, 0.0, 0)
 
     @property
-    def rule(self) -> Rule:
-        """The rule by which samples run together; `mixed` until the start."""
-        return self._running.rule
+    def batching(self) -> Batching:
+        """How samples run together, as chosen at the start."""
+        return self._running.batching
 
     def start(self) -> None:
-        """Measure the costs of calls, choose the rule by which samples run together, and start the thread.
+        """Measure the costs of calls, choose how samples run together, and start the thread.
 
         Raises:
             InputError: If the model's own plan cannot be served.
@@ -139,9 +145,9 @@ class Engine:
         can_guide = model.backbone.context_shape is not None or model.config.null_class is not None
         costs = measure_costs(self.pipeline, self.width * (2 if can_guide else 1))
         profile = Profile(prepared.layers, prepared.guided)
-        rule = fastest_rule(costs, profile, self.pipeline.denoiser.depth, self.slots, self.width)
-        self._running.rule, self._estimate = rule, WorkEstimate(costs, self.width)
-        logger.info(f"samples run together by the rule {rule}; costs of calls: {costs}")
+        batching = fastest_batching(costs, profile, self.pipeline.denoiser.depth, self.slots, self.width)
+        self._running.batching, self._estimate = batching, WorkEstimate(costs, batching.width)
+        logger.info(f"samples run together by {batching}; costs of calls: {costs}")
         self._accepting = self._alive = True
         self._started = time.monotonic()
         self._thread.start()

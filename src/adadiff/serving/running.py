@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adadiff.sampling import AdaptivePipeline
-from adadiff.serving.batcher import Candidate, Rule, choose
+from adadiff.serving.batcher import Candidate, choose
+from adadiff.serving.costs import Batching
 from adadiff.serving.requests import Event, Failed, Finished, Preview, Running
 from adadiff.serving.sampler import Sample, Sampler
 from adadiff.serving.waiting import Job, WaitingImages
@@ -88,12 +89,13 @@ class RunningSamples:
     Args:
         pipeline: The model.
         slots: Number of slots.
-        width: Most samples in a call.
-        rule: The rule by which samples run together.
+
+    Attributes:
+        batching: How samples run together; all at once unless set.
     """
 
-    def __init__(self, pipeline: AdaptivePipeline, slots: int, width: int, rule: Rule) -> None:
-        self.pipeline, self.denoiser, self.width, self.rule = pipeline, pipeline.denoiser, width, rule
+    def __init__(self, pipeline: AdaptivePipeline, slots: int) -> None:
+        self.pipeline, self.denoiser, self.batching = pipeline, pipeline.denoiser, Batching("mixed", slots)
         self.sampler, self.free, self.taken = Sampler(pipeline, slots), list(range(slots)), list[Slot]()
         self._numbers = itertools.count()
 
@@ -128,7 +130,7 @@ class RunningSamples:
         candidates = [
             Candidate(slot.number, 2 * slot.sample.planned_layers > depth, slot.waited) for slot in self.taken
         ]
-        chosen = [self.taken[place] for place in choose(candidates, self.width, self.rule)]
+        chosen = [self.taken[place] for place in choose(candidates, self.batching.width, self.batching.rule)]
         work = sum(slot.step_work for slot in chosen)
         rows = sum(2 if slot.sample.guided else 1 for slot in chosen)
         before = sum(slot.sample.layers for slot in chosen)
