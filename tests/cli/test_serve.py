@@ -111,7 +111,7 @@ def test_a_service_for_others_without_a_key_warns(model_folder, capsys, monkeypa
     ((_, _, listener, drain),) = served
     listener.close()
     assert drain == 3
-    assert ("anybody who can reach 0.0.0.0 can use the service" in capsys.readouterr().out) == warns
+    assert ("anybody who can reach 0.0.0.0 can use the service" in capsys.readouterr().err) == warns
 
 
 def test_models_that_make_latents_alone_are_refused(tmp_path, capsys):

@@ -186,6 +186,15 @@ def test_a_stopped_engine_is_503_and_a_failed_image_500(client, engine):
     eventually(lambda: not engine.open)
 
 
+def test_an_unexpected_error_is_500_without_its_details(engine, served, monkeypatch):
+    monkeypatch.setattr(served, "planned", lambda request: 1 / 0)
+    with serving(engine, served) as address, httpx2.Client(base_url=address) as client:
+        answer = generate(client)
+        assert answer.status_code == 500
+        assert answer.json()["error"]["code"] == "internal_error"
+        assert "division" not in answer.text
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_cancels_its_request(client, engine, stream):
     engine.gate.clear()

@@ -125,7 +125,7 @@ def test_the_image_grows_from_previews_and_the_batch_is_shown(page, engine):
     )
     engine.gate.set()
     finished(page)
-    assert len(set(page.evaluate("window.sources"))) == 2  # the scripted previews are the same image, and then the image
+    assert len(set(page.evaluate("window.sources"))) == 2  # two: the previews are the same image
     assert page.eval_on_selector_all(".slot", "slots => slots.length") == 4
 
 

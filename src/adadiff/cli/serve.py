@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,8 @@ from adadiff.cli.output import console
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import is_stock, read_json
 from adadiff.utils.ranges import Count, NonNegative, Positive, checked
+
+logger = logging.getLogger(__name__)
 
 EXTRA = ("fastapi", "uvicorn", "prometheus_client")
 KEY = "ADADIFF_API_KEY"
@@ -66,11 +69,12 @@ def serve_command(
         raise InputError(f"the API key is empty: give one, or leave --api-key and {KEY} out")
     listener = bind(host, port)
     if key is None and not is_loopback(listener):
-        console.print(f"anybody who can reach {host} can use the service: set {KEY} to require a key")
+        logger.warning(f"anybody who can reach {host} can use the service: set {KEY} to require a key")
     pipeline = load_pipeline(model, dtype, device)
     served = ServedModel(model.name, pipeline, created=int(model.stat().st_mtime))
     engine = Engine(pipeline, slots, width, max_wait)
     engine.start()
+    listener.listen()  # a client that goes by the line below is not refused
     console.print(f"{served.name} is served at {address_of(listener)} (API: /docs, figures: /metrics); Ctrl-C ends it")
     run(create_app(engine, served, key), engine, listener, drain)
 

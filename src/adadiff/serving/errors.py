@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from http import HTTPStatus
 
@@ -14,8 +13,6 @@ from starlette.exceptions import HTTPException
 from adadiff.serving.engine import Overloaded, Stopped
 from adadiff.serving.protocol import ErrorDetail, ErrorResponse, validation_message
 from adadiff.utils.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499  # as nginx logs a client that went away; nobody reads the response
 INTERNAL = "something went wrong in the service; its log says what"
@@ -72,7 +69,6 @@ def api_error(error: Exception) -> ApiError:
         phrase = HTTPStatus(error.status_code).phrase
         message = error.detail if error.detail not in (None, phrase) else f"{phrase.lower()}: see /docs"
         return ApiError(error.status_code, message, phrase.lower().replace(" ", "_"))
-    logger.error("a request failed", exc_info=error)
     return ApiError(500, INTERNAL, "internal_error")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -13,7 +14,7 @@ from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
 from adadiff.serving.engine import EngineState, Finished, Preview
-from adadiff.serving.errors import CLIENT_CLOSED, api_error
+from adadiff.serving.errors import CLIENT_CLOSED, ApiError, api_error
 from adadiff.serving.generation import Generation
 from adadiff.serving.images import as_base64
 from adadiff.serving.metrics import ServiceMetrics
@@ -28,6 +29,8 @@ from adadiff.serving.protocol import (
     RunningSample,
 )
 from adadiff.serving.served import PlannedRequest, ServedModel
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent, so that no proxy closes the connection
 
@@ -116,6 +119,8 @@ class EventStream(StreamingResponse):
                 yield ": the image is being made\n\n" if event is None else await self._event(event, previews)
         except Exception as error:  # the status has been sent: the error has to be an event
             failure = api_error(error)
+            if not isinstance(error, ApiError):
+                logger.exception("a stream failed")
             self._state.outcome = failure.status
             yield f"event: error\ndata: {failure.body.model_dump_json()}\n\n"
 

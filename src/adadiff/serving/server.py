@@ -20,7 +20,7 @@ LAST_WORDS = 5  # seconds for the last responses to be sent, after the engine ha
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take a port, before the model is loaded; connections are refused until the service listens.
+    """Take a port, before the model is loaded; connections are refused until it listens.
 
     Args:
         host: Name or address of this machine: 127.0.0.1 takes requests from this machine alone, 0.0.0.0 from all.
@@ -77,7 +77,6 @@ def run(app: FastAPI, engine: Engine, listener: socket.socket, drain: float) -> 
         server_header=False,
         timeout_graceful_shutdown=int(drain) + LAST_WORDS,
     )
-    listener.listen()
     try:
         DrainingServer(config, engine, drain).run(sockets=[listener])
     finally:
