@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from adadiff import AdaDiffPipeline
+from adadiff.baselines import FirstBlockCaching, SkipCaching
 from adadiff.sampling import Guidance, SamplingPlan
 from adadiff.serving.plans import Condition, Plans
 from adadiff.serving.sampler import Sample, Sampler
@@ -77,6 +78,17 @@ def test_image_is_the_same_to_the_bit_in_a_call_of_its_own(plan: SamplingPlan) -
     pipeline = class_pipeline()
     ((_, image),) = all_alone(pipeline, [plan], random.Random(0), 1)
     assert torch.equal(image, alone(pipeline, plan, 100, 1)[0])
+
+
+def test_baselines_are_served_too() -> None:
+    pipeline = class_pipeline()
+    plans = [SamplingPlan(steps, guidance=Guidance(2.0, (0.2, 1.0)), scheduler="ddim") for steps in (5, 8, 11)]
+    for baseline in (SkipCaching(pipeline.transformer, 2), FirstBlockCaching(pipeline.transformer, 0.5)):
+        caching = pipeline.with_denoiser(baseline)
+        for sample, image in all_alone(caching, plans * 2, random.Random(0), SLOTS):
+            pixels, exits, flops = alone(caching, sample.prepared.plan, 100 + sample.number, 1)
+            torch.testing.assert_close(image, pixels, atol=1e-5, rtol=0)
+            assert (tuple(sample.exit_layers), sample.flops) == (exits, flops)
 
 
 def test_image_is_the_same_to_the_bit_in_reduced_precision() -> None:
