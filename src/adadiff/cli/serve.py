@@ -71,7 +71,7 @@ def serve_command(
     if key is None and not is_loopback(listener):
         logger.warning(f"anybody who can reach {host} can use the service: set {KEY} to require a key")
     pipeline = load_pipeline(model, dtype, device)
-    served = ServedModel(model.name, pipeline, created=int(model.stat().st_mtime))
+    served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
     engine = Engine(pipeline, slots, width, max_wait)
     engine.start()
     listener.listen()  # a client that goes by the line below is not refused
