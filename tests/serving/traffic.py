@@ -49,6 +49,8 @@ def schedule_plans() -> list[SamplingPlan]:
         SamplingPlan(10, corrected(10), Guidance(), "unipc"),
         SamplingPlan(5, corrected(5), Guidance(1.5), "ddpm"),
         SamplingPlan(6, NeverExit(), Guidance(2.0), "euler-ancestral"),
+        SamplingPlan(4, corrected(7), Guidance(2.0), "HeunDiscreteScheduler"),  # 7 evaluations of the model
+        SamplingPlan(6, NeverExit(), Guidance(2.0), "PNDMScheduler"),
     ]
 
 
