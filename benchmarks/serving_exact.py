@@ -13,6 +13,7 @@ import queue
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -41,8 +42,12 @@ def random_request(pipeline: AdaDiffPipeline, source: random.Random, kind: str, 
 def served(engine: Engine, requests: list[ImageRequest], source: random.Random) -> list[tuple[ImageRequest, Finished]]:
     """Submit requests at random moments, cancel copies of some of them, and wait for the images of all."""
     events: queue.SimpleQueue[tuple[ImageRequest, Event]] = queue.SimpleQueue()
+
+    def collector(request: ImageRequest) -> Callable[[Event], None]:
+        return lambda event: events.put((request, event))
+
     for request in requests:
-        engine.submit(request, lambda event, request=request: events.put((request, event)))
+        engine.submit(request, collector(request))
         if source.random() < 0.2:
             cancelled = engine.submit(request, lambda event: None)
             time.sleep(source.random() / 10)
