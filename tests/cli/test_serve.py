@@ -126,6 +126,17 @@ def test_models_that_make_latents_alone_are_refused(tmp_path, capsys):
     assert "latents cannot be served: it makes latents of 4 channels" in capsys.readouterr().err
 
 
+def test_a_policy_that_looks_at_the_batch_is_refused(pipeline, tmp_path, capsys):
+    from adadiff import BatchMeanExit
+    from adadiff.sampling import SamplingPlan
+
+    pipeline.with_plan(SamplingPlan(4, BatchMeanExit(0.1))).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        run(f"serve {tmp_path / 'model'} --port 0")
+    assert stop.value.code == 2
+    assert "BatchMeanExit" in capsys.readouterr().err
+
+
 def test_the_help_says_what_a_user_can_choose(capsys):
     with pytest.raises(SystemExit):
         run("serve --help")

@@ -91,6 +91,17 @@ def test_a_stream_sends_previews_and_then_the_images(client):
         np.testing.assert_array_equal(pixels_of(data), expected(data["seed"]))
 
 
+def test_a_stream_that_waits_sends_comments_so_that_no_proxy_closes_it(client, engine, monkeypatch):
+    monkeypatch.setattr("adadiff.serving.responses.KEEP_ALIVE", 0.02)
+    engine.gate.clear()
+    body = {"class_label": "dog", "stream": True}
+    with client.stream("POST", "/v1/images/generations", json=body) as answer:
+        lines = answer.iter_lines()
+        assert [next(lines) for _ in range(3)] == [": the image is being made", "", ": the image is being made"]
+        engine.gate.set()
+        assert [line for line in lines if line.startswith("event: ")] == ["event: image_generation.completed"]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
