@@ -266,6 +266,7 @@ def test_metrics_count_what_happened(client, engine):
     assert figures["adadiff_images_waiting"] == "2.0"
     assert figures["adadiff_slots"] == "4.0"
     assert figures["adadiff_batch_rows"] == "3.0"
+    assert figures["adadiff_rows_total"] == "10.0"
     assert figures["adadiff_images_total"] == "11.0"
 
 

@@ -61,7 +61,7 @@ def create_app(engine: Engine, model: ServedModel, api_key: str | None = None) -
         api_key: Key that requests to the API have to send as `Authorization: Bearer KEY`; None if they need none.
     """
     app = FastAPI(title="adadiff", version=adadiff.__version__, docs_url=None, redoc_url=None)
-    metrics = ServiceMetrics(lambda: engine.state)
+    metrics = ServiceMetrics(lambda: engine.state, model.depth)
     add_error_handlers(app)
     _add_generation(app, engine, model, metrics)
     _add_models(app, model)

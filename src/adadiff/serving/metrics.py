@@ -18,11 +18,12 @@ class ServiceMetrics:
 
     Args:
         state: Returns the engine's state.
+        depth: Layers of the full model.
     """
 
-    def __init__(self, state: Callable[[], EngineState]) -> None:
+    def __init__(self, state: Callable[[], EngineState], depth: int) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(EngineCollector(state))
+        self.registry.register(EngineCollector(state, depth))
         self._responses = Counter(
             "adadiff_responses", "Responses of the API, by HTTP status; 499 for clients that left.", ["code"],
             registry=self.registry,
@@ -61,10 +62,11 @@ class EngineCollector:
 
     Args:
         state: Returns the engine's state.
+        depth: Layers of the full model.
     """
 
-    def __init__(self, state: Callable[[], EngineState]) -> None:
-        self._state = state
+    def __init__(self, state: Callable[[], EngineState], depth: int) -> None:
+        self._state, self._depth = state, depth
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures; the prometheus client calls this."""
@@ -74,9 +76,12 @@ class EngineCollector:
             "adadiff_images_waiting": ("Images that wait for a slot.", state.waiting),
             "adadiff_slots": ("Slots.", state.slots),
             "adadiff_slots_busy": ("Slots with a sample in them.", len(state.running)),
-            "adadiff_batch_rows": ("Samples in the last call of the model.", state.rows_of_last_tick),
+            "adadiff_batch_rows": (
+                "Rows of the last call; a guided image has two.",
+                state.rows_of_last_tick,
+            ),
             "adadiff_seconds_since_tick": ("Seconds since the last call of the model.", state.seconds_since_tick),
-            "adadiff_images_per_second": ("Throughput that admission reckons with.", state.images_per_second),
+            "adadiff_images_per_second": ("Images finished per second, lately.", state.images_per_second),
             "adadiff_layer_fraction": (
                 "Layers run over those of the full model, since the start.",
                 state.layers_run / state.layers_full if state.layers_full else 1.0,
@@ -84,6 +89,10 @@ class EngineCollector:
         }
         counters = {
             "adadiff_ticks": ("Calls of the model.", state.ticks),
+            "adadiff_rows": (
+                "Rows of all calls; a guided image has two.",
+                state.layers_full // self._depth,
+            ),
             "adadiff_images": ("Finished images.", state.images_done),
             "adadiff_layers_run": ("Layers run, over all samples and steps.", state.layers_run),
             "adadiff_layers_full": ("Layers that the full model would have run.", state.layers_full),
