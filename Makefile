@@ -20,7 +20,7 @@ oldest: $(OLDEST)/.ready ## Run the tests of stock pipelines with the oldest dif
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/stock tests/calibration/test_stock.py tests/cli/test_stock.py
 
 fuzz: $(READY) ## Run the long form of the tests with damaged input of every kind
-	ADADIFF_FUZZ=20 $(RUN)/python -m pytest tests/test_fuzz.py
+	ADADIFF_FUZZ=20 $(RUN)/python -m pytest tests/test_fuzz.py tests/serving/test_service.py
 
 crash: $(READY) ## Run the long form of the test that kills work at random moments
 	ADADIFF_CRASHES=100 $(RUN)/python -m pytest tests/test_crash.py

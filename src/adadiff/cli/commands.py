@@ -14,6 +14,7 @@ from adadiff.cli.evaluate import evaluate_command
 from adadiff.cli.export import export_command
 from adadiff.cli.info import info_command
 from adadiff.cli.sample import sample_command
+from adadiff.cli.serve import serve_command
 from adadiff.cli.train import train_command
 from adadiff.cli.tune import tune_command
 
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": info_command,
     "encode": encode_command,
     "sample": sample_command,
+    "serve": serve_command,
     "evaluate": evaluate_command,
     "calibrate": calibrate_command,
     "tune": tune_command,

@@ -1,0 +1,335 @@
+"""The engine: one thread that runs the samples of all requests together, each at its own step and depth.
+
+Other threads submit requests, cancel them and read the state; the engine's thread alone runs the model. It goes round:
+take in what was asked, give free slots to waiting images, choose the samples of this tick, take their step in one call,
+and publish what came out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from adadiff.sampling import AdaptivePipeline
+from adadiff.serving.costs import (
+    Batching,
+    Profile,
+    WorkEstimate,
+    fastest_batching,
+    measure_costs,
+    work_until_start,
+)
+from adadiff.serving.plans import Condition, Plans
+from adadiff.serving.requests import (
+    EngineState,
+    Event,
+    Failed,
+    Finished,
+    ImageRequest,
+    Overloaded,
+    Preview,
+    Running,
+    Stopped,
+    Ticket,
+)
+from adadiff.serving.running import RunningSamples, Tick
+from adadiff.serving.waiting import Job, WaitingImages
+from adadiff.utils.errors import InputError
+
+__all__ = [
+    "Engine",
+    "EngineState",
+    "Event",
+    "Failed",
+    "Finished",
+    "ImageRequest",
+    "Overloaded",
+    "Preview",
+    "Running",
+    "Stopped",
+    "Ticket",
+]
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 0.5
+"""Seconds after which an idle engine goes round."""
+RECENT = 30.0
+"""Seconds over which images a second are counted."""
+
+Listener = Callable[[Event], None]
+
+
+@dataclass
+class _Open:
+    """A request that is not over: who listens, and the images that are still to come."""
+
+    listener: Listener
+    images: set[int]
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    number: int
+
+
+@dataclass(frozen=True)
+class _Stop:
+    deadline: float
+
+
+class Engine:
+    """Runs image requests on one model.
+
+    Args:
+        pipeline: The model; nothing else may use it while the engine runs.
+        slots: Most samples on their way at a time.
+        width: Most samples in one call of the model; if narrower calls are faster on this machine, those are made.
+        max_wait: Seconds that a request may have to wait for a slot; one that would wait longer is refused.
+
+    Raises:
+        InputError: If a value is out of range.
+
+    Examples:
+        >>> import queue
+        >>> from adadiff import AdaDiffPipeline
+        >>> from adadiff.sampling import SamplingPlan
+        >>> engine = Engine(AdaDiffPipeline.from_pretrained("digits"))
+        >>> engine.start()
+        >>> events = queue.SimpleQueue()
+        >>> ticket = engine.submit(ImageRequest(seeds=(0, 1), plan=SamplingPlan(steps=2)), events.put)
+        >>> [events.get().pixels.shape for _ in range(2)]
+        [torch.Size([1, 8, 8]), torch.Size([1, 8, 8])]
+        >>> engine.stop(drain=0)
+    """
+
+    def __init__(self, pipeline: AdaptivePipeline, slots: int = 32, width: int = 16, max_wait: float = 30.0) -> None:
+        if slots < 1 or width < 1 or not max_wait > 0:
+            raise InputError(
+                f"{slots} slots, width {width}, {max_wait:g} seconds to wait: slots and width must be at least 1, and "
+                f"the seconds above 0"
+            )
+        self.pipeline, self.slots, self.width, self.max_wait = pipeline, slots, min(width, slots), max_wait
+        self._plans, self._numbers = Plans(pipeline), itertools.count()
+        self._commands: queue.SimpleQueue[Job | _Cancel | _Stop] = queue.SimpleQueue()
+        self._waiting, self._running = WaitingImages(), RunningSamples(pipeline, slots)
+        self._deadline: float | None = None  # when a stopping engine fails what is left
+        self._thread = threading.Thread(target=self._run, name="adadiff engine", daemon=True)
+        self._lock = threading.RLock()  # guards what other threads use too: all that follows
+        self._open: dict[int, _Open] = {}
+        self._accepting = self._alive = False
+        self._work_until_start, self._free_slots = 0.0, slots  # as the last round left them
+        self._submitted: dict[int, list[float]] = {}  # by request, the work of each image that came in since
+        self._finish_times: deque[float] = deque(maxlen=4096)
+        self._last_round = self._started = time.monotonic()
+        self._state = EngineState(False, False, 0, 0.0, 0, slots, (), 0, 0, 0, 0, 0.0, 0)
+
+    @property
+    def batching(self) -> Batching:
+        """How samples run together, as chosen at the start."""
+        return self._running.batching
+
+    def start(self) -> None:
+        """Measure the costs of calls, choose how samples run together, and start the thread.
+
+        Raises:
+            InputError: If the model's own plan cannot be served.
+        """
+        prepared, model = self._plans.prepare(self.pipeline.sampling_settings()), self.pipeline.transformer
+        can_guide = model.backbone.context_shape is not None or model.config.null_class is not None
+        costs = measure_costs(self.pipeline, self.width * (2 if can_guide else 1))
+        profile = Profile(prepared.layers, prepared.guided)
+        batching = fastest_batching(costs, profile, self.pipeline.denoiser.depth, self.slots, self.width)
+        self._running.batching, self._estimate = batching, WorkEstimate(costs, batching.width)
+        logger.info(f"samples run together by {batching}; costs of calls: {costs}")
+        self._accepting = self._alive = True
+        self._started = time.monotonic()
+        self._thread.start()
+
+    def submit(self, request: ImageRequest, listener: Listener) -> Ticket:
+        """Accept a request, or refuse it at once; any thread may call this.
+
+        Args:
+            request: The images to make.
+            listener: Called with every event of the request, on the engine's thread; it must not block.
+
+        Raises:
+            InputError: If the request does not fit the model, or its policy looks at the whole batch.
+            Overloaded: If it would wait longer than `max_wait` for a slot.
+            Stopped: If the engine has not started, is stopping, or has failed.
+        """
+        if not request.seeds or any(seed < 0 for seed in request.seeds) or request.previews < 0:
+            raise InputError("a request has one seed of at least 0 for each image, and no fewer than 0 previews")
+        prepared = self._plans.prepare(request.plan)
+        condition = Condition(request.class_label, request.prompt, request.negative_prompt)
+        condition.check(self.pipeline, request.plan.guidance.scale > 1)
+        with self._lock:
+            if not self._accepting:
+                raise Stopped("the engine takes no requests: it has not started, is stopping, or has failed")
+            ahead = self._estimate.ahead(Profile(prepared.layers, prepared.guided))
+            images = [ahead[0]] * len(request.seeds)
+            wait = self._expected_wait([])
+            # a request may be larger than max_wait if no others wait, as it could never be served otherwise
+            if wait > self.max_wait or (self._are_waiting and self._expected_wait(images[1:]) > self.max_wait):
+                self._state = replace(self._state, rejected=self._state.rejected + 1)
+                raise Overloaded(wait)
+            ticket = Ticket(next(self._numbers), request)
+            self._submitted[ticket.number] = images
+            self._open[ticket.number] = _Open(listener, set(range(len(request.seeds))))
+            self._commands.put(Job(ticket, prepared, condition, time.monotonic(), ahead))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Give a request up: no events follow, and its slots are free at the next tick; any thread may call this."""
+        with self._lock:
+            if self._open.pop(ticket.number, None) is not None:
+                self._commands.put(_Cancel(ticket.number))
+
+    def stop(self, drain: float) -> None:
+        """Take no more requests, and return once the thread has ended.
+
+        Args:
+            drain: Seconds in which accepted requests may still finish; those that do not are failed.
+        """
+        with self._lock:
+            self._accepting = False
+        if self._thread.is_alive():
+            self._commands.put(_Stop(time.monotonic() + drain))
+            self._thread.join()
+
+    @property
+    def state(self) -> EngineState:
+        """The engine at this moment; any thread may ask."""
+        with self._lock:
+            now = time.monotonic()
+            recent = sum(now - finished < RECENT for finished in self._finish_times)
+            return replace(
+                self._state,
+                alive=self._alive,
+                ready=self._accepting,
+                seconds_since_tick=now - self._last_round,
+                waiting=self._state.waiting + sum(map(len, self._submitted.values())),
+                images_per_second=recent / max(min(now - self._started, RECENT), 1e-3),
+            )
+
+    @property
+    def _are_waiting(self) -> bool:
+        return self._state.waiting + len(self._submitted) > 0
+
+    def _expected_wait(self, more: list[float]) -> float:
+        """Predict the seconds until another image gets a slot, after those that wait and more of the given work."""
+        new = [*itertools.chain.from_iterable(self._submitted.values()), *more]
+        return self._estimate.correction * (self._work_until_start + sum(new[self._free_slots :]))
+
+    def _run(self) -> None:
+        """Go round until the engine is stopped; a failure ends all requests at once."""
+        message = "the service was stopped before the image was finished"
+        try:
+            while self._round():
+                pass
+        except BaseException as error:
+            logger.exception("the engine has failed")
+            message = f"the engine has failed: {' '.join(str(error).split()) or type(error).__name__}"
+        with self._lock:
+            self._accepting = self._alive = False
+            self._submitted.clear()
+            self._state = replace(self._state, running=(), waiting=0)
+            left = [(number, image) for number, request in self._open.items() for image in sorted(request.images)]
+        for number, image in left:
+            self._publish(number, Failed(image, message))
+
+    def _round(self) -> bool:
+        """Carry out commands, run one tick if there is work, and return whether to go on."""
+        taken = self._take_commands()
+        is_late = self._deadline is not None and time.monotonic() >= self._deadline
+        if is_late or (self._deadline is not None and self._is_idle):
+            return False
+        for number, failure in self._running.fill(self._waiting):
+            self._publish(number, failure)
+        self._describe(taken)
+        if len(self._running):
+            start, busy = time.perf_counter(), not self._running.free
+            tick = self._running.tick()
+            self._count(tick)
+            for number, event in tick.events:
+                self._publish(number, event)
+            if busy:
+                self._estimate.observe(tick.work, time.perf_counter() - start)
+        if self._is_idle:  # before the next round waits for commands
+            self._describe([])
+        return True
+
+    @property
+    def _is_idle(self) -> bool:
+        return not len(self._running) and not len(self._waiting)
+
+    def _take_commands(self) -> list[int]:
+        """Carry out all commands given so far, and return the numbers of new requests.
+
+        If there is nothing to do, wait for a command, but no longer than a heartbeat.
+        """
+        taken: list[int] = []
+        try:
+            command = self._commands.get(timeout=HEARTBEAT) if self._is_idle else self._commands.get_nowait()
+            while True:
+                if isinstance(command, Job):
+                    taken.append(command.ticket.number)
+                    self._waiting.add(command)
+                elif isinstance(command, _Cancel):
+                    self._waiting.remove(command.number)
+                    self._running.remove(command.number)
+                else:
+                    self._deadline = min(command.deadline, self._deadline or command.deadline)
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            return taken
+
+    def _count(self, tick: Tick) -> None:
+        """Add a tick to the totals."""
+        done = sum(isinstance(event, Finished) for _, event in tick.events)
+        with self._lock:
+            state = self._state
+            self._finish_times.extend([time.monotonic()] * done)
+            self._state = replace(
+                state,
+                ticks=state.ticks + 1,
+                rows_of_last_tick=tick.rows,
+                images_done=state.images_done + done,
+                layers_run=state.layers_run + tick.layers,
+                layers_full=state.layers_full + tick.rows * self.pipeline.denoiser.depth,
+            )
+
+    def _describe(self, taken: list[int]) -> None:
+        """Write down for other threads who runs, who waits and for how long, `taken` being new requests among them."""
+        waiting, slots = self._waiting.work(), self._running.taken
+        until_start = work_until_start([slot.work_left for slot in slots], waiting, self.slots)
+        running = tuple(slot.state for slot in slots)
+        with self._lock:
+            for number in taken:
+                del self._submitted[number]
+            self._work_until_start, self._free_slots = until_start, max(self.slots - len(slots) - len(waiting), 0)
+            self._state = replace(self._state, waiting=len(waiting), running=running)
+            self._last_round = time.monotonic()
+
+    def _publish(self, number: int, event: Event) -> None:
+        """Call a request's listener, unless the request was cancelled."""
+        with self._lock:
+            request = self._open.get(number)
+            if request is None:
+                return
+            if not isinstance(event, Preview):
+                request.images.discard(event.image)
+                if not request.images:
+                    del self._open[number]
+            try:
+                request.listener(event)
+            except Exception:
+                logger.exception(f"the listener of request {number} has failed: the request is cancelled")
+                self._open.pop(number, None)
+                self._commands.put(_Cancel(number))

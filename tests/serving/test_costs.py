@@ -1,0 +1,121 @@
+"""Costs of calls, and what is concluded from them, against closed forms and slow simulations."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adadiff.serving.batcher import RULES
+from adadiff.serving.costs import (
+    Batching,
+    CallCosts,
+    Profile,
+    WorkEstimate,
+    fastest_batching,
+    measure_costs,
+    simulated_seconds,
+    work_until_start,
+)
+from tests.serving.traffic import DEPTH, class_pipeline
+
+LINEAR = CallCosts(rows=(1, 64), first=(0.002, 0.128), layer=(0.001, 0.064))
+FLAT = CallCosts(rows=(1, 64), first=(0.002, 0.002), layer=(0.001, 0.001))
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_where_seconds_are_by_row_they_add_up(layers: list[int]) -> None:
+    expected = sum(0.002 + 0.001 * (own - 1) for own in layers if own)
+    assert LINEAR.seconds(layers) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_where_rows_are_free_the_deepest_decides(layers: list[int]) -> None:
+    deepest = max(layers, default=0)
+    assert FLAT.seconds(layers) == pytest.approx(0.001 + 0.001 * deepest if deepest else 0)
+
+
+def test_seconds_beyond_the_measured_rows_grow_with_them() -> None:
+    assert FLAT.seconds([3] * 128) == pytest.approx(2 * FLAT.seconds([3] * 64))
+
+
+def test_measured_costs_cover_the_rows_and_rise() -> None:
+    costs = measure_costs(class_pipeline(), most_rows=6)
+    assert costs.rows == (1, 3, 6)
+    for seconds in (costs.first, costs.layer):
+        assert list(seconds) == sorted(seconds)
+    assert 0 < costs.seconds([1]) <= costs.seconds([DEPTH] * 6)
+
+
+def test_simulation_without_choice_is_the_sum_of_its_calls() -> None:
+    """As many places as slots and the same depth everywhere: every tick runs all samples."""
+    profile = Profile((9,) * 5, (True,) * 5)
+    seconds = simulated_seconds(LINEAR, profile, 9, slots=4, batching=Batching("mixed", 4), images=20)
+    # 4 samples finish within every 5 ticks, the first of them after 2
+    assert seconds == pytest.approx(24 * LINEAR.seconds([9] * 8), rel=0.1)
+
+
+def test_rule_follows_the_costs() -> None:
+    irregular = Profile((9, 9, 1, 9, 1, 1), (False,) * 6)
+    by_call = CallCosts(rows=(1, 64), first=(0.1, 0.1), layer=(0.001, 0.001))
+
+    def gain(costs: CallCosts) -> float:
+        mixed, barrier = (simulated_seconds(costs, irregular, 9, 32, Batching(rule, 32), 96) for rule in RULES)
+        return mixed / barrier
+
+    assert gain(FLAT) > 1.3  # samples share their deep calls
+    assert gain(LINEAR) == pytest.approx(1, rel=0.1)
+    assert gain(by_call) < 0.8  # calls are the cost, and waiting makes more of them
+    chosen = [fastest_batching(costs, irregular, 9, 32, 32) for costs in (FLAT, LINEAR, by_call)]
+    assert chosen == [Batching("barrier", 32), Batching("barrier", 32), Batching("mixed", 32)]
+
+
+def test_calls_are_as_narrow_as_is_fastest() -> None:
+    """Twice the seconds a row beyond 8 rows: a guided sample has two."""
+    seconds = (0.001, 0.008, 0.064)
+    cached = CallCosts(rows=(1, 8, 32), first=seconds, layer=seconds)
+    guided = Profile((9, 1) * 5, (True,) * 10)
+    assert fastest_batching(cached, guided, 9, slots=16, width=16).width == 4
+
+
+def test_work_of_an_image_is_its_share_of_full_calls() -> None:
+    estimate = WorkEstimate(LINEAR, width=8)
+    ahead = estimate.ahead(Profile((9, 1, 0), (True, False, False)))
+    assert ahead == pytest.approx((2 * 0.010 + 0.002, 0.002, 0))
+
+
+def test_correction_follows_the_speed_seen() -> None:
+    estimate = WorkEstimate(LINEAR, width=8)
+    for _ in range(10 * WorkEstimate.HALF_LIFE):
+        estimate.observe(work=0.1, seconds=0.3)
+    assert estimate.correction == pytest.approx(3, rel=0.01)
+
+
+def test_one_long_tick_hardly_changes_the_correction() -> None:
+    estimate = WorkEstimate(LINEAR, width=8)
+    estimate.observe(work=0.001, seconds=5)
+    assert 1 < estimate.correction < 1.2
+
+
+def shared_evenly(running: list[float], waiting: list[float], slots: int) -> float:
+    """Work done until one more image starts: small pieces of work, given to every running sample in turn."""
+    piece, done, running, waiting = 1e-3, 0.0, list(running), list(waiting)
+    while True:
+        while len(running) < slots and waiting:
+            running.append(waiting.pop(0))
+        if len(running) < slots:
+            return done
+        running = [work - piece for work in running if work > piece]
+        done += slots * piece
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_expected_start_is_that_of_samples_that_share_evenly(seed: int) -> None:
+    source = random.Random(seed)
+    slots = source.randint(1, 4)
+    running = [source.uniform(0.1, 1) for _ in range(source.randint(0, slots))]
+    waiting = [source.uniform(0.1, 1) for _ in range(source.randint(0, 8))]
+    expected = shared_evenly(running, waiting, slots)
+    assert work_until_start(running, waiting, slots) == pytest.approx(expected, abs=0.01 * slots)
