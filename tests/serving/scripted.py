@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from adadiff.serving.engine import (
     EngineState,
     Event,
@@ -20,8 +22,6 @@ from adadiff.serving.engine import (
     Stopped,
     Ticket,
 )
-from torch import Tensor
-
 from adadiff.utils.seeding import generator_for
 
 FULL_FLOPS = 1000
