@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -48,17 +48,10 @@ def service(model: Path, jobs: Path, log: Path) -> Iterator[httpx2.Client]:
     try:
         eventually(lambda: log.exists() and ADDRESS.search(log.read_text()), 60)
         with httpx2.Client(base_url=ADDRESS.search(log.read_text())[1], timeout=60) as client:
-            eventually(lambda: is_ready(client))
             yield client
     finally:
         process.kill()
         process.join()
-
-
-def is_ready(client: httpx2.Client) -> bool:
-    with suppress(httpx2.ConnectError):  # the address is printed a moment before
-        return client.get("/ready").status_code == 200
-    return False
 
 
 def wait_for(client: httpx2.Client, name: str, done: int) -> None:
