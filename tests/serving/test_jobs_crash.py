@@ -1,6 +1,6 @@
 """A service killed at random moments goes on with its jobs to the same bytes, and makes nothing twice.
 
-The suite kills twice, `make crash` as often as ADADIFF_CRASHES says.
+The suite kills twice, `make crash` 20 times: ADADIFF_CRASHES says how often.
 """
 
 from __future__ import annotations
