@@ -216,7 +216,7 @@ def test_a_download_is_sent_in_parts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("slots", "width", "waiting", "room"),
-    [(8, 4, 0, 4), (4, 4, 0, 3), (8, 4, 2, 2), (8, 4, 4, 0), (1, 1, 0, 1), (1, 1, 1, 0)],
+    [(32, 16, 0, 4), (8, 8, 0, 2), (8, 8, 3, 1), (8, 4, 4, 0), (1, 1, 0, 1), (1, 1, 1, 0)],
 )
 def test_a_job_takes_the_room_that_others_leave(start, engine, slots, width, waiting, room):
     engine.gate.clear()

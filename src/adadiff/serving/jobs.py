@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MOST_UNFINISHED = 100
 """Jobs that may wait or run at a time."""
+SHARE = 4
+"""Jobs have one image on the engine for so many that a call of the model takes, since a request shares its calls."""
 LOOK = 0.05
 """Seconds after which the runner looks again whether the engine has room."""
 NOTE = 5.0
@@ -62,8 +64,8 @@ class Unfinished:
 class Jobs:
     """Runs jobs on an engine, one after the other, on a thread of its own; any thread may call the other methods.
 
-    An image is submitted only while fewer images run or wait than one call of the model takes, and a slot stays free:
-    other requests find room at once, and jobs wait while these fill the calls by themselves.
+    Jobs yield to other requests, which share the engine's calls with their images: these are few at a time, one while
+    other images run or wait, and none are added while other images fill the calls by themselves.
 
     Used as a context manager: the thread runs during the block, and images that are not finished by its end are made
     again after the next start. Stop the engine first, so that running images are finished.
@@ -241,10 +243,11 @@ class Jobs:
                     self._note(name, job)
 
     def _has_room(self) -> bool:
-        """Return whether one more image delays nobody, and not too many wait to be written."""
+        """Return whether one more image delays others little, and not too many wait to be written."""
         state, width = self._engine.state, self._engine.batching.width
-        most = min(width, max(state.slots - 1, 1))
-        return state.ready and len(state.running) + state.waiting < most and len(self._flying) < 2 * most
+        others = max(0, len(state.running) + state.waiting - len(self._flying))
+        most = 1 if others else max(1, width // SHARE)
+        return state.ready and others < width and len(self._flying) < most
 
     def _fill(self) -> None:
         """Submit images while there is room."""
