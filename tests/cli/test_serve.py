@@ -72,6 +72,7 @@ def taken_port():
         ("serve {model} --drain -1", "drain is -1"),
         ("serve {model} --api-key=", "the API key is empty"),
         ("serve {model} --port 0 --device cudda", "no device 'cudda'"),
+        ("serve {model} --port 0 --jobs {model}", "model already holds other files: choose another output folder"),
         ("serve {tmp}/missing --port 0", "no model folder"),
         ("serve digits-dit --port 0", "it is a stock diffusers pipeline (DiTPipeline), and only"),
         ("serve someone/model --port 0", "it is a stock diffusers pipeline, and only adadiff's own models are"),
@@ -149,6 +150,7 @@ def test_the_help_says_what_a_user_can_choose(capsys):
         "--max-wait",
         "--drain",
         "--api-key",
+        "--jobs",
         "--dtype",
         "--device",
     ):

@@ -13,17 +13,18 @@ import pytest
 import uvicorn
 
 from adadiff.serving.app import create_app
+from adadiff.serving.jobs import Jobs
 from adadiff.serving.served import ServedModel
 from adadiff.serving.server import address_of, bind
 from tests.serving.scripted import ScriptedEngine
 
 
 @contextmanager
-def serving(engine: Any, served: ServedModel, api_key: str | None = None) -> Iterator[str]:
+def serving(engine: Any, served: ServedModel, api_key: str | None = None, jobs: Jobs | None = None) -> Iterator[str]:
     """Serve on a thread; yields the address."""
     listener = bind("127.0.0.1", 0)
     listener.listen()
-    config = uvicorn.Config(create_app(engine, served, api_key), log_level="error", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(create_app(engine, served, api_key, jobs), log_level="error", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from adadiff.serving.costs import Batching
 from adadiff.serving.engine import (
     EngineState,
     Event,
@@ -46,6 +47,8 @@ class ScriptedEngine:
     shape: tuple[int, ...] = (1, 8, 8)
     depth: int = 5
     slots: int = 4
+    waiting: int = 2
+    batching: Batching = field(default_factory=lambda: Batching("mixed", width=4))
     gate: threading.Event = field(default_factory=threading.Event)
     overloaded: float | None = None
     stopped: bool = False
@@ -122,7 +125,7 @@ class ScriptedEngine:
             ready=not (self.stopped or self.dead),
             ticks=7,
             seconds_since_tick=self.stalled,
-            waiting=2,
+            waiting=self.waiting,
             slots=self.slots,
             running=running,
             rows_of_last_tick=3,

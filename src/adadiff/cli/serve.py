@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ def serve_command(
     max_wait: Positive = 30.0,
     drain: NonNegative = 30.0,
     api_key: str | None = None,
+    jobs: Path | None = None,
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> None:
@@ -52,6 +54,7 @@ def serve_command(
         drain: Seconds that running requests may take after SIGTERM or Ctrl-C.
         api_key: Key that requests have to send as `Authorization: Bearer KEY`; better given as the environment
             variable ADADIFF_API_KEY, as other users of the machine see command lines.
+        jobs: Folder for jobs of many images, which go on after a restart; without it there are none.
         dtype: Precision of the model.
         device: Device: cpu, cuda, ..., or auto for cuda if available.
     """
@@ -59,8 +62,11 @@ def serve_command(
     if is_stock(model):
         raise InputError(f"{model} cannot be served: it is {_stock_class(model)}, and only adadiff's own models are")
     from adadiff.cli.shared import load_pipeline
+    from adadiff.sampling.folder import describe_pipeline
     from adadiff.serving.app import create_app
     from adadiff.serving.engine import Engine
+    from adadiff.serving.job_store import JobStore
+    from adadiff.serving.jobs import Jobs
     from adadiff.serving.served import ServedModel
     from adadiff.serving.server import address_of, bind, is_loopback, run
 
@@ -73,10 +79,12 @@ def serve_command(
     pipeline = load_pipeline(model, dtype, device)
     served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
     engine = Engine(pipeline, slots, width, max_wait)
+    runner = None if jobs is None else Jobs(JobStore(jobs, describe_pipeline(pipeline)), engine)
     engine.start()
     listener.listen()  # a client that goes by the line below is not refused
     console.print(f"{served.name} is served at {address_of(listener)} (API: /docs, figures: /metrics); Ctrl-C ends it")
-    run(create_app(engine, served, key), engine, listener, drain)
+    with runner or nullcontext():
+        run(create_app(engine, served, key, runner), engine, listener, drain)
 
 
 def _require_extra() -> None:

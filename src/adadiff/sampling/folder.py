@@ -172,20 +172,26 @@ def sampling_request(
     pipeline: AdaptivePipeline, steps: int, policy: ExitPolicy, seed: int, conditions: Conditions
 ) -> dict[str, Any]:
     """Describe, as plain values, everything that images depend on: each part's weights and settings, the arguments."""
-    model, scheduler = pipeline.transformer, pipeline.scheduler
-    names, classes = model.config.class_names, conditions.classes
-    if model.backbone.num_classes is not None:
-        indices = class_indices(classes, model.backbone.num_classes, names, model.config.null_class)
+    names, classes = pipeline.transformer.config.class_names, conditions.classes
+    if (count := pipeline.transformer.backbone.num_classes) is not None:
+        indices = class_indices(classes, count, names, pipeline.transformer.config.null_class)
         classes = tuple(names[k] if names else k for k in indices)
     return {
-        "model": pipeline.denoiser.identity(),
-        "text_encoder": None if pipeline.text_encoder is None else pipeline.text_encoder.identity(),
-        "vae": None if pipeline.vae is None else {"fingerprint": model_fingerprint(pipeline.vae)},
-        "scheduler": type(scheduler).__name__,
-        "scheduler_config": settings_of(scheduler),
+        **describe_pipeline(pipeline),
         "steps": steps,
         "policy": policy.describe(),
         "seed": seed,
         "conditions": {**asdict(conditions), "classes": classes},
-        "dtype": str(model.dtype),
+    }
+
+
+def describe_pipeline(pipeline: AdaptivePipeline) -> dict[str, Any]:
+    """Describe, as plain values, each part of a pipeline that images depend on: weights, settings, precision."""
+    return {
+        "model": pipeline.denoiser.identity(),
+        "text_encoder": None if pipeline.text_encoder is None else pipeline.text_encoder.identity(),
+        "vae": None if pipeline.vae is None else {"fingerprint": model_fingerprint(pipeline.vae)},
+        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler_config": settings_of(pipeline.scheduler),
+        "dtype": str(pipeline.transformer.dtype),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from adadiff.serving.docs import api_docs, describe_api
 from adadiff.serving.engine import Engine, EngineState
 from adadiff.serving.errors import CLIENT_CLOSED, ApiError, add_error_handlers
 from adadiff.serving.generation import Generation
+from adadiff.serving.job_routes import job_routes
+from adadiff.serving.jobs import Jobs
 from adadiff.serving.metrics import ServiceMetrics
 from adadiff.serving.middleware import CountResponses, LimitBody, RequireKey
 from adadiff.serving.protocol import (
@@ -43,7 +46,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "The request does not fit; the message says how.",
         401: "The API key is missing or wrong.",
-        404: "There is no such model.",
+        404: "There is no such model or job.",
         413: "The body is too large.",
         429: "The wait would be too long; `Retry-After` says when to try again.",
         500: "The image could not be made.",
@@ -52,18 +55,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(engine: Engine, model: ServedModel, api_key: str | None = None) -> FastAPI:
+def create_app(engine: Engine, model: ServedModel, api_key: str | None = None, jobs: Jobs | None = None) -> FastAPI:
     """Build the HTTP service of one model.
 
     Args:
         engine: The engine that runs it, started.
         model: Checks the requests.
         api_key: Key that requests to the API have to send as `Authorization: Bearer KEY`; None if they need none.
+        jobs: The jobs, running; None turns them off.
     """
     app = FastAPI(title="adadiff", version=adadiff.__version__, docs_url=None, redoc_url=None)
     metrics = ServiceMetrics(lambda: engine.state, model.depth)
     add_error_handlers(app)
     _add_generation(app, engine, model, metrics)
+    app.include_router(job_routes(jobs, model, partial(_require_model, model), ERRORS))
     _add_models(app, model)
     _add_operation(app, engine, metrics)
     _add_pages(app, api_docs(describe_api(app)))

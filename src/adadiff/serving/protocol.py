@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from adadiff.utils.ranges import Fraction, GuidanceScale, Seed
 
 MOST_IMAGES = 10
+MOST_JOB_IMAGES = 100_000
 MOST_STEPS = 250
 MOST_PARTIAL_IMAGES = 3
 LONGEST_PROMPT = 2000  # characters
@@ -18,28 +20,17 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT)]
 
 
-class GenerationRequest(BaseModel):
-    """The body of `POST /v1/images/generations`; a setting that is left out, or null, is the model's own."""
+class ImageSettings(BaseModel):
+    """The settings of images; one that is left out, or null, is the model's own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, description="Name of the model; by default the one that is served.")
     prompt: Prompt | None = Field(None, description="Text to draw; for a model that takes classes, the class's name.")
-    n: int = Field(1, ge=1, le=MOST_IMAGES, description="Number of images.")
-    size: str | None = Field(None, max_length=20, description='"auto", or the size of the model\'s images.')
-    output_format: ImageFormat = Field("png", description="File format of the images.")
-    output_compression: int = Field(100, ge=0, le=100, description="Quality of JPEG and WebP files.")
-    response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the response, as base64.")
-    stream: bool = Field(False, description="Send server-sent events instead of one response.")
-    partial_images: int = Field(
-        0, ge=0, le=MOST_PARTIAL_IMAGES, description="Previews of each image, sent while it is made; with stream."
-    )
     class_label: Annotated[str, Field(max_length=LONGEST_PROMPT)] | int | None = Field(
         None, description="Class, by name or index, for a model that takes classes."
     )
-    seed: Seed | None = Field(
-        None, description="Image k of the response is made from seed + k alone; by default a seed is drawn."
-    )
+    seed: Seed | None = Field(None, description="Image k is made from seed + k alone; by default a seed is drawn.")
     negative_prompt: Prompt | None = Field(None, description="Text that guidance leads away from.")
     num_inference_steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="Number of sampling steps.")
     guidance_scale: GuidanceScale | None = Field(
@@ -48,6 +39,31 @@ class GenerationRequest(BaseModel):
     plan: Literal["own", "full"] | Fraction = Field(
         "own",
         description='"own": the model\'s exit policy; "full": all layers; or the compute budget of a stored plan.',
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: Any) -> Any:
+        """Name the settings that there are, which pydantic's own error does not."""
+        unknown = [name for name in values if name not in cls.model_fields] if isinstance(values, dict) else []
+        if unknown:
+            known = ", ".join(cls.model_fields)
+            message = f"there is no setting {_printable(unknown[0])!r}: choose from {known}"
+            raise PydanticCustomError("unknown_setting", "{message}", {"message": message})
+        return values
+
+
+class GenerationRequest(ImageSettings):
+    """The body of `POST /v1/images/generations`; a setting that is left out, or null, is the model's own."""
+
+    n: int = Field(1, ge=1, le=MOST_IMAGES, description="Number of images.")
+    size: str | None = Field(None, max_length=20, description='"auto", or the size of the model\'s images.')
+    output_format: ImageFormat = Field("png", description="File format of the images.")
+    output_compression: int = Field(100, ge=0, le=100, description="Quality of JPEG and WebP files.")
+    response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the response, as base64.")
+    stream: bool = Field(False, description="Send server-sent events instead of one response.")
+    partial_images: int = Field(
+        0, ge=0, le=MOST_PARTIAL_IMAGES, description="Previews of each image, sent while it is made; with stream."
     )
     quality: Literal["auto"] | None = Field(None, description="For clients of other services: only auto.")
     background: Literal["auto", "opaque"] | None = Field(None, description="For clients of other services: opaque.")
@@ -115,6 +131,48 @@ class Completed(StreamEvent, Cost):
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
     warning: str | None = None
+
+
+class JobRequest(ImageSettings):
+    """The body of `POST /v1/jobs`; a setting that is left out, or null, is the model's own."""
+
+    n: int = Field(ge=1, le=MOST_JOB_IMAGES, description="Number of images.")
+
+
+class JobInfo(BaseModel):
+    """A job: what was asked, and how far it is."""
+
+    id: str
+    object: Literal["job"] = "job"
+    created: int = Field(description="Unix time in seconds.")
+    state: Literal["queued", "running", "finished", "cancelled", "failed"]
+    done: int = Field(description="Images made so far.")
+    n: int = Field(description="Images in all.")
+    seconds: float = Field(description="Seconds for which the job has run.")
+    message: str | None = Field(description="Why the job failed.")
+    seed: int = Field(description="Image k is the one of a request with seed + k.")
+    class_label: int | str | None = Field(description="Index of the class.")
+    prompt: str | None
+    negative_prompt: str | None
+    plan: str | float
+    steps: int
+    guidance_scale: float
+    warning: str | None = Field(description="Where the plan is used with other settings than it was made for.")
+
+
+class JobList(BaseModel):
+    """The response to `GET /v1/jobs`: all jobs, the oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobInfo]
+
+
+class JobDeleted(BaseModel):
+    """The response to `DELETE /v1/jobs/{id}`."""
+
+    id: str
+    object: Literal["job"] = "job"
+    deleted: Literal[True] = True
 
 
 class ErrorDetail(BaseModel):
@@ -202,15 +260,20 @@ def validation_message(errors: list[Any]) -> str:
         'n: input should be less than or equal to 10'
     """
     first = errors[0]
+    if first["type"] == "unknown_setting":
+        return str(first["msg"])
     if first["type"] == "json_invalid":
         return "the body is not JSON: send an object with the settings of the images"
     place = [part for part in first["loc"] if part != "body"]
     if not place:
         return "the body is not a JSON object: send one, with the header Content-Type: application/json"
-    name = str(place[0])[:40].encode("ascii", "backslashreplace").decode()
-    if first["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}: choose from {', '.join(GenerationRequest.model_fields)}"
+    name = _printable(place[0])
     if name == "plan":
         return 'plan: choose "own", "full" or the compute budget of a stored plan, a number in [0, 1]'
     message = str(first["msg"])
     return f"{name}: {message[:1].lower()}{message[1:]}".encode("utf-8", "backslashreplace").decode()
+
+
+def _printable(name: Any) -> str:
+    """Return the name of a setting, as a request has it, in at most 40 characters of ASCII or their escapes."""
+    return str(name)[:40].encode("ascii", "backslashreplace").decode()
