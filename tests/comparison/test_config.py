@@ -5,8 +5,8 @@ import json
 import pytest
 
 from adadiff import InputError
+from adadiff.comparison import PlansConfig
 from adadiff.comparison.config import CONFIGS, CompareConfig, load_config
-from adadiff.comparison.plans import PlansConfig
 from adadiff.training import TrainConfig
 
 LEAST = {"backbone": "digits", "preset": "digits", "reference": "digits"}

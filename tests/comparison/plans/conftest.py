@@ -2,7 +2,7 @@
 
 import pytest
 
-from adadiff.comparison.plans import PlansConfig, compare_plans
+from adadiff.comparison import PlansConfig, compare_plans
 from tests.tuning.conftest import classes_pipeline, conditions, default, evaluator
 
 __all__ = ["classes_pipeline", "conditions", "default", "evaluator"]

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from adadiff.comparison.plans import verdicts_in_words, write_plans_report
+from adadiff.comparison import verdicts_in_words, write_plans_report
 from adadiff.comparison.plans.methods import METHODS
 from adadiff.comparison.plans.run import Front
 from tests.comparison.plans.conftest import CONFIG

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from adadiff import InputError
-from adadiff.comparison.plans import compare_plans
+from adadiff.comparison import compare_plans
 from adadiff.comparison.plans.methods import METHODS
 from adadiff.evaluation.metrics import frechet_distance
 from adadiff.policies import NeverExit
