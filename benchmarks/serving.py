@@ -24,7 +24,8 @@ from adadiff import AdaDiffPipeline
 from adadiff.runtime import Prediction, Session
 from adadiff.sampling import SamplingPlan
 from adadiff.serving.costs import Batching
-from adadiff.serving.engine import Engine, Event, ImageRequest
+from adadiff.serving.engine import Engine
+from adadiff.serving.requests import Event, ImageRequest
 from adadiff.utils.seeding import generator_for
 from adadiff.utils.timing import median_seconds
 

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from adadiff import AdaDiffPipeline, ThresholdExit
 from adadiff.sampling import Conditions, SamplingPlan, sample_seeded
-from adadiff.serving.engine import Engine, Event, Finished, ImageRequest
+from adadiff.serving.engine import Engine
+from adadiff.serving.requests import Event, Finished, ImageRequest
 
 STEPS = (6, 10, 14, 20)
 SCHEDULERS = ("ddim", "dpm-solver++", "euler", "unipc")

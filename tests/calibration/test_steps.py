@@ -4,6 +4,7 @@ import pytest
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit
 from adadiff.calibration.goal import SEED
+from adadiff.calibration.report import steps_table
 from adadiff.calibration.steps import choose_steps
 from adadiff.policies import CorrectedScheduleExit
 from adadiff.sampling import sample_seeded
@@ -43,7 +44,7 @@ def test_errors_are_against_the_reference_from_the_same_noise(digits, choice):
         squared = (images_of(digits, trial).images - reference).square().mean((1, 2, 3)) / variance
         assert trial.error == pytest.approx(squared.mean().item(), rel=1e-4)
     assert choice.best.error == min(trial.error for trial in choice.trials)
-    assert choice.table.row_count == 1 + len(choice.trials)
+    assert steps_table(choice).row_count == 1 + len(choice.trials)
 
 
 def test_a_reference_needs_more_steps(digits):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adadiff.serving.costs import Batching
-from adadiff.serving.engine import (
+from adadiff.serving.requests import (
     EngineState,
     Event,
     Failed,

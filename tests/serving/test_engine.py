@@ -12,17 +12,8 @@ import torch
 from adadiff import AdaDiffPipeline, BatchMeanExit, NeverExit, ScheduleExit
 from adadiff.runtime import Inputs
 from adadiff.sampling import Conditions, Guidance, SamplingPlan, sample_seeded
-from adadiff.serving.engine import (
-    Engine,
-    Event,
-    Failed,
-    Finished,
-    ImageRequest,
-    Overloaded,
-    Preview,
-    Running,
-    Stopped,
-)
+from adadiff.serving.engine import Engine
+from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Overloaded, Preview, Running, Stopped
 from adadiff.utils.errors import InputError
 from tests.serving.traffic import (
     DEPTH,

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from adadiff.calibration.result import Calibration, Point
+from adadiff.calibration.steps import StepsChoice
 from adadiff.utils.files import atomic_write
 from adadiff.utils.text import with_error
 
@@ -27,6 +28,15 @@ def calibration_table(calibration: Calibration) -> Table:
     table.add_row(*_row(calibration.checked), "fresh samples", style="bold")
     for point in calibration.fewer_steps:
         table.add_row(*_row(point), "fresh samples, all layers")
+    return table
+
+
+def steps_table(choice: StepsChoice) -> Table:
+    """Build a table of all numbers of steps that were tried, the best one in bold."""
+    title = f"error against {choice.reference_steps} steps with all layers"
+    table = Table("steps", "layers", "compute", "error", title=title)
+    for trial in (choice.default, *choice.trials):
+        table.add_row(str(trial.steps), *_row(trial), style="bold" if trial is choice.best else "")
     return table
 
 

@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
 
 from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.goal import SEED
+from adadiff.calibration.kinds import CorrectedSchedule
 from adadiff.calibration.quick import RECORDED, quick_problem, schedule_within
+from adadiff.calibration.result import Point
+from adadiff.calibration.trials import sampled_batches
 from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, SamplingPlan
 from adadiff.utils.errors import InputError
-from adadiff.utils.text import with_error
 
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)  # of the layers' FLOPs, each with so many more steps
+ALL_LAYERS = "all layers"
 COMPARED = 32  # samples that are compared with those of the reference
 
 
 @dataclass(frozen=True)
-class StepsTrial:
+class StepsTrial(Point):
     """A number of steps, compared with the reference.
+
+    Its compute is relative to all layers at the default number of steps. Losses are squared errors over the variance
+    of the reference, and not limited.
 
     Args:
         steps: Number of sampling steps.
-        policy: The exit policy.
-        compute: FLOPs over those of all layers at the default number of steps.
-        losses: Squared error over the variance of each sample against the reference's, (samples,).
     """
 
     steps: int
-    policy: ExitPolicy
-    compute: float
-    losses: NDArray[np.floating]
-
-    @property
-    def error(self) -> float:
-        """The mean loss."""
-        return float(self.losses.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """The standard error of the mean loss."""
-        return float(self.losses.std(ddof=1) / math.sqrt(len(self.losses)))
 
 
 @dataclass(frozen=True)
@@ -71,18 +57,6 @@ class StepsChoice:
     def best(self) -> StepsTrial:
         """The trial with the least error."""
         return min(self.trials, key=lambda trial: trial.error)
-
-    @property
-    def table(self) -> Table:
-        """A table of all trials, the best one in bold."""
-        title = f"error against {self.reference_steps} steps with all layers"
-        table = Table("steps", "layers", "compute", "error", title=title)
-        for trial in (self.default, *self.trials):
-            layers = "all" if isinstance(trial.policy, NeverExit) else "corrected schedule"
-            error = with_error(trial.error, trial.standard_error)
-            style = "bold" if trial is self.best else ""
-            table.add_row(str(trial.steps), layers, f"{trial.compute:.1%}", error, style=style)
-        return table
 
 
 def choose_steps(
@@ -128,29 +102,33 @@ def choose_steps(
     def losses_of(images: Tensor) -> NDArray[np.floating]:
         return ((images - reference).square().flatten(1).mean(1) / variance).double().numpy()
 
-    default = StepsTrial(steps, NeverExit(), 1.0, losses_of(images))
+    default = StepsTrial(ALL_LAYERS, NeverExit(), 1.0, losses_of(images), steps)
     counts = {max(1, round(compute * steps / share)): share for share in SHARES}  # the deepest of equal ones is kept
     trials = []
-    for count in tqdm([count for count in counts if count < reference_steps], desc="numbers of steps", leave=False):
+    for count in (count for count in counts if count < reference_steps):
         sampling = replace(at_default, steps=count)
-        policy = _policy_within(sampling, compute * steps / count)
+        kind, policy = _policy_within(sampling, compute * steps / count)
         images, flops = _sampled(sampling, policy, batch_size)
-        trials.append(StepsTrial(count, policy, flops / full_flops, losses_of(images)))
+        trials.append(StepsTrial(kind, policy, flops / full_flops, losses_of(images), count))
     return StepsChoice(reference_steps, default, tuple(trials))
 
 
-def _policy_within(sampling: AdaptiveSampling, share: float) -> ExitPolicy:
+def _policy_within(sampling: AdaptiveSampling, share: float) -> tuple[str, ExitPolicy]:
+    """Return the policy for a share of all layers' FLOPs, after the name of its kind."""
     if share >= 1:
-        return NeverExit()
+        return ALL_LAYERS, NeverExit()
     plan = SamplingPlan(sampling.steps, guidance=sampling.conditions.guidance)
     parts, evaluations = sampling.parts, sampling.evaluations
     full = plan.flops(parts, evaluations)
     problem = quick_problem(sampling, TensorCache())
-    return schedule_within(problem, share, lambda policy: replace(plan, policy=policy).flops(parts, evaluations) / full)
+    policy = schedule_within(
+        problem, share, lambda policy: replace(plan, policy=policy).flops(parts, evaluations) / full
+    )
+    return CorrectedSchedule.name, policy
 
 
 def _sampled(sampling: AdaptiveSampling, policy: ExitPolicy, batch_size: int) -> tuple[Tensor, float]:
     """Sample images that nothing was recorded of; return them with the FLOPs spent."""
-    indices: Sequence[int] = range(RECORDED, RECORDED + COMPARED)
-    batches = [sampling.batch(policy, indices[k : k + batch_size]) for k in range(0, COMPARED, batch_size)]
+    indices = range(RECORDED, RECORDED + COMPARED)
+    batches = sampled_batches(sampling, policy, indices, batch_size, f"{sampling.steps} steps")
     return torch.cat([batch.images for batch in batches]), sum(batch.flops for batch in batches)

@@ -55,7 +55,7 @@ class Trials:
 
         def measure() -> Tensors:
             full = self._full_images(indices)
-            batches = self._batches(fewer, NeverExit(), indices, f"{kind}, {len(indices)} samples")
+            batches = sampled_batches(fewer, NeverExit(), indices, self.batch_size, f"{kind}, {len(indices)} samples")
             one = self.sampling.batch(NeverExit(), indices[:1])  # what an image costs with all steps
             compute = sum(batch.flops for batch in batches) / (one.full_flops * len(indices))
             losses = losses_by(self.metric, full, torch.cat([batch.images for batch in batches]))
@@ -90,14 +90,18 @@ class Trials:
         return torch.stack([self._full[k] for k in indices])
 
     def _images(self, policy: ExitPolicy, indices: Sequence[int], description: str) -> tuple[Tensor, float]:
-        batches = self._batches(self.sampling, policy, indices, description)
+        batches = sampled_batches(self.sampling, policy, indices, self.batch_size, description)
         compute = sum(batch.flops for batch in batches) / sum(batch.full_flops for batch in batches)
         return torch.cat([batch.images for batch in batches]), compute
 
-    def _batches(self, sampling: Sampling, policy: ExitPolicy, indices: Sequence[int], description: str) -> list[Batch]:
-        batches = []
-        with tqdm(total=len(indices), desc=description, unit="image", leave=False) as progress:
-            for first in range(0, len(indices), self.batch_size):
-                batches.append(sampling.batch(policy, indices[first : first + self.batch_size]))
-                progress.update(len(batches[-1].images))
-        return batches
+
+def sampled_batches(
+    sampling: Sampling, policy: ExitPolicy, indices: Sequence[int], batch_size: int, description: str
+) -> list[Batch]:
+    """Sample the images of these indices in batches, under a progress bar of that description."""
+    batches = []
+    with tqdm(total=len(indices), desc=description, unit="image", leave=False) as progress:
+        for first in range(0, len(indices), batch_size):
+            batches.append(sampling.batch(policy, indices[first : first + batch_size]))
+            progress.update(len(batches[-1].images))
+    return batches

@@ -135,11 +135,12 @@ def _with_chosen_steps(
     batch_size: int,
 ) -> tuple[Goal, int]:
     """Choose the number of steps, print what was tried, and return the same budget at that number."""
+    from adadiff.calibration.report import steps_table
     from adadiff.calibration.steps import choose_steps
 
     assert goal.compute is not None
     choice = choose_steps(pipeline, goal.compute, steps, reference_steps, conditions, seed, batch_size)
-    console.print(choice.table)
+    console.print(steps_table(choice))
     best = choice.best
     budget = goal.compute * steps / best.steps
     if budget >= 1:

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import adadiff
 from adadiff.serving.docs import api_docs, describe_api
-from adadiff.serving.engine import Engine, EngineState
+from adadiff.serving.engine import Engine
 from adadiff.serving.errors import CLIENT_CLOSED, ApiError, add_error_handlers
 from adadiff.serving.generation import Generation
 from adadiff.serving.job_routes import job_routes
@@ -28,6 +28,7 @@ from adadiff.serving.protocol import (
     ModelInfo,
     ModelList,
 )
+from adadiff.serving.requests import EngineState
 from adadiff.serving.responses import EventStream, generation_response, status_of
 from adadiff.serving.served import PlannedRequest, ServedModel
 from adadiff.utils.ranges import shown

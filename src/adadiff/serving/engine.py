@@ -34,27 +34,12 @@ from adadiff.serving.requests import (
     ImageRequest,
     Overloaded,
     Preview,
-    Running,
     Stopped,
     Ticket,
 )
 from adadiff.serving.running import RunningSamples, Tick
 from adadiff.serving.waiting import Job, WaitingImages
 from adadiff.utils.errors import InputError
-
-__all__ = [
-    "Engine",
-    "EngineState",
-    "Event",
-    "Failed",
-    "Finished",
-    "ImageRequest",
-    "Overloaded",
-    "Preview",
-    "Running",
-    "Stopped",
-    "Ticket",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from adadiff.serving.engine import Overloaded, Stopped
 from adadiff.serving.protocol import ErrorDetail, ErrorResponse, validation_message
+from adadiff.serving.requests import Overloaded, Stopped
 from adadiff.utils.errors import InputError
 
 CLIENT_CLOSED = 499  # as nginx logs a client that went away; nobody reads the response

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from adadiff.serving.engine import Engine, Event, Failed, Finished, ImageRequest, Preview
+from adadiff.serving.engine import Engine
 from adadiff.serving.errors import ApiError
+from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Preview
 
 
 class Generation:

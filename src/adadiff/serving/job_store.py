@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adadiff.sampling.images import image_path
 from adadiff.sampling.plan import plan_from
-from adadiff.serving.engine import ImageRequest
+from adadiff.serving.requests import ImageRequest
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import LOCK, atomic_folder, atomic_write, claim_folder, part_path, read_json, write_json
 

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from adadiff.serving.engine import Engine, Event, Failed, Finished, ImageRequest, Overloaded, Stopped, Ticket
+from adadiff.serving.engine import Engine
 from adadiff.serving.errors import ApiError
 from adadiff.serving.images import image_file
 from adadiff.serving.job_store import JobRecord, JobStore
 from adadiff.serving.protocol import JobInfo
+from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Overloaded, Stopped, Ticket
 from adadiff.serving.served import PlannedRequest
 from adadiff.utils.errors import InputError
 

@@ -13,7 +13,6 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
-from adadiff.serving.engine import EngineState, Finished, Preview
 from adadiff.serving.errors import CLIENT_CLOSED, ApiError, api_error
 from adadiff.serving.generation import Generation
 from adadiff.serving.images import as_base64
@@ -28,6 +27,7 @@ from adadiff.serving.protocol import (
     PartialImage,
     RunningSample,
 )
+from adadiff.serving.requests import EngineState, Finished, Preview
 from adadiff.serving.served import PlannedRequest, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -149,18 +149,11 @@ def _server_sent(event: PartialImage | Completed) -> str:
 
 def status_of(state: EngineState) -> EngineStatus:
     """Return the engine's state as the page shows it."""
-    running = [
-        RunningSample(
-            request=sample.request, image=sample.image, step=sample.step, steps=sample.steps, depth=sample.depth,
-            ran=sample.ran,
-        )
-        for sample in state.running
-    ]  # fmt: skip
     return EngineStatus(
         ready=state.alive and state.ready,
         slots=state.slots,
         waiting=state.waiting,
-        running=running,
+        running=[RunningSample(**vars(sample)) for sample in state.running],
         rows_of_last_tick=state.rows_of_last_tick,
         ticks=state.ticks,
         images_done=state.images_done,

@@ -12,8 +12,8 @@ from adadiff.policies import ExitPolicy, NeverExit
 from adadiff.sampling import AdaptivePipeline
 from adadiff.sampling.schedulers import scheduler_name
 from adadiff.sampling.settings import ResolvedPlan, resolve
-from adadiff.serving.engine import ImageRequest
 from adadiff.serving.protocol import GenerationRequest, ModelInfo, PlanInfo
+from adadiff.serving.requests import ImageRequest
 from adadiff.utils.errors import InputError
 
 DRAWN_SEEDS = 2**32

@@ -19,18 +19,23 @@ FULL_COMPUTE = 0.85  # of the full model at another guidance than the default
 def expected_images(config: TuneConfig, budget: float | None, finalists: int) -> float:
     """Estimate how many images two searches and their confirmation sample, in images of the default plan."""
     search = searched_images(config.trials, config.images)
-    last = max(1, round(config.trials * config.images[0] / config.images[-1]))  # candidates of the last round
+    confirming = min(finalists, _candidates(config.trials, config.images)[-1]) * config.confirm
     compute = UNKNOWN_COMPUTE if budget is None else min(budget, 1.0)
-    confirming = min(finalists, last) * config.confirm
     return (search + confirming) * (compute + FULL_COMPUTE) + config.images[-1] + config.confirm
 
 
 def searched_images(trials: int, images: Sequence[int]) -> int:
     """Return how many images a search samples that scores `trials` candidates by these numbers of images."""
+    added = np.diff([0, *images])  # images that a round samples more than the one before
+    return int(np.dot(_candidates(trials, images), added))
+
+
+def _candidates(trials: int, images: Sequence[int]) -> list[int]:
+    """Return the number of candidates in each round of a search."""
     counts = [trials]
     for fewer, more in itertools.pairwise(images):
         counts.append(max(1, round(counts[-1] * fewer / more)))
-    return int(np.dot(counts, np.diff([0, *images])))  # a round samples so many more than the one before
+    return counts
 
 
 class Progress:

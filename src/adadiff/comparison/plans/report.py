@@ -14,12 +14,11 @@ from adadiff.comparison.pages import write_pages
 from adadiff.comparison.plans.methods import METHODS, CachedPlan, CalibratedDepth, FullModel
 from adadiff.comparison.plans.run import Front, PlanResults
 from adadiff.sampling import SamplingPlan
-from adadiff.tuning.report import plan_in_words
+from adadiff.tuning.report import MARKERS, plan_in_words
 from adadiff.tuning.result import Confirmed
 from adadiff.utils.text import with_error
 
 OURS, FULL = CalibratedDepth.name, FullModel.name
-MARKERS = "osDv^P"
 
 
 def write_plans_report(results: PlanResults, out: Path) -> None:

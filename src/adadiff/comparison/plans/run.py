@@ -77,9 +77,10 @@ def compare_plans(
     default: SamplingPlan,
     evaluator: Evaluator,
     out: Path,
-    conditions: Conditions | None = None,
 ) -> PlanResults:
     """Search the best plans of every method under every floor, and measure them on fresh images.
+
+    The images show all classes of the model in turn.
 
     Args:
         config: The configuration of the comparison.
@@ -87,12 +88,11 @@ def compare_plans(
         default: Its default plan with all layers, which compute and distances are relative to.
         evaluator: The networks of the configuration: those that the searches go by first.
         out: Folder of the report: new, empty, or one begun with the same configuration, which is continued.
-        conditions: Conditions of the images; by default all classes of the model in turn.
 
     Raises:
         InputError: If the folder holds another comparison, a floor cannot be measured, or there are too few images.
     """
-    chosen = conditions or Conditions(pipeline.transformer.class_indices)
+    conditions = Conditions(pipeline.transformer.class_indices)
     evaluator.require_enough(min(*config.images, config.confirm))
     progress, full = Progress("comparing"), default.flops(pipeline.transformer.part_flops)
 
@@ -100,13 +100,13 @@ def compare_plans(
         progress.add(flops / full, sampled)
 
     cache = TensorCache(out / FEATURES, {})
-    measurer = Measurer(pipeline, chosen, evaluator, cache, config.batch_size, count)
+    measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, count)
     if any(config.floors):
         measurer.require(("agreement",))
     with exclusive_folder(out), progress:
         claim_folder(out, CONFIG, asdict(config), "a comparison")
         progress.total = _expected_images(config)
-        planner = DepthPlanner(pipeline, chosen, out / RECORDINGS, config.seed + 2)
+        planner = DepthPlanner(pipeline, conditions, out / RECORDINGS, config.seed + 2)
         searches = _Searches(config, default, measurer, planner, out)
         fronts = [
             searches.front(METHODS[name], floor)
