@@ -5,7 +5,7 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from adadiff.sampling import SamplingPlan
+from adadiff.sampling import Guidance, InternalGuidance, SamplingPlan
 from adadiff.tuning.space import DETERMINISTIC, Space
 
 
@@ -47,16 +47,35 @@ def test_the_full_models_space_differs_in_steps_and_depth_alone(space):
     assert (full.scale, full.schedulers, full.spacings) == (space.scale, space.schedulers, space.spacings)
 
 
+def started(space, *args):
+    """Return the choices of a search's first trials."""
+    return [space.suggest(optuna.trial.FixedTrial({**filled(space), **start})) for start in space.starts(*args)]
+
+
 def test_the_first_start_is_the_default_and_the_second_spends_the_budget_on_steps(classes_pipeline, default):
-    default = replace(default, steps=20)
-    space = Space.of(classes_pipeline, default)
-    starts = space.starts(default, 0.5)
-    plans = [space.suggest(optuna.trial.FixedTrial({**filled(space), **start})).with_all_layers for start in starts]
+    default = replace(default, steps=20, guidance=Guidance(6.0))
+    plans = [each.with_all_layers for each in started(Space.of(classes_pipeline, default), default, 0.5)]
     assert plans[:2] == [default, replace(default, steps=10)]
-    assert [(plan.steps, plan.guidance.interval, plan.guidance.internal is None) for plan in plans[2:]] == [
-        (20, (0.25, 0.75), True),
-        (20, (0.25, 0.75), False),
+    guidances = [plan.guidance for plan in plans[2:]]
+    assert [(each.scale, each.interval, each.internal is None) for each in guidances] == [
+        (4.5, (0.0, 1.0), True),
+        (3.0, (0.0, 1.0), True),
+        (6.0, (0.25, 0.75), True),
+        (6.0, (0.25, 0.75), False),
     ]
+    assert {plan.steps for plan in plans[2:]} == {20}
+
+
+def test_a_search_begins_with_the_full_models_that_are_known_with_less_depth_and_with_fewer_steps(space, default):
+    internal = InternalGuidance(2, 0.75, (0.1, 0.9))
+    guidance = Guidance(3.5, (0.05, 0.85), internal=internal)
+    best = replace(default, steps=6, scheduler="unipc", spacing="trailing", guidance=guidance)
+    first, second, *_ = started(space, default, 0.9, [best])
+    assert (first.with_all_layers, first.depth) == (best, 1.0)  # the budget cuts its depth
+    assert second.with_all_layers == replace(best, steps=5)
+    first, second, *_ = started(space, default, None, [best])
+    assert (first.with_all_layers, first.depth) == (best, 0.5)
+    assert (second.depth, second.guidance) == (1.0, best.guidance)
 
 
 def filled(space):

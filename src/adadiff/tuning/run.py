@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from adadiff.utils.fingerprints import fingerprint
 
 NOTE, SECONDS, FEATURES, RECORDINGS = "search.json", "seconds.json", "features", "recordings"
 FINALISTS = 3  # plans of each search that fresh images are sampled of, at most
+STARTED_FROM = 2  # full models at their best guidance, which the search for plans begins with
 
 
 def tune(
@@ -40,8 +42,9 @@ def tune(
 ) -> Tuning:
     """Search the sampling plans of a model for the best images under a budget and floors.
 
-    Two searches with the same number of trials: one for plans, one for the full model's own best guidance, which is
-    the reference. The best of each are measured on fresh images, and named by networks that no search went by.
+    Two searches with the same number of trials: one for the full model's own best guidance, which is the reference, and
+    one for plans, which begins with what the first found. The best of each are measured on fresh images, and named by
+    networks that no search went by.
 
     Args:
         pipeline: The model.
@@ -113,29 +116,14 @@ class _Job:
             config.seed,
             (config.images[-1], config.confirm),
         )
-        space = Space.of(self.pipeline, self.default)
-        planner = DepthPlanner(self.pipeline, self.conditions, self.folder / RECORDINGS, config.seed + 2)
-        most_flops = math.inf if budget is None else budget * self.default.flops(self.parts)
-        plans = Search(
-            open_study(self.folder, "plans", 1 if self.goal.budget else 2),
-            lambda trial: planner.plan(space.suggest(trial), most_flops),
-            scorer.score,
-            space.starts(self.default, budget),
-            config.seed,
-        )
-        all_layers = space.with_all_layers(self.default.steps)
-        full = Search(
-            open_study(self.folder, "full model", 1),
-            lambda trial: all_layers.suggest(trial).with_all_layers,
-            scorer.score_floors,
-            all_layers.starts(self.default, 1.0),
-            config.seed,
-        )
-        finalists = [search.run(config.trials, config.images)[:FINALISTS] for search in (plans, full)]
-        distinct = dict.fromkeys([self.default, *(each.candidate for pool in finalists for each in pool)])
+        full = self._full_search(scorer)
+        best_full = full.run(config.trials, config.images)[:FINALISTS]
+        plans = self._search(scorer, budget, [each.candidate for each in best_full[:STARTED_FROM]])
+        best_plans = plans.run(config.trials, config.images)[:FINALISTS]
+        distinct = dict.fromkeys([self.default, *(each.candidate for each in best_plans + best_full)])
         found = confirm(scorer, tuple(distinct), config.confirm, config.seed + 1)
         confirmed = dict(zip(distinct, found, strict=True))
-        tuned, best = ([confirmed[each.candidate] for each in pool] for pool in finalists)
+        tuned, best = ([confirmed[each.candidate] for each in pool] for pool in (best_plans, best_full))
         tried = [plans.score_of(trial) for trial in plans.finished[: config.trials]]
         return Tuning(
             self.goal,
@@ -146,6 +134,28 @@ class _Job:
             tuple(best),
             tuple(tuned),
             tuple(tried),
+        )
+
+    def _full_search(self, scorer: Scorer) -> Search[SamplingPlan]:
+        space = Space.of(self.pipeline, self.default).with_all_layers(self.default.steps)
+        return Search(
+            open_study(self.folder, "full model", 1),
+            lambda trial: space.suggest(trial).with_all_layers,
+            scorer.score_floors,
+            space.starts(self.default, 1.0),
+            self.config.seed,
+        )
+
+    def _search(self, scorer: Scorer, budget: float | None, full: Sequence[SamplingPlan]) -> Search[SamplingPlan]:
+        space = Space.of(self.pipeline, self.default)
+        planner = DepthPlanner(self.pipeline, self.conditions, self.folder / RECORDINGS, self.config.seed + 2)
+        most_flops = math.inf if budget is None else budget * self.default.flops(self.parts)
+        return Search(
+            open_study(self.folder, "plans", 1 if self.goal.budget else 2),
+            lambda trial: planner.plan(space.suggest(trial), most_flops),
+            scorer.score,
+            space.starts(self.default, budget, full),
+            self.config.seed,
         )
 
     def _budget(self) -> float | None:

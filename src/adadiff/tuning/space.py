@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ MORE_STEPS = 1.5  # most steps, over the default number; highest scale, over the
 HIGHEST_SCALE = 8.0  # or the default scale times `MORE_STEPS`, if that is higher
 LEAST_DEPTH = 0.15  # least share of the FLOPs of all layers
 LARGEST_WEIGHT = 1.5  # of internal guidance
+LOWER_SCALES = (0.75, 0.5)  # of a search's first trials, over the default scale
+UNKNOWN_BUDGET = 0.5  # share of the compute that the first trials of a search without a budget spend
 SCALE_GRID, WEIGHT_GRID, INTERVAL_GRID = 0.5, 0.25, 0.05
 START, END = (0.0, 0.5), (0.55, 1.0)  # of an interval of the steps
 
@@ -94,30 +97,51 @@ class Space:
             trial.suggest_float("depth", *self.depth),
         )
 
-    def starts(self, default: SamplingPlan, budget: float | None) -> list[dict[str, Any]]:
+    def starts(
+        self, default: SamplingPlan, budget: float | None, full: Sequence[SamplingPlan] = ()
+    ) -> list[dict[str, Any]]:
         """Return the parameters of a search's first trials; what they leave out is chosen at random.
 
-        They are the default plan; as few steps with all layers as the budget takes; and the default plan guided in the
-        middle of the sampling only, without and with internal guidance.
+        They are the best full models that are known, with less depth and with fewer steps; the default plan; as few of
+        its steps with all layers as the budget takes; the default plan at lower scales; and the default plan guided in
+        the middle of the sampling only, without and with internal guidance.
 
         Args:
             default: The default plan.
-            budget: FLOPs over the default plan's, or None.
+            budget: FLOPs over the default plan's, which depth is cut down to; None for the whole front.
+            full: Plans with all layers that are known to be good.
         """
-        own: dict[str, Any] = {"steps": default.steps, "depth": self.depth[1], "scheduler": default.scheduler}
-        own |= {"spacing": default.spacing} if default.spacing in self.spacings else {}
-        middle: dict[str, Any] = {}
-        if self.internal_layers:
-            own["internal_weight"] = 0.0
+        share = budget or UNKNOWN_BUDGET
+        depth = {} if budget else {"depth": max(self.depth[0], share)}
+        own = self.parameters(default)
+        starts = [start for plan in full for start in ({**self.parameters(plan), **depth}, self._fewer(plan, share))]
+        starts += [own, self._fewer(default, share)]
         if self.scale is not None:
-            scale = round(default.guidance.scale / SCALE_GRID) * SCALE_GRID
-            own |= {"scale": scale, "start": START[0], "end": END[1]}
-            middle = {"start": 0.25, "end": 0.75}
-        fewer = max(self.steps[0], int((budget or 0.5) * default.steps))
-        starts = [own, {**own, "steps": min(fewer, self.steps[1])}, {**own, **middle}]
-        if self.internal_layers:
-            starts.append({**own, **middle, "internal_weight": 0.5})
+            lower = [max(self.scale[0], _on_grid(default.guidance.scale * part)) for part in LOWER_SCALES]
+            starts += [{**own, "scale": scale} for scale in lower]
+            starts.append(middle := {**own, "start": 0.25, "end": 0.75})
+            if self.internal_layers:
+                starts.append({**middle, "internal_weight": 0.5})
         return [start for place, start in enumerate(starts) if start not in starts[:place]]
+
+    def parameters(self, plan: SamplingPlan) -> dict[str, Any]:
+        """Return what a trial chooses for a plan with all layers; what no grid or range has is rounded, or left out."""
+        chosen: dict[str, Any] = {"steps": plan.steps, "depth": self.depth[1], "scheduler": plan.scheduler}
+        chosen |= {"spacing": plan.spacing} if plan.spacing in self.spacings else {}
+        guidance, internal = plan.guidance, plan.guidance.internal
+        if self.scale is not None:
+            chosen["scale"] = min(self.scale[1], _on_grid(guidance.scale))
+            chosen |= _interval_parameters("", guidance.interval)
+        if self.internal_layers:
+            chosen["internal_weight"] = 0.0 if internal is None else internal.weight
+            if internal is not None:
+                chosen["internal_layer"] = internal.layer
+                chosen |= _interval_parameters("internal_", internal.interval)
+        return chosen
+
+    def _fewer(self, plan: SamplingPlan, share: float) -> dict[str, Any]:
+        steps = min(max(self.steps[0], int(share * plan.steps)), self.steps[1])
+        return {**self.parameters(plan), "steps": steps}
 
     def _guidance(self, trial: BaseTrial, steps: int) -> Guidance:
         internal, guidance = self._internal(trial, steps), Guidance()
@@ -143,6 +167,16 @@ def _interval(trial: BaseTrial, prefix: str) -> tuple[float, float]:
     start = trial.suggest_float(f"{prefix}start", *START, step=INTERVAL_GRID)
     end = trial.suggest_float(f"{prefix}end", *END, step=INTERVAL_GRID)
     return round(start, 2), round(end, 2)
+
+
+def _interval_parameters(prefix: str, interval: tuple[float, float]) -> dict[str, float]:
+    """Return what `_interval` chooses for an interval, or what comes nearest to it."""
+    start, end = interval
+    return {f"{prefix}start": min(max(start, START[0]), START[1]), f"{prefix}end": min(max(end, END[0]), END[1])}
+
+
+def _on_grid(scale: float) -> float:
+    return round(scale / SCALE_GRID) * SCALE_GRID
 
 
 def _can_be_guided(pipeline: AdaptivePipeline) -> bool:
