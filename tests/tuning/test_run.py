@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit
 from adadiff.calibration.cache import TensorCache
@@ -182,8 +183,12 @@ def test_a_search_by_default_is_judged_by_packaged_networks_that_it_does_not_go_
 def test_the_report_names_every_plan_and_every_network(found, tmp_path):
     tuning = found
     table = tuning_table(tuning)
-    assert [column.header for column in table.columns][1:4] == ["compute", "searched", "judging (judge)"]
+    assert [column.header for column in table.columns][1:4] == ["compute", "searched", "judging*"]
     assert table.row_count == 2 + len(tuning.tuned) == len(plans_in_words(tuning).splitlines())
+    console = Console(width=80)
+    with console.capture() as printed:
+        console.print(table)
+    assert "…" not in printed.get()  # nothing is cut off
     draw_tuning(tuning, tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 10_000
     words = outcome_in_words(tuning)

@@ -137,8 +137,8 @@ class Measurer:
             known = class_agreement(np.zeros(1, np.int64), first.network.class_names, self._classes)
             if known is None:
                 raise InputError(
-                    f"the features {first.network.name} do not know the model's classes: leave "
-                    f"--agreement out, or name first under --features a network that does"
+                    f"the features {first.network.name} do not know the model's classes: set no floor of class "
+                    f"agreement, or name first among the features a network that knows them"
                 )
         if "clip_score" in shares and (self.evaluator.clip is None or not self.conditions.prompts):
             raise InputError("a floor of the CLIP score needs prompts and a CLIP model: set --prompts and --clip")

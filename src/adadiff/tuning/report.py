@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adadiff.policies import ExitPolicy, NeverExit, ScheduleExit
@@ -23,13 +24,16 @@ def tuning_table(tuning: Tuning) -> Table:
     """Build a table of the default, of the full model at its own best guidance, and of the plans found.
 
     All figures are those of fresh images. Distances are by every network; those that the search did not go by are
-    named as judges. What the plans are stands in `plans_in_words`.
+    marked as judges. What the plans are stands in `plans_in_words`.
     """
     networks = (*tuning.networks, *tuning.judges)
-    columns = [f"{name}{' (judge)' if name in tuning.judges else ''}" for name in networks]
+    columns = [f"{name}{'*' if name in tuning.judges else ''}" for name in networks]
     shares = list(dict.fromkeys(name for each in _rows(tuning).values() for name in each.fresh.shares))
-    title = f"Fréchet distance and more, {tuning.default.fresh.images:,} fresh images"
-    table = Table("", "compute", *columns, *(name.replace("_", " ") for name in shares), "s/image", title=title)
+    title = f"Fréchet distance and more, {tuning.default.fresh.images:,} fresh images; *: a judge; s: seconds an image"
+    headings = ("", "compute", *columns, *(name.replace("_", " ") for name in shares), "s")
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fits into 80 characters
+    for heading in headings:
+        table.add_column(heading, min_width=len(heading))
     for name, each in _rows(tuning).items():
         fresh = each.fresh
         table.add_row(
