@@ -69,13 +69,14 @@ def test_the_first_start_is_the_default_and_the_second_spends_the_budget_on_step
 def test_a_search_begins_with_the_full_models_that_are_known_with_less_depth_and_with_fewer_steps(space, default):
     internal = InternalGuidance(2, 0.75, (0.1, 0.9))
     guidance = Guidance(3.5, (0.05, 0.85), internal=internal)
-    best = replace(default, steps=6, scheduler="unipc", spacing="trailing", guidance=guidance)
-    first, second, *_ = started(space, default, 0.9, [best])
+    best = replace(default, steps=5, scheduler="unipc", spacing="trailing", guidance=guidance)
+    first, second, third, *_ = started(space, default, 0.9, [best])
     assert (first.with_all_layers, first.depth) == (best, 1.0)  # the budget cuts its depth
-    assert second.with_all_layers == replace(best, steps=5)
-    first, second, *_ = started(space, default, None, [best])
-    assert (first.with_all_layers, first.depth) == (best, 0.5)
-    assert (second.depth, second.guidance) == (1.0, best.guidance)
+    assert (second.with_all_layers, second.depth) == (replace(best, steps=6), 1.0)
+    assert third.with_all_layers == replace(best, steps=4)
+    first, second, third, *_ = started(space, default, None, [best])
+    assert (first.depth, second.depth, third.depth) == (0.5, 0.5, 1.0)
+    assert {each.guidance for each in (first, second, third)} == {best.guidance}
 
 
 def filled(space):

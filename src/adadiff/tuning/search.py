@@ -22,7 +22,7 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from adadiff.utils.front import pareto_front
 
 DATABASE = "search.db"
-RANDOM_TRIALS = 10  # proposed at random, besides the starts, before Optuna models the objective
+RANDOM_TRIALS = 4  # proposed at random, besides the starts, before Optuna models the objective
 
 Candidate = TypeVar("Candidate")
 

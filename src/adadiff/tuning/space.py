@@ -102,8 +102,8 @@ class Space:
     ) -> list[dict[str, Any]]:
         """Return the parameters of a search's first trials; what they leave out is chosen at random.
 
-        They are the best full models that are known, with less depth and with fewer steps; the default plan; as few of
-        its steps with all layers as the budget takes; the default plan at lower scales; and the default plan guided in
+        They are the best full models that are known, with less depth at their steps and at the most steps, and with fewer
+        steps; the default plan; as few of its steps with all layers as the budget takes; the default plan at lower scales; and the default plan guided in
         the middle of the sampling only, without and with internal guidance.
 
         Args:
@@ -114,7 +114,10 @@ class Space:
         share = budget or UNKNOWN_BUDGET
         depth = {} if budget else {"depth": max(self.depth[0], share)}
         own = self.parameters(default)
-        starts = [start for plan in full for start in ({**self.parameters(plan), **depth}, self._fewer(plan, share))]
+        starts: list[dict[str, Any]] = []
+        for plan in full:
+            deep = {**self.parameters(plan), **depth}
+            starts += [deep, {**deep, "steps": self.steps[1]}, self._fewer(plan, share)]
         starts += [own, self._fewer(default, share)]
         if self.scale is not None:
             lower = [max(self.scale[0], _on_grid(default.guidance.scale * part)) for part in LOWER_SCALES]
