@@ -102,9 +102,10 @@ class Space:
     ) -> list[dict[str, Any]]:
         """Return the parameters of a search's first trials; what they leave out is chosen at random.
 
-        They are the best full models that are known, with less depth at their steps and at the most steps, and with fewer
-        steps; the default plan; as few of its steps with all layers as the budget takes; the default plan at lower scales; and the default plan guided in
-        the middle of the sampling only, without and with internal guidance.
+        They are the best full models that are known, with less depth at their steps and at the most steps, and with
+        fewer steps; the default plan; as few of its steps with all layers as the budget takes; the default plan at
+        lower scales; and the default plan guided in the middle of the sampling only, without and with internal
+        guidance.
 
         Args:
             default: The default plan.
