@@ -180,6 +180,14 @@ def test_a_search_by_default_is_judged_by_packaged_networks_that_it_does_not_go_
     assert not {*config.features} & {*config.judges}
 
 
+def test_the_full_model_is_measured_at_the_guidance_of_every_plan_too(found):
+    full = {each.plan.guidance for each in found.full}
+    assert {each.plan.guidance for each in found.tuned} <= full
+    assert {(each.plan.steps, each.plan.scheduler) for each in found.full} >= {
+        (found.default.plan.steps, found.default.plan.scheduler)
+    }
+
+
 def test_the_report_names_every_plan_and_every_network(found, tmp_path):
     tuning = found
     table = tuning_table(tuning)

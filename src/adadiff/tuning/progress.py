@@ -21,7 +21,8 @@ def expected_images(config: TuneConfig, budget: float | None, finalists: int) ->
     search = searched_images(config.trials, config.images)
     confirming = min(finalists, _candidates(config.trials, config.images)[-1]) * config.confirm
     compute = UNKNOWN_COMPUTE if budget is None else min(budget, 1.0)
-    return (search + confirming) * (compute + FULL_COMPUTE) + config.images[-1] + config.confirm
+    full = search + 2 * confirming  # of its own search, and at the guidance of the plans
+    return (search + confirming) * compute + full * FULL_COMPUTE + config.images[-1] + config.confirm
 
 
 def searched_images(trials: int, images: Sequence[int]) -> int:

@@ -43,8 +43,8 @@ def tune(
     """Search the sampling plans of a model for the best images under a budget and floors.
 
     Two searches with the same number of trials: one for the full model's own best guidance, which is the reference, and
-    one for plans, which begins with what the first found. The best of each are measured on fresh images, and named by
-    networks that no search went by.
+    one for plans, which begins with what the first found. The best of each, and the full model at the guidance of the
+    best plans, are measured on fresh images, and named by networks that no search went by.
 
     Args:
         pipeline: The model.
@@ -119,11 +119,11 @@ class _Job:
         full = self._full_search(scorer)
         best_full = full.run(config.trials, config.images)[:FINALISTS]
         plans = self._search(scorer, budget, [each.candidate for each in best_full[:STARTED_FROM]])
-        best_plans = plans.run(config.trials, config.images)[:FINALISTS]
-        distinct = dict.fromkeys([self.default, *(each.candidate for each in best_plans + best_full)])
-        found = confirm(scorer, tuple(distinct), config.confirm, config.seed + 1)
-        confirmed = dict(zip(distinct, found, strict=True))
-        tuned, best = ([confirmed[each.candidate] for each in pool] for pool in (best_plans, best_full))
+        tuned = [each.candidate for each in plans.run(config.trials, config.images)[:FINALISTS]]
+        alike = [replace(self.default, guidance=plan.guidance) for plan in tuned]  # else guidance may explain it all
+        references = list(dict.fromkeys([*(each.candidate for each in best_full), *alike]))
+        distinct = tuple(dict.fromkeys([self.default, *tuned, *references]))
+        confirmed = dict(zip(distinct, confirm(scorer, distinct, config.confirm, config.seed + 1), strict=True))
         tried = [plans.score_of(trial) for trial in plans.finished[: config.trials]]
         return Tuning(
             self.goal,
@@ -131,8 +131,8 @@ class _Job:
             config.features,
             config.judges,
             confirmed[self.default],
-            tuple(best),
-            tuple(tuned),
+            tuple(confirmed[plan] for plan in references),
+            tuple(confirmed[plan] for plan in tuned),
             tuple(tried),
         )
 
