@@ -85,7 +85,7 @@ def _add_generation(app: FastAPI, engine: Engine, model: ServedModel, metrics: S
         """Make images, as the OpenAI images API does; with `stream: true`, as server-sent events."""
         _require_model(model, body.model)
         planned = model.planned(body)
-        generation = Generation(engine, planned.images)
+        generation = await Generation.begin(engine, planned.images)
         if body.stream:
             return EventStream(generation, body, planned, model, metrics, request.state)
         with generation:

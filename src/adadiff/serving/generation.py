@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from adadiff.serving.engine import Engine
 from adadiff.serving.errors import ApiError
 from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Preview
+
+SUBMITTING = ThreadPoolExecutor(64, thread_name_prefix="adadiff submit")  # apart from the pool that encodes images
 
 
 class Generation:
@@ -19,6 +22,7 @@ class Generation:
     Args:
         engine: The engine.
         request: What it runs.
+        loop: The event loop.
 
     Raises:
         Overloaded: If the wait would be too long.
@@ -26,11 +30,17 @@ class Generation:
         InputError: If the plan cannot be served.
     """
 
-    def __init__(self, engine: Engine, request: ImageRequest) -> None:
-        self._engine, self._loop = engine, asyncio.get_running_loop()
+    def __init__(self, engine: Engine, request: ImageRequest, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine, self._loop = engine, loop
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._remaining = len(request.seeds)
         self.ticket = engine.submit(request, self._publish)
+
+    @classmethod
+    async def begin(cls, engine: Engine, request: ImageRequest) -> Generation:
+        """Submit a request without holding up the event loop: replicas take milliseconds to answer, or wait for room."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(SUBMITTING, cls, engine, request, loop)
 
     def _publish(self, event: Event) -> None:
         """Pass an event from the engine's thread to the event loop."""
