@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,7 @@ def serve_command(
     drain: NonNegative = 30.0,
     api_key: str | None = None,
     jobs: Path | None = None,
+    isolate: bool = False,
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> None:
@@ -55,6 +57,8 @@ def serve_command(
         api_key: Key that requests have to send as `Authorization: Bearer KEY`; better given as the environment
             variable ADADIFF_API_KEY, as other users of the machine see command lines.
         jobs: Folder for jobs of many images, which go on after a restart; without it there are none.
+        isolate: Run the model in a process of its own, which is started again if it dies: running requests are made
+            again, with the same images.
         dtype: Precision of the model.
         device: Device: cpu, cuda, ..., or auto for cuda if available.
     """
@@ -65,8 +69,10 @@ def serve_command(
     from adadiff.sampling.folder import describe_pipeline
     from adadiff.serving.app import create_app
     from adadiff.serving.engine import Engine
+    from adadiff.serving.isolation import IsolatedEngine
     from adadiff.serving.job_store import JobStore
     from adadiff.serving.jobs import Jobs
+    from adadiff.serving.requests import ImageEngine
     from adadiff.serving.served import ServedModel
     from adadiff.serving.server import address_of, bind, is_loopback, run
 
@@ -76,9 +82,14 @@ def serve_command(
     listener = bind(host, port)
     if key is None and not is_loopback(listener):
         logger.warning(f"anybody who can reach {host} can use the service: set {KEY} to require a key")
-    pipeline = load_pipeline(model, dtype, device)
+    load = partial(load_pipeline, model, dtype, device)
+    pipeline = load_pipeline(model, dtype, "cpu") if isolate else load()
     served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
-    engine = Engine(pipeline, slots, width, max_wait)
+    engine: ImageEngine
+    if isolate:
+        engine = IsolatedEngine(pipeline, load, slots, width, max_wait)
+    else:
+        engine = Engine(pipeline, slots, width, max_wait)
     runner = None if jobs is None else Jobs(JobStore(jobs, describe_pipeline(pipeline)), engine)
     engine.start()
     listener.listen()  # a client that goes by the line below is not refused

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from adadiff.serving.engine import Engine
 from adadiff.serving.errors import ApiError
-from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Preview
+from adadiff.serving.requests import Event, Failed, Finished, ImageEngine, ImageRequest, Preview
 
 
 class Generation:
@@ -26,7 +25,7 @@ class Generation:
         InputError: If the plan cannot be served.
     """
 
-    def __init__(self, engine: Engine, request: ImageRequest) -> None:
+    def __init__(self, engine: ImageEngine, request: ImageRequest) -> None:
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._remaining = len(request.seeds)
@@ -53,7 +52,8 @@ class Generation:
         except asyncio.TimeoutError:
             return None
         if isinstance(event, Failed):
-            raise ApiError(500, event.message, "generation_failed")
+            status, code = (503, "stopped") if event.cause == "stopped" else (500, "generation_failed")
+            raise ApiError(status, event.message, code)
         self._remaining -= isinstance(event, Finished)
         return event
 
