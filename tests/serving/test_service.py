@@ -158,7 +158,7 @@ def malformed(random: random.Random) -> tuple[bytes, dict[str, str]]:
         "text/plain",
         "application/x-www-form-urlencoded",
         "multipart/form-data",
-        "\x7f",
+        "nonsense",
     ]
     return content, {"Content-Type": random.choice(kinds)}
 

@@ -1,9 +1,8 @@
 """The service on many machines: an engine of the same contract, whose requests run on replicas under Ray Serve.
 
-The HTTP service is the same as of one process and stays in it. Ray Serve starts the replicas, each with an engine of its
-own, sends requests to those that have room, holds back what all have no room for, and replaces a replica that dies. A
-request whose replica dies is made again on another: the same seed gives the same image, so that nobody sees more of it
-than a delay.
+The HTTP service is that of one process, and stays in it. Ray Serve starts the replicas, each with an engine of its own,
+sends requests to those with room, holds back what none has room for, and replaces a replica that dies. A request whose
+replica dies is made again on another one: the same seed gives the same image, so that its client sees a delay alone.
 """
 
 from __future__ import annotations
@@ -16,29 +15,34 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from adadiff.sampling import AdaptivePipeline
+from adadiff.serving.admission import prepare
 from adadiff.serving.costs import Batching
-from adadiff.serving.engine import Listener
-from adadiff.serving.plans import Condition, Plans
+from adadiff.serving.handed import HandedRequest
+from adadiff.serving.plans import Plans
 from adadiff.serving.replica import Accepted, Refused, ReplicaState, as_one, deploy
 from adadiff.serving.requests import (
+    STOPPED,
     EngineState,
     Event,
     Failed,
-    Finished,
     ImageRequest,
+    Listener,
     Overloaded,
     Preview,
+    Restarting,
     Stopped,
     Ticket,
 )
 
 logger = logging.getLogger(__name__)
 
-TRIES = 3
-"""Replicas that may die under a request before it fails."""
+MOST_TRIES = 3
+"""Replicas that a request is handed to; after the death of so many it fails, as it may be what they died of."""
+REPLACED = 10.0
+"""Seconds in which a replica is replaced, about; more where the model is large."""
 AGAIN = 0.2
 """Seconds until a request that was cut off is sent again."""
 LOOK = 0.5
@@ -48,26 +52,18 @@ ANSWER = 5.0
 
 
 @dataclass(eq=False)
-class _Open:
-    """A request that is not over.
+class _Followed:
+    """A request that is not over, as it goes from replica to replica.
 
     Args:
-        request: The request.
-        listener: Who listens.
-        images: Positions of the images that are to come.
-        begun: When it was submitted, in seconds of `time.monotonic`.
-        answer: Whether it was accepted, once a replica has said so.
+        handed: The request.
+        answer: Done once a replica has accepted it, or with the error that refuses it.
         task: What follows it, in the event loop.
-        place: The replica that runs it and its number there.
-        previewed: By image, the step of the newest preview.
+        place: The replica that runs it, and its number there.
     """
 
-    request: ImageRequest
-    listener: Listener
-    images: set[int]
-    begun: float
-    answer: Future[None]
-    previewed: dict[int, int]
+    handed: HandedRequest
+    answer: Future[None] = field(default_factory=Future)
     task: Future[None] | None = None
     place: tuple[str, int] | None = None
 
@@ -103,7 +99,7 @@ class ClusterEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="adadiff cluster", daemon=True)
         self._lock = threading.RLock()  # guards what follows
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _Followed] = {}
         self._accepting = self._alive = False
         self._replica_states: dict[str, ReplicaState] = {}  # of all that ever were, since they count what was done
         self._answering: set[str] = set()
@@ -140,7 +136,7 @@ class ClusterEngine:
         while self._open and time.monotonic() < until:
             time.sleep(LOOK / 10)
         for number in list(self._open):
-            self._fail(number, "the service was stopped before the image was finished")
+            self._fail(number, Failed(0, STOPPED, "stopped"))
         with self._lock:
             was_alive, self._alive = self._alive, False
         if was_alive:
@@ -150,6 +146,14 @@ class ClusterEngine:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     # --- requests -----------------------------------------------------------------------------------------------------
+
+    def require_room(self) -> None:
+        """Raise Stopped if a request would be refused now, whatever it asks for; Restarting if no replica runs."""
+        with self._lock:
+            if not self._accepting:
+                raise Stopped("the service takes no requests: it has not started, or is stopping")
+            if not self._answering:
+                raise Restarting(REPLACED)
 
     def submit(self, request: ImageRequest, listener: Listener) -> Ticket:
         """Send a request to a replica, and return once it is accepted or refused; any thread may call this.
@@ -161,20 +165,16 @@ class ClusterEngine:
         Raises:
             InputError: If the request does not fit the model, or its policy looks at the whole batch.
             Overloaded: If it would wait longer than `max_wait`, or too many requests wait for a replica already.
-            Stopped: If the engine has not started or is stopping.
+            Stopped: If the engine has not started or is stopping; Restarting, if no replica runs but soon will.
         """
-        self._plans.prepare(request.plan)
-        condition = Condition(request.class_label, request.prompt, request.negative_prompt)
-        condition.check(self.pipeline, request.plan.guidance.scale > 1)
-        opened = _Open(request, listener, set(range(len(request.seeds))), time.monotonic(), Future(), {})
+        prepare(request, self._plans)
         with self._lock:
-            if not self._accepting:
-                raise Stopped("the service takes no requests: it has not started, or is stopping")
+            self.require_room()
             ticket = Ticket(next(self._numbers), request)
-            self._open[ticket.number] = opened
-            opened.task = asyncio.run_coroutine_threadsafe(self._follow(ticket.number, opened), self._loop)
+            followed = self._open[ticket.number] = _Followed(HandedRequest(ticket, listener))
+            followed.task = asyncio.run_coroutine_threadsafe(self._follow(ticket.number, followed), self._loop)
         try:
-            opened.answer.result(self.max_wait)
+            followed.answer.result(self.max_wait)
         except NoAnswer:
             self.cancel(ticket)
             raise self._overloaded() from None
@@ -183,99 +183,92 @@ class ClusterEngine:
     def cancel(self, ticket: Ticket) -> None:
         """Give a request up: no events follow, and its replica gets its slots back; any thread may call this."""
         with self._lock:
-            opened = self._open.pop(ticket.number, None)
-        if opened is not None and opened.task is not None:
-            opened.task.cancel()
+            followed = self._open.pop(ticket.number, None)
+        if followed is not None and followed.task is not None:
+            followed.task.cancel()
 
-    async def _follow(self, number: int, opened: _Open) -> None:
+    async def _follow(self, number: int, followed: _Followed) -> None:
         """Have a request made by a replica, and by another one if that dies, until it is over."""
         from ray.exceptions import RayActorError, RayTaskError
         from ray.serve.exceptions import BackPressureError
 
         deaths = 0
-        while opened.images:
+        while followed.handed.missing:
+            retry_after = None
             try:
-                refused = await self._pass_on(number, opened)
+                retry_after = await self._pass_on(number, followed)
             except BackPressureError:
-                refused = Refused(self._overloaded().retry_after)
-            except (RayActorError, RayTaskError, Stopped) as error:
-                deaths += 1
-                logger.warning(f"a replica has died or failed, and its requests are made again: {_in_one_line(error)}")
-                if deaths == TRIES:
-                    self._fail(number, f"{TRIES} replicas died one after the other while they made this image")
-                    return
-                refused = None
+                retry_after = self._overloaded().retry_after
+            except (RayActorError, RayTaskError) as error:
+                deaths += followed.place is not None  # else it died of something else
+                logger.warning(f"a replica has died or failed: its requests are made again ({_last_line(error)})")
+                if deaths == MOST_TRIES:
+                    self._fail(number, Failed(0, f"{MOST_TRIES} replicas died while the image was made: see their log"))
             except Exception as error:
-                logger.exception("a request failed")
-                self._fail(number, f"the cluster has failed: {_in_one_line(error)}")
-                return
-            if refused is not None and refused.retry_after is not None and not opened.answer.done():
+                logger.exception("the cluster has failed")
+                self._fail(number, Failed(0, f"the cluster has failed: {_last_line(error)}", "engine"))
+            if retry_after is not None and not followed.answer.done():
                 with self._lock:
                     self._open.pop(number, None)
-                opened.answer.set_exception(Overloaded(refused.retry_after))
+                followed.answer.set_exception(Overloaded(retry_after))
                 return
-            if opened.images:
-                await asyncio.sleep(AGAIN)
+            await asyncio.sleep(AGAIN if followed.handed.missing else 0)
 
-    async def _pass_on(self, number: int, opened: _Open) -> Refused | None:
-        """Have a replica make the images that are to come; return its refusal if it refuses."""
-        images = sorted(opened.images)
-        seeds = tuple(opened.request.seeds[image] for image in images)
-        events = self._streams.generate.remote(replace(opened.request, seeds=seeds))
+    async def _pass_on(self, number: int, followed: _Followed) -> float | None:
+        """Have a replica make the images that are missing; return its seconds to wait if it is overloaded."""
+        followed.place = None
+        events = self._streams.generate.remote(followed.handed.hand().request)
         try:
             async for event in events:
                 if isinstance(event, Refused):
-                    return event
+                    return event.retry_after
                 if isinstance(event, Accepted):
-                    opened.place = (event.replica, event.number)
-                    if not opened.answer.done():
-                        opened.answer.set_result(None)
+                    followed.place = (event.replica, event.number)
+                    if not followed.answer.done():
+                        followed.answer.set_result(None)
                 else:
-                    self._publish(number, opened, replace(event, image=images[event.image]))
+                    self._publish(number, event)
         finally:
-            opened.place = None
             events.cancel()
         return None
 
-    def _publish(self, number: int, opened: _Open, event: Event) -> None:
-        """Call a request's listener, unless the request was cancelled, or the event was published before."""
+    def _publish(self, number: int, event: Event) -> None:
+        """Tell a request's listener, unless the request was cancelled, or has seen as much of an earlier replica."""
         with self._lock:
-            if number not in self._open or event.image not in opened.images:
-                return
-            if isinstance(event, Preview):
-                if event.step <= opened.previewed.get(event.image, 0):
-                    return
-                opened.previewed[event.image] = event.step
-            else:
-                opened.images.discard(event.image)
-                if not opened.images:
-                    del self._open[number]
-            if isinstance(event, Finished):
-                event = replace(event, seconds=time.monotonic() - opened.begun)
-            try:
-                opened.listener(event)
-            except Exception:
-                logger.exception(f"the listener of request {number} has failed: the request is cancelled")
-                opened.images.clear()
-                self._open.pop(number, None)
+            followed = self._open.get(number)
+            translated = None if followed is None else followed.handed.translated(event)
+            if followed is not None and translated is not None:
+                self._tell(followed.handed, translated)
 
-    def _fail(self, number: int, message: str) -> None:
-        """End a request: all its images that are to come have failed."""
-        opened = self._open.get(number)
-        if opened is None:
-            return
-        for image in sorted(opened.images):
-            self._publish(number, opened, Failed(image, message))
-        if not opened.answer.done():
-            opened.answer.set_exception(Stopped(message))
-        if opened.task is not None:
-            opened.task.cancel()
+    def _tell(self, handed: HandedRequest, event: Event) -> None:
+        if not isinstance(event, Preview):
+            handed.missing.discard(event.image)
+            if not handed.missing:
+                self._open.pop(handed.ticket.number, None)
+        try:
+            handed.listener(event)
+        except Exception:
+            logger.exception(f"the listener of request {handed.ticket.number} has failed: the request is cancelled")
+            self.cancel(handed.ticket)
+
+    def _fail(self, number: int, failure: Failed) -> None:
+        """End a request: all its images that are missing have failed."""
+        with self._lock:
+            followed = self._open.get(number)
+            if followed is None:
+                return
+            if not followed.answer.done():
+                followed.answer.set_exception(Stopped(failure.message))
+            for image in sorted(followed.handed.missing):
+                self._tell(followed.handed, replace(failure, image=image))
+        if followed.task is not None:
+            followed.task.cancel()
 
     def _overloaded(self) -> Overloaded:
         """Count a request that no replica had room for; estimate when one will have."""
         with self._lock:
             self._held_back += 1
-        state = self.state
+            state = self.state
         return Overloaded(min(max(state.waiting / max(state.images_per_second, 0.1), 1.0), self.max_wait))
 
     # --- the replicas -------------------------------------------------------------------------------------------------
@@ -291,15 +284,15 @@ class ClusterEngine:
     def state(self) -> EngineState:
         """The engines of all replicas as one: the requests as they are now, the rest as the replicas last said."""
         with self._lock:
-            numbers = {opened.place: number for number, opened in self._open.items()}
+            placed = {followed.place: followed.handed for followed in self._open.values()}
             answering = [state for name, state in self._replica_states.items() if name in self._answering]
             running = tuple(
-                replace(sample, request=numbers[state.replica, sample.request])
+                replace(sample, request=request.ticket.number, image=request.asked[sample.image])
                 for state in answering
                 for sample in state.engine.running
-                if (state.replica, sample.request) in numbers
+                if (request := placed.get((state.replica, sample.request))) is not None
             )
-            images = sum(len(opened.images) for opened in self._open.values())
+            images = sum(len(followed.handed.missing) for followed in self._open.values())
             return as_one(
                 now=[state.engine for state in answering],
                 ever=[state.engine for state in self._replica_states.values()],
@@ -308,6 +301,7 @@ class ClusterEngine:
                 alive=self._alive,
                 ready=self._accepting and bool(answering),
                 held_back=self._held_back,
+                restarts=max(0, len(self._replica_states) - self._replicas),
             )
 
     async def _watch(self) -> None:
@@ -328,7 +322,7 @@ class ClusterEngine:
             self._replica_states.update({state.replica: state for state in states})
 
 
-def _in_one_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """Return the last line of an error's text: errors of Ray hold the whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -6,9 +6,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from adadiff.serving.engine import Engine
 from adadiff.serving.errors import ApiError
-from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Preview
+from adadiff.serving.requests import Event, Failed, Finished, ImageEngine, ImageRequest, Preview
 
 SUBMITTING = ThreadPoolExecutor(64, thread_name_prefix="adadiff submit")  # apart from the pool that encodes images
 
@@ -30,15 +29,15 @@ class Generation:
         InputError: If the plan cannot be served.
     """
 
-    def __init__(self, engine: Engine, request: ImageRequest, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, engine: ImageEngine, request: ImageRequest, loop: asyncio.AbstractEventLoop) -> None:
         self._engine, self._loop = engine, loop
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._remaining = len(request.seeds)
         self.ticket = engine.submit(request, self._publish)
 
     @classmethod
-    async def begin(cls, engine: Engine, request: ImageRequest) -> Generation:
-        """Submit a request without holding up the event loop: replicas take milliseconds to answer, or wait for room."""
+    async def begin(cls, engine: ImageEngine, request: ImageRequest) -> Generation:
+        """Submit a request without holding up the event loop: an engine on other machines is slow to answer."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(SUBMITTING, cls, engine, request, loop)
 
@@ -63,7 +62,8 @@ class Generation:
         except asyncio.TimeoutError:
             return None
         if isinstance(event, Failed):
-            raise ApiError(500, event.message, "generation_failed")
+            status, code = (503, "stopped") if event.cause == "stopped" else (500, "generation_failed")
+            raise ApiError(status, event.message, code)
         self._remaining -= isinstance(event, Finished)
         return event
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,12 @@ class Replica:
             Stopped: If the engine fails before the request is over.
         """
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def listener(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
         try:
-            ticket = self._engine.submit(request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+            ticket = self._engine.submit(request, listener)
         except (Overloaded, Stopped) as error:
             yield Refused(error.retry_after if isinstance(error, Overloaded) else None)
             return
@@ -94,7 +99,7 @@ class Replica:
             left = len(request.seeds)
             while left:
                 event = await events.get()
-                if isinstance(event, Failed) and not self._engine.state.ready:
+                if isinstance(event, Failed) and event.cause != "image":
                     raise Stopped(event.message)
                 left -= not isinstance(event, Preview)
                 yield event
@@ -143,7 +148,6 @@ def deploy(
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     deployment = serve.deployment(
-        Replica,
         name=DEPLOYMENT,
         num_replicas=replicas,
         max_ongoing_requests=ONGOING * slots,
@@ -151,7 +155,7 @@ def deploy(
         ray_actor_options=_resources(replicas, use_gpus),
         health_check_period_s=5,
         graceful_shutdown_timeout_s=5,
-    )
+    )(Replica)
     serve.start(proxy_location="Disabled")
     try:
         return serve.run(deployment.bind(load, slots, width, max_wait), name=name, route_prefix=None)
@@ -184,6 +188,7 @@ def as_one(
     alive: bool,
     ready: bool,
     held_back: int,
+    restarts: int,
 ) -> EngineState:
     """Return engines as one.
 
@@ -195,6 +200,7 @@ def as_one(
         alive: Whether requests are carried out.
         ready: Whether requests are taken.
         held_back: Requests that no engine had room for.
+        restarts: How often an engine was replaced.
     """
 
     def total(name: str, engines: Sequence[EngineState]) -> Any:
@@ -214,4 +220,7 @@ def as_one(
         layers_full=total("layers_full", ever),
         images_per_second=total("images_per_second", now),
         rejected=total("rejected", ever) + held_back,
+        batches=sum((Counter(engine.batches) for engine in ever), Counter[tuple[int, int]]()),
+        restarts=restarts,
+        restarting=alive and not now,
     )

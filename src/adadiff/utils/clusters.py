@@ -105,7 +105,7 @@ class Crew:
     """Actors that each run one task at a time; one that dies is replaced, and its task is done again.
 
     Args:
-        start: Starts an actor. It has the methods `ready`, which returns when it can work, and `run`, which runs a task.
+        start: Starts an actor, whose method `ready` returns once it can work, and whose method `run` runs a task.
         size: Number of actors.
     """
 
