@@ -25,6 +25,7 @@ from adadiff import AdaDiffPipeline
 from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.cluster import ClusterEngine
 from adadiff.serving.engine import Engine
+from adadiff.serving.requests import Restarting
 from adadiff.serving.served import ServedModel
 from adadiff.training.config import DiffusionConfig
 from adadiff.utils.clusters import connected
@@ -86,7 +87,9 @@ def content(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_an_interrupted_run_with_killed_actors_ends_with_the_images_of_one_process(animals, tmp_path, monkeypatch):
+def test_actors_go_on_with_an_interrupted_run_and_outlive_kills_to_the_images_of_one_process(
+    animals, tmp_path, monkeypatch
+):
     words = f"sample {animals} -n 96 --batch-size 8 --steps 10 --tau 0.55 --out {tmp_path}"
     run(f"{words}/one")
     from adadiff.sampling import folder
@@ -99,19 +102,18 @@ def test_an_interrupted_run_with_killed_actors_ends_with_the_images_of_one_proce
 
     def write_and_kill(out, indices, images):
         written.append(indices)
-        if len(written) in (1, 4):
+        if len(written) == 2:
             killed.append(kill("ray::Worker"))
         return write(out, indices, images)
 
     monkeypatch.setattr(folder, "_write_missing", interrupt)
     with pytest.raises(SystemExit) as stop:
-        run(f"{words}/many --cluster")
+        run(f"{words}/many")
     assert stop.value.code == 130
     assert len(content(tmp_path / "many")) == 5
     monkeypatch.setattr(folder, "_write_missing", write_and_kill)
     run(f"{words}/many --cluster")
-    assert len(killed) == 2
-    assert min(killed) >= 1
+    assert killed in ([1], [2])
     assert sorted(written, key=min) == [range(k, k + 8) for k in range(0, 96, 8)]  # each batch once
     assert content(tmp_path / "many") == content(tmp_path / "one")
     assert len(content(tmp_path / "one")) == 96
@@ -163,13 +165,13 @@ def deaf_port() -> Iterator[int]:
     [
         ("sample {model} --out {tmp}/out --cluster 127.0.0.1:1", "no Ray answers at 127.0.0.1:1 (["),
         (
-            "sample {model} --out {tmp}/out --cluster no.such.host.invalid:6379",
-            "no Ray answers at no.such.host.invalid",
+            "sample {model} --out {tmp}/out --cluster no.such.invalid:6379",
+            "no Ray answers at no.such.invalid:6379",
         ),
         ("sample {model} --out {tmp}/out --cluster 127.0.0.1:{deaf}", "what answers at 127.0.0.1:{deaf} is not Ray"),
         (
             "sample {model} --out {tmp}/out --cluster ray://there:10001",
-            "'ray://there:10001' is no address of a Ray clu",
+            "'ray://there:10001' is no address of a Ray",
         ),
         ("sample {model} --out {tmp}/out --cluster --device cuda", "the cluster has no GPUs: choose --device cpu"),
         ("sample digits-dit --out {tmp}/out --cluster", "--cluster is for models of adadiff's own"),
@@ -231,9 +233,9 @@ def images_of_one_process(animals: Path, **body: Any) -> list[bytes]:
     pipeline = AdaptivePipeline.from_pretrained(animals)
     engine = Engine(pipeline, slots=4, width=4, max_wait=SLOW)
     engine.start()
-    with serving(engine, ServedModel("animals", pipeline)) as address:
-        with httpx2.Client(base_url=address, timeout=SLOW) as client:
-            answer = generate(client, **body).json()
+    served = ServedModel("animals", pipeline)
+    with serving(engine, served) as address, httpx2.Client(base_url=address, timeout=SLOW) as client:
+        answer = generate(client, **body).json()
     engine.stop(0)
     return [pixels(image["b64_json"]) for image in answer["data"]]
 
@@ -315,11 +317,10 @@ def test_a_request_outlives_its_replicas(client, engine, animals):
     assert client.get("/health").json() == {"status": "ok"}
 
 
-def test_no_requests_are_taken_while_no_replica_runs_and_after_the_end(client, engine):
-    engine._answering, answering = set(), engine._answering
-    answer = generate(client)
-    assert answer.status_code in (200, 503)  # the replicas may have been asked meanwhile
-    engine._answering = answering
+def test_no_requests_are_taken_while_no_replica_runs_and_after_the_end(client, engine, monkeypatch):
+    monkeypatch.setattr(engine, "_answering", frozenset())
+    with pytest.raises(Restarting):
+        engine.require_room()
     engine.stop(0)
     answer = generate(client)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopped")
