@@ -40,7 +40,7 @@ def start() -> Iterator[Starter]:
     engines: list[Engine] = []
 
     def started(pipeline: AdaDiffPipeline | None = None, **options: Any) -> Engine:
-        engine = Engine(pipeline or class_pipeline(), **options)
+        engine = Engine(pipeline or class_pipeline(), **{"max_wait": 1e6, **options})
         engines.append(engine)
         engine.start()
         return engine
