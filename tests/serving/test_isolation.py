@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,20 @@ import pytest
 from adadiff import NeverExit
 from adadiff.sampling import Guidance, SamplingPlan
 from adadiff.serving.engine import Engine
+from adadiff.serving.engine_process import Begun, EngineOptions, EngineProcess, Progress, Submit
 from adadiff.serving.images import image_file
 from adadiff.serving.isolation import IsolatedEngine
-from adadiff.serving.requests import STOPPED, Failed, Finished, ImageRequest, Overloaded, Preview, Restarting, Stopped
+from adadiff.serving.requests import (
+    STOPPED,
+    Failed,
+    Finished,
+    ImageRequest,
+    Overloaded,
+    Preview,
+    Restarting,
+    Stopped,
+    Ticket,
+)
 from adadiff.serving.served import ServedModel
 from adadiff.utils.errors import InputError
 from tests.serving.conftest import eventually, generate, serving
@@ -32,6 +43,13 @@ PLAN = SamplingPlan(30, corrected(30), Guidance(2.0), "dpm-solver++")
 SHORT = SamplingPlan(2, NeverExit(), Guidance(2.0), "ddim")
 
 Start = Callable[..., IsolatedEngine]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Let processes begin with all imports."""
+    forkserver.set_forkserver_preload(["tests.serving.isolated", "adadiff.serving.engine_process"])
+    forkserver.ensure_running()
 
 
 def isolated(folder: Path, **options: Any) -> IsolatedEngine:
@@ -182,25 +200,21 @@ def test_a_model_that_cannot_be_served_is_refused(tmp_path: Path, file: str, mes
     assert not is_running(engine.pid)
 
 
-def serve_and_report(folder: Path, pids: Connection) -> None:
-    engine = isolated(folder)
-    engine.start()
-    (folder / "tick").touch()  # the engine hangs
-    submit(engine, 1)
-    pids.send(engine.pid)
-    time.sleep(PATIENCE)
-
-
-def test_the_process_ends_with_a_service_that_is_killed(tmp_path: Path) -> None:
-    ours, theirs = get_context("spawn").Pipe()
-    service = get_context("spawn").Process(target=serve_and_report, args=(tmp_path, theirs))
-    service.start()
-    assert ours.poll(PATIENCE)
-    pid = ours.recv()
-    assert is_running(pid)
-    service.kill()
-    service.join()
-    eventually(lambda: not is_running(pid))
+@pytest.mark.parametrize("moment", ["load", "tick"])
+def test_the_process_ends_when_the_service_is_gone_whatever_it_does(tmp_path: Path, moment: str) -> None:
+    if moment == "load":
+        (tmp_path / "load").touch()
+    process = EngineProcess(EngineOptions(partial(scripted_pipeline, tmp_path), slots=2, width=2, threads=1))
+    if moment == "tick":
+        assert isinstance(next(process.reports()), Begun)
+        (tmp_path / "tick").touch()
+        process.send(Submit(Ticket(0, ImageRequest((1,), PLAN, CAT))))
+        reports = (report for report in process.reports() if isinstance(report, Progress))
+        assert next(report for report in reports if report.state.running)
+    with socket.socket(fileno=os.dup(process._connection.fileno())) as pipe:
+        pipe.shutdown(socket.SHUT_RDWR)  # what a kill of the service does
+    eventually(lambda: not is_running(process.pid))
+    assert process.close() == "it ended with code 1"
 
 
 # --- as any engine ----------------------------------------------------------------------------------------------------

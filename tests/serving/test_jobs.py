@@ -254,6 +254,31 @@ def test_a_failed_image_fails_its_job_and_is_named(start, engine):
     assert job(start(), failed["id"])["message"] == failed["message"]
 
 
+@pytest.mark.parametrize("place", ["submit", "write_image"])
+def test_an_error_that_nobody_foresaw_fails_its_job_and_the_next_one_runs(start, engine, monkeypatch, place):
+    def broken(*arguments: Any) -> Any:
+        raise KeyError("gone")
+
+    client = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine if place == "submit" else JobStore, place, broken)
+        failed = until(client, make(client, 4, seed=3), "failed")
+    assert failed["message"] == "image 0 could not be made ('gone'): the service's log says more"
+    until(client, make(client, 2), "finished")
+    assert job(start(), failed["id"])["message"] == failed["message"]
+
+
+def test_an_image_that_the_engine_died_of_fails_its_job_while_the_engine_is_started_again(start, engine):
+    client = start()
+    engine.gate.clear()
+    engine.failure = "the engine's process died twice"
+    name = make(client, 3, seed=5)
+    eventually(lambda: engine.tickets)
+    engine.restarting = 3.0
+    engine.gate.set()
+    assert until(client, name, "failed")["message"] == "image 0 (seed 5): the engine's process died twice"
+
+
 def test_a_full_disk_stops_a_job_until_the_restart(start, engine, monkeypatch):
     def full(store: JobStore, record: Any, k: int, content: bytes) -> None:
         raise OSError(28, "No space left on device")

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 import torch
 
@@ -143,35 +144,45 @@ def run_engine(connection: Connection) -> None:
     """Run an engine until the service says so or is gone; the child's main function."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a group: the service says when to end
         signal.signal(number, signal.SIG_IGN)
-    try:
-        options: EngineOptions = pickle.loads(connection.recv_bytes())
-        torch.set_num_threads(options.threads)
-        engine = Engine(options.load(), options.slots, options.width, max_wait=math.inf)  # the service admits
-        engine.start(options.costs)
-        connection.send_bytes(_dumped(Begun(engine.costs, engine.batching)))
-    except InputError as error:
-        connection.send_bytes(_dumped(Refused(str(error))))
-        return
-    except (EOFError, OSError):  # the service is gone
-        return
-    _Child(connection, engine).run()
+    _Child(connection).run()
 
 
 class _Child:
-    """Carries out commands on a thread of its own, and reports on the main one."""
+    """Reports on the main thread, and listens to the service on another."""
 
-    def __init__(self, connection: Connection, engine: Engine) -> None:
-        self._connection, self._engine = connection, engine
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._commands: queue.SimpleQueue[EngineOptions | Command] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[tuple[int, Event] | None] = queue.SimpleQueue()  # None: look at the state
         self._submitted = 0
+        threading.Thread(target=self._listen, name="adadiff service", daemon=True).start()
 
     def run(self) -> None:
-        threading.Thread(target=self._listen, name="adadiff commands", daemon=True).start()
+        """Build the engine and run it to its end."""
+        options = self._commands.get()
+        assert isinstance(options, EngineOptions)
+        torch.set_num_threads(options.threads)
+        try:
+            self._engine = Engine(options.load(), options.slots, options.width, max_wait=math.inf)  # the service admits
+            self._engine.start(options.costs)
+        except InputError as error:
+            self._send(Refused(str(error)))
+            return
+        self._send(Begun(self._engine.costs, self._engine.batching))
+        threading.Thread(target=self._obey, name="adadiff commands", daemon=True).start()
         while self._engine.state.alive:
             self._report()
         self._engine.stop(0)  # returns once all its events are there
         self._news.put(None)
         self._report()
+
+    def _listen(self) -> None:
+        """Take commands as they come, and end with the service, whatever the engine is at."""
+        try:
+            while True:
+                self._commands.put(pickle.loads(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            os._exit(1)
 
     def _report(self) -> None:
         """Wait for events, but no longer than until the next report is due, and send all that there are."""
@@ -194,23 +205,18 @@ class _Child:
         except OSError:
             os._exit(1)  # the service is gone
 
-    def _listen(self) -> None:
+    def _obey(self) -> None:
         """Carry out commands."""
-        try:
-            while True:
-                self._obey(pickle.loads(self._connection.recv_bytes()))
-        except (EOFError, OSError):
-            os._exit(1)  # the service is gone
-
-    def _obey(self, command: Command) -> None:
-        if isinstance(command, Submit):
-            self._submit(command.ticket)
-            self._submitted += 1
-            self._news.put(None)
-        elif isinstance(command, Cancel):
-            self._engine.cancel(command.ticket)
-        else:
-            threading.Thread(target=self._engine.stop, args=(command.drain,), daemon=True).start()
+        while True:
+            command = self._commands.get()
+            if isinstance(command, Submit):
+                self._submit(command.ticket)
+                self._submitted += 1
+                self._news.put(None)
+            elif isinstance(command, Cancel):
+                self._engine.cancel(command.ticket)
+            elif isinstance(command, Stop):
+                threading.Thread(target=self._engine.stop, args=(command.drain,), daemon=True).start()
 
     def _submit(self, ticket: Ticket) -> None:
         def publish(event: Event) -> None:
@@ -243,9 +249,10 @@ class EngineProcess:
     """
 
     def __init__(self, options: EngineOptions) -> None:
-        # Forked from a process that has imported everything and has no threads, it is there at once; where there is no
+        # Forked from a process that has imported everything and runs nothing, it is there at once; where there is no
         # such thing, it has to import everything itself.
-        context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+        has_server = "forkserver" in get_all_start_methods()
+        context: ForkServerContext | SpawnContext = get_context("forkserver") if has_server else get_context("spawn")
         context.set_forkserver_preload([__name__])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run_engine, args=(theirs,), name="adadiff engine")
