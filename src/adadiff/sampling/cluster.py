@@ -43,6 +43,8 @@ class OnActors:
             raise InputError(f"device {self.device!r} on a cluster: choose cpu, cuda, or auto for cuda if it has GPUs")
         if self.device == "cuda" and not gpus:
             raise InputError("the cluster has no GPUs: choose --device cpu, or auto")
+        if not gpus and not cores:
+            raise InputError("the cluster has neither cores nor GPUs: add machines to it")
         return ("cuda", gpus) if gpus and self.device != "cpu" else ("cpu", cores)
 
 

@@ -36,6 +36,7 @@ from adadiff.serving.requests import (
     Stopped,
     Ticket,
 )
+from adadiff.utils.clusters import last_line
 
 logger = logging.getLogger(__name__)
 
@@ -201,12 +202,12 @@ class ClusterEngine:
                 retry_after = self._overloaded().retry_after
             except (RayActorError, RayTaskError) as error:
                 deaths += followed.place is not None  # else it died of something else
-                logger.warning(f"a replica has died or failed: its requests are made again ({_last_line(error)})")
+                logger.warning(f"a replica has died or failed: its requests are made again ({last_line(error)})")
                 if deaths == MOST_TRIES:
                     self._fail(number, Failed(0, f"{MOST_TRIES} replicas died while the image was made: see their log"))
             except Exception as error:
                 logger.exception("the cluster has failed")
-                self._fail(number, Failed(0, f"the cluster has failed: {_last_line(error)}", "engine"))
+                self._fail(number, Failed(0, f"the cluster has failed: {last_line(error)}", "engine"))
             if retry_after is not None and not followed.answer.done():
                 with self._lock:
                     self._open.pop(number, None)
@@ -320,9 +321,3 @@ class ClusterEngine:
         with self._lock:
             self._answering = {state.replica for state in states}
             self._replica_states.update({state.replica: state for state in states})
-
-
-def _last_line(error: Exception) -> str:
-    """Return the last line of an error's text: errors of Ray hold the whole traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -13,6 +13,7 @@ from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.costs import Batching
 from adadiff.serving.engine import Engine
 from adadiff.serving.requests import EngineState, Event, Failed, ImageRequest, Overloaded, Preview, Running, Stopped
+from adadiff.utils.clusters import last_line
 from adadiff.utils.errors import InputError
 
 DEPLOYMENT = "engine"
@@ -161,7 +162,7 @@ def deploy(
         return serve.run(deployment.bind(load, slots, width, max_wait), name=name, route_prefix=None)
     except RuntimeError as error:
         serve.delete(name, _blocking=False)
-        raise InputError(f"the replicas cannot start: {' '.join(str(error).split())}") from error
+        raise InputError(f"the replicas cannot start: {last_line(error)}") from error
 
 
 def _resources(replicas: int, use_gpus: bool) -> dict[str, int]:

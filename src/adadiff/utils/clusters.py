@@ -20,7 +20,6 @@ LOCAL = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there, a Ray of one machine listens on loopback alone
     "RAY_AUTH_MODE": "token",  # Ray's own default, said here so that it does not warn: other users cannot join
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # actors without a GPU keep the variables of this process
 }
 """Environment of a Ray that is started here."""
 ANSWER = 5.0
@@ -34,6 +33,12 @@ DEATHS = 3
 """Deaths in a row for each actor, without a result in between, after which work is given up."""
 
 Task = TypeVar("Task")
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error's text, since errors of Ray hold the traceback of another machine."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def require_ray() -> None:
@@ -73,7 +78,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())
+        reason = last_line(error)
         place = "on this machine" if address in (None, "auto") else f"at {address}"
         raise InputError(f"there is no Ray {place} to work on ({reason}): start one with `ray start --head`") from error
     try:
@@ -171,7 +176,7 @@ class Crew:
 
     def _bury(self, error: Exception) -> None:
         """Count the death of an actor; raise InputError if it is one too many."""
-        reason = " ".join(str(error).split())
+        reason = last_line(error)
         if getattr(error, "actor_init_failed", False):
             raise InputError(f"an actor cannot start on the cluster: {reason}")
         self._deaths += 1
