@@ -33,7 +33,7 @@ Cluster = Annotated[
         metavar="[ADDRESS]",
         instance_from_str=lambda words: words[0] if words else LOCAL_CLUSTER,
         is_instance=lambda value: value is None or isinstance(value, str),
-        str_from_instance=lambda address: [] if address is None else [address],
+        str_from_instance=lambda address: [str(address)],
     ),
 ]
 """A Ray cluster as an option: its address, `LOCAL_CLUSTER` if none is given, or None without the option."""
