@@ -1,12 +1,15 @@
-"""One request on the engine, as the event loop of the HTTP service sees it."""
+"""Requests on the engine, as the event loop of the HTTP service sees them."""
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from adadiff.serving.errors import ApiError
+from adadiff.serving.protocol import GenerationRequest
 from adadiff.serving.requests import Event, Failed, Finished, ImageEngine, ImageRequest, Preview
+from adadiff.serving.served import PlannedRequest, ServedModel
 
 
 class Generation:
@@ -18,6 +21,7 @@ class Generation:
     Args:
         engine: The engine.
         request: What it runs.
+        loop: The event loop.
 
     Raises:
         Overloaded: If the wait would be too long.
@@ -25,8 +29,8 @@ class Generation:
         InputError: If the plan cannot be served.
     """
 
-    def __init__(self, engine: ImageEngine, request: ImageRequest) -> None:
-        self._engine, self._loop = engine, asyncio.get_running_loop()
+    def __init__(self, engine: ImageEngine, request: ImageRequest, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine, self._loop = engine, loop
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._remaining = len(request.seeds)
         self.ticket = engine.submit(request, self._publish)
@@ -76,3 +80,46 @@ class Generation:
         """Cancel what still runs."""
         if not self.complete:
             self._engine.cancel(self.ticket)
+
+
+class Intake:
+    """Checks requests and hands them to the engine, on a thread: it takes milliseconds, up to 25 for a new plan.
+
+    There is one such thread, so that requests are checked one after the other.
+
+    Args:
+        engine: The engine.
+        model: Checks the requests.
+    """
+
+    def __init__(self, engine: ImageEngine, model: ServedModel) -> None:
+        self._engine, self._model = engine, model
+        self._thread = ThreadPoolExecutor(1, "adadiff requests")
+
+    async def plan(self, request: GenerationRequest) -> PlannedRequest:
+        """Return what the engine would run for a request.
+
+        Raises:
+            InputError: If the request does not fit the model.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._model.planned, request)
+
+    async def begin(self, request: GenerationRequest) -> tuple[PlannedRequest, Generation]:
+        """Hand a request to the engine; the errors are those of `plan` and of Generation."""
+        loop = asyncio.get_running_loop()
+        begun = loop.run_in_executor(self._thread, self._begin, request, loop)
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(_give_up)
+            raise
+
+    def _begin(self, request: GenerationRequest, loop: asyncio.AbstractEventLoop) -> tuple[PlannedRequest, Generation]:
+        planned = self._model.planned(request)
+        return planned, Generation(self._engine, planned.images, loop)
+
+
+def _give_up(begun: asyncio.Future[tuple[PlannedRequest, Generation]]) -> None:
+    """Cancel a request that nobody waits for any more."""
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result()[1].close()
