@@ -21,12 +21,12 @@ import numpy as np
 from rich.console import Console
 
 from adadiff import AdaDiffPipeline
-from adadiff.utils.files import model_folder
 from adadiff.cli.shared import load_pipeline
 from adadiff.serving.engine import Engine
 from adadiff.serving.images import image_file
 from adadiff.serving.isolation import IsolatedEngine
 from adadiff.serving.requests import Event, Failed, Finished, ImageEngine, ImageRequest
+from adadiff.utils.files import model_folder
 
 Asked = list[ImageRequest]
 Made = dict[tuple[int, int], Finished | Failed]
