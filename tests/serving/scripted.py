@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class ScriptedEngine:
     stopped: bool = False
     dead: bool = False
     failure: str | None = None
+    cause: Literal["image", "stopped"] = "image"
     stalled: float = 0.0
     tickets: list[Ticket] = field(default_factory=list)
     open: set[int] = field(default_factory=set)
@@ -118,7 +120,7 @@ class ScriptedEngine:
         for image in reversed(range(len(request.seeds))):  # in another order than that of the request
             seed = request.seeds[image]
             if self.failure is not None:
-                events.append(Failed(image, self.failure, "stopped" if self.stopped else "image"))
+                events.append(Failed(image, self.failure, "stopped" if self.stopped else self.cause))
             else:
                 events.append(Finished(image, drawn(seed, self.shape), layers, flops, FULL_FLOPS, SECONDS))
         return events

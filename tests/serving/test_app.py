@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from adadiff.serving.protocol import LARGEST_BODY
+from adadiff.serving.requests import STOPPED
 from tests.serving.conftest import eventually, generate, serving
 from tests.serving.scripted import FULL_FLOPS, SECONDS, drawn
 
@@ -202,15 +203,9 @@ def test_an_engine_that_is_started_again_is_alive_but_not_ready(client, engine):
 
 
 def test_what_the_end_of_the_service_cuts_off_is_503(client, engine):
-    engine.gate.clear()
-    statuses: list[int] = []
-    asking = threading.Thread(target=lambda: statuses.append(generate(client).status_code))
-    asking.start()
-    eventually(lambda: engine.open)
-    engine.failure, engine.stopped = "the service was stopped", True
-    engine.gate.set()
-    asking.join()
-    assert statuses == [503]
+    engine.failure, engine.cause = STOPPED, "stopped"
+    answer = generate(client)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, STOPPED)
 
 
 def test_a_stopped_engine_is_503_and_a_failed_image_500(client, engine):

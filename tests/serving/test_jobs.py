@@ -15,7 +15,6 @@ import httpx2
 import pytest
 
 from adadiff.serving.images import image_file
-from adadiff.serving.job_routes import zipped
 from adadiff.serving.job_store import JobStore
 from adadiff.serving.jobs import MOST_UNFINISHED, Jobs
 from adadiff.serving.running import NOT_FINITE
@@ -197,18 +196,6 @@ def test_the_key_guards_jobs(start):
     assert client.post("/v1/jobs", json={"class_label": "cat", "n": 1}).status_code == 401
     client.headers["Authorization"] = "Bearer secret"
     assert client.get("/v1/jobs").json()["data"] == []
-
-
-def test_a_download_is_sent_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("adadiff.serving.job_routes.CHUNK", 1000)
-    paths = [tmp_path / f"{k:06d}.png" for k in range(20)]
-    for k, path in enumerate(paths):
-        path.write_bytes(bytes([k]) * 300)
-    parts = list(zipped(paths))
-    assert max(map(len, parts[:-1])) < 2000
-    assert parts == list(zipped(paths))
-    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as archive:
-        assert {name: archive.read(name) for name in archive.namelist()} == {p.name: p.read_bytes() for p in paths}
 
 
 # --- room, failures, restarts -----------------------------------------------------------------------------------------

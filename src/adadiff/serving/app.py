@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import adadiff
 from adadiff.serving.docs import api_docs, describe_api
 from adadiff.serving.errors import CLIENT_CLOSED, ApiError, add_error_handlers
-from adadiff.serving.generation import Generation
+from adadiff.serving.generation import Generation, Intake
 from adadiff.serving.job_routes import job_routes
 from adadiff.serving.jobs import Jobs
 from adadiff.serving.metrics import ServiceMetrics
@@ -68,9 +68,10 @@ def create_app(
     """
     app = FastAPI(title="adadiff", version=adadiff.__version__, docs_url=None, redoc_url=None)
     metrics = ServiceMetrics(lambda: engine.state, model.depth)
+    intake = Intake(engine, model)
     add_error_handlers(app)
-    _add_generation(app, engine, model, metrics)
-    app.include_router(job_routes(jobs, model, partial(_require_model, model), ERRORS))
+    _add_generation(app, intake, model, metrics)
+    app.include_router(job_routes(jobs, intake.plan, partial(_require_model, model), ERRORS))
     _add_models(app, model)
     _add_operation(app, engine, metrics)
     _add_pages(app, api_docs(describe_api(app)))
@@ -81,13 +82,12 @@ def create_app(
     return app
 
 
-def _add_generation(app: FastAPI, engine: ImageEngine, model: ServedModel, metrics: ServiceMetrics) -> None:
+def _add_generation(app: FastAPI, intake: Intake, model: ServedModel, metrics: ServiceMetrics) -> None:
     @app.post(GENERATIONS, response_model=GenerationResponse, responses=ERRORS, tags=["images"])
     async def generate(body: GenerationRequest, request: Request) -> Response:
         """Make images, as the OpenAI images API does; with `stream: true`, as server-sent events."""
         _require_model(model, body.model)
-        planned = model.planned(body)
-        generation = await Generation.begin(engine, planned.images)
+        planned, generation = await intake.begin(body)
         if body.stream:
             return EventStream(generation, body, planned, model, metrics, request.state)
         with generation:
@@ -115,9 +115,9 @@ async def _respond(
         left.cancel()
     for image in images:
         metrics.image(planned.plan, image)
-    answer = await asyncio.to_thread(generation_response, images, body, planned, model)
+    content = await asyncio.to_thread(generation_response, images, body, planned, model)
     headers = {"X-Request-Id": str(generation.ticket.number)}
-    return JSONResponse(answer.model_dump(), headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 async def _disconnected(request: Request) -> None:

@@ -257,11 +257,12 @@ class Engine:
             start, busy = time.perf_counter(), not self._running.free
             tick = self._running.tick()
             self._count(tick)
-            for number, event in tick.events:
-                self._publish(number, event)
             if busy:
                 self._estimate.observe(tick.work, time.perf_counter() - start)
-        if self._is_idle:  # before the next round waits for commands
+            self._describe([])  # before a client that learns of its image asks for the next one
+            for number, event in tick.events:
+                self._publish(number, event)
+        elif self._is_idle:  # before the next round waits for commands
             self._describe([])
         return True
 

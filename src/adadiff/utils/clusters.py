@@ -27,6 +27,8 @@ ANSWER = 5.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 SETTINGS = 4
 """What a client says first to Ray's server, which speaks HTTP/2, and the kind of frame that the server answers with."""
+STARTS = 2
+"""Times that a Ray of this machine is started: on a busy machine it may be too slow for its own 30 seconds."""
 PATIENCE = 60.0
 """Seconds without room for any actor after which a warning says so."""
 DEATHS = 3
@@ -75,12 +77,17 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         options.update(address="local", num_cpus=cpus, include_dashboard=False)
     else:
         options.update(address=address)
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = last_line(error)
-        place = "on this machine" if address in (None, "auto") else f"at {address}"
-        raise InputError(f"there is no Ray {place} to work on ({reason}): start one with `ray start --head`") from error
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # Ray raises many types
+            ray.shutdown()
+            if address is None and attempt < STARTS:
+                continue
+            place = "on this machine" if address in (None, "auto") else f"at {address}"
+            message = f"there is no Ray {place} to work on ({last_line(error)}): start one with `ray start --head`"
+            raise InputError(message) from error
     try:
         yield
     finally:
