@@ -25,6 +25,7 @@ fuzz: $(READY) ## Run the long form of the tests with damaged input of every kin
 crash: $(READY) ## Run the long form of the test that kills work at random moments
 	ADADIFF_CRASHES=100 $(RUN)/python -m pytest tests/test_crash.py
 	ADADIFF_CRASHES=20 $(RUN)/python -m pytest tests/serving/test_jobs_crash.py
+	$(RUN)/python benchmarks/serving_crash.py --kills 20
 
 lint: $(READY) ## Check style, format, types, sizes of files and functions, layers and circles
 	$(RUN)/ruff check .

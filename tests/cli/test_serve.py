@@ -17,11 +17,14 @@ from tests.cli.conftest import run
 from tests.conftest import REPOSITORY
 
 
-def test_a_model_is_served_until_sigterm_and_running_requests_finish(model_folder):
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_model_is_served_until_sigterm_and_running_requests_finish(model_folder, isolate):
     command = [sys.executable, "-m", "adadiff", "serve", str(model_folder), "--port", "0", "--slots", "4"]
+    command += ["--isolate"] if isolate else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY / "src")}
     environment.pop("ADADIFF_API_KEY", None)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **streams)
     try:
         line = process.stdout.readline()
         address = re.search(r"model is served at (http://127\.0\.0\.1:\d+) ", line)[1]
@@ -39,7 +42,7 @@ def test_a_model_is_served_until_sigterm_and_running_requests_finish(model_folde
         asking = threading.Thread(target=ask)
         asking.start()
         assert begun.wait(60)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # the engine's process gets the signal, too
         asking.join(60)
         assert process.wait(60) == 0
         assert [answer.status_code for answer in answers] == [200]
@@ -151,6 +154,7 @@ def test_the_help_says_what_a_user_can_choose(capsys):
         "--drain",
         "--api-key",
         "--jobs",
+        "--isolate",
         "--dtype",
         "--device",
     ):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from adadiff.serving.requests import (
     ImageRequest,
     Overloaded,
     Preview,
+    Restarting,
     Running,
     Stopped,
     Ticket,
@@ -51,9 +53,11 @@ class ScriptedEngine:
     batching: Batching = field(default_factory=lambda: Batching("mixed", width=4))
     gate: threading.Event = field(default_factory=threading.Event)
     overloaded: float | None = None
+    restarting: float | None = None
     stopped: bool = False
     dead: bool = False
     failure: str | None = None
+    cause: Literal["image", "stopped"] = "image"
     stalled: float = 0.0
     tickets: list[Ticket] = field(default_factory=list)
     open: set[int] = field(default_factory=set)
@@ -65,12 +69,17 @@ class ScriptedEngine:
         self.gate.set()
         self._lock = threading.Lock()
 
-    def submit(self, request: ImageRequest, listener: Callable[[Event], None]) -> Ticket:
+    def require_room(self) -> None:
+        if self.restarting is not None:
+            raise Restarting(self.restarting)
         if self.stopped or self.dead:
             raise Stopped
         if self.overloaded is not None:
             self.rejected += 1
             raise Overloaded(self.overloaded)
+
+    def submit(self, request: ImageRequest, listener: Callable[[Event], None]) -> Ticket:
+        self.require_room()
         ticket = Ticket(len(self.tickets), request)
         self.tickets.append(ticket)
         self.open.add(ticket.number)
@@ -111,7 +120,7 @@ class ScriptedEngine:
         for image in reversed(range(len(request.seeds))):  # in another order than that of the request
             seed = request.seeds[image]
             if self.failure is not None:
-                events.append(Failed(image, self.failure))
+                events.append(Failed(image, self.failure, "stopped" if self.stopped else self.cause))
             else:
                 events.append(Finished(image, drawn(seed, self.shape), layers, flops, FULL_FLOPS, SECONDS))
         return events
@@ -122,7 +131,7 @@ class ScriptedEngine:
             running = tuple(Running(number, 0, 1, 4, 3, ran=True) for number in sorted(self.open))
         return EngineState(
             alive=not self.dead,
-            ready=not (self.stopped or self.dead),
+            ready=not (self.stopped or self.dead or self.restarting is not None),
             ticks=7,
             seconds_since_tick=self.stalled,
             waiting=self.waiting,
@@ -134,4 +143,6 @@ class ScriptedEngine:
             layers_full=50,
             images_per_second=5.5,
             rejected=self.rejected,
+            batches={(5, 3): 2, (5, 1): 1, (1, 7): 4},
+            restarting=self.restarting is not None,
         )

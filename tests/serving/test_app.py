@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import socket
 import threading
 
 import httpx2
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from adadiff.serving.protocol import LARGEST_BODY
+from adadiff.serving.requests import STOPPED
 from tests.serving.conftest import eventually, generate, serving
 from tests.serving.scripted import FULL_FLOPS, SECONDS, drawn
 
@@ -181,6 +183,31 @@ def test_overload_says_when_to_try_again(client, engine):
     assert answer.json()["error"]["type"] == "rate_limit_error"
 
 
+@pytest.mark.parametrize(("state", "status"), [({"overloaded": 6.2}, 429), ({"restarting": 6.2}, 503)])
+def test_requests_that_nothing_could_save_are_refused_before_they_are_read(client, engine, state, status):
+    vars(engine).update(state)
+    head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        connection.sendall(head)  # and no body
+        answer = connection.recv(10_000).decode()
+    assert f"HTTP/1.1 {status} " in answer
+    assert "retry-after: 7" in answer.lower()
+    assert "try again in 7 s" in answer
+
+
+def test_an_engine_that_is_started_again_is_alive_but_not_ready(client, engine):
+    engine.restarting = 3.0
+    assert client.get("/health").json() == {"status": "restarting"}
+    answer = client.get("/ready")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "restarting")
+
+
+def test_what_the_end_of_the_service_cuts_off_is_503(client, engine):
+    engine.failure, engine.cause = STOPPED, "stopped"
+    answer = generate(client)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, STOPPED)
+
+
 def test_a_stopped_engine_is_503_and_a_failed_image_500(client, engine):
     engine.failure = "image 0 came out NaN"
     answer = generate(client, n=2)
@@ -268,6 +295,15 @@ def test_metrics_count_what_happened(client, engine):
     assert figures["adadiff_batch_rows"] == "3.0"
     assert figures["adadiff_rows_total"] == "10.0"
     assert figures["adadiff_images_total"] == "11.0"
+    assert figures['adadiff_call_rows_bucket{layers="5",le="1.0"}'] == "1.0"
+    assert figures['adadiff_call_rows_bucket{layers="5",le="4.0"}'] == "3.0"
+    assert figures['adadiff_call_rows_bucket{layers="1",le="4.0"}'] == "0.0"
+    assert (
+        figures['adadiff_call_rows_count{layers="1"}']
+        == figures['adadiff_call_rows_bucket{layers="1",le="+Inf"}']
+        == "4.0"
+    )
+    assert figures['adadiff_call_rows_sum{layers="5"}'] == "7.0"
 
 
 def test_the_engine_is_shown_as_it_is(client, engine):

@@ -13,7 +13,17 @@ from adadiff import AdaDiffPipeline, BatchMeanExit, NeverExit, ScheduleExit
 from adadiff.runtime import Inputs
 from adadiff.sampling import Conditions, Guidance, SamplingPlan, sample_seeded
 from adadiff.serving.engine import Engine
-from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Overloaded, Preview, Running, Stopped
+from adadiff.serving.requests import (
+    STOPPED,
+    Event,
+    Failed,
+    Finished,
+    ImageRequest,
+    Overloaded,
+    Preview,
+    Running,
+    Stopped,
+)
 from adadiff.utils.errors import InputError
 from tests.serving.traffic import (
     DEPTH,
@@ -40,7 +50,7 @@ def start() -> Iterator[Starter]:
     engines: list[Engine] = []
 
     def started(pipeline: AdaDiffPipeline | None = None, **options: Any) -> Engine:
-        engine = Engine(pipeline or class_pipeline(), **options)
+        engine = Engine(pipeline or class_pipeline(), **{"max_wait": 1e6, **options})
         engines.append(engine)
         engine.start()
         return engine
@@ -130,6 +140,9 @@ def test_totals_count_every_layer_once(start: Starter) -> None:
     assert state.images_done == 3
     assert (state.layers_run, state.layers_full) == (3 * 2 * 13, 3 * 2 * 4 * DEPTH)
     assert state.ticks >= 4
+    assert sum(state.batches.values()) == state.ticks
+    assert sum(rows * calls for (_, rows), calls in state.batches.items()) == 3 * 2 * 4
+    assert {layers for layers, _ in state.batches} <= {5, 2, 1}
     assert state.images_per_second > 0
     full = engine.pipeline.transformer.part_flops.full
     assert all(isinstance(image, Finished) and image.full_flops == 2 * 4 * full for image in ended.values())
@@ -165,6 +178,7 @@ def test_failure_of_the_engine_fails_all_requests_at_once(start: Starter) -> Non
     for listener in listeners:
         failed = listener.wait()
         assert all(isinstance(image, Failed) and "the device is gone" in image.message for image in failed.values())
+        assert {image.cause for image in failed.values()} == {"engine"}
     state = engine.state
     assert (state.alive, state.ready, state.running, state.waiting) == (False, False, (), 0)
     with pytest.raises(Stopped):
@@ -252,7 +266,7 @@ def test_stop_without_drain_fails_what_is_left(start: Starter) -> None:
     engine = start(slots=2)
     _, listener = submit(engine, 1, 2, 3, plan=SamplingPlan(900, scheduler="ddim"))
     engine.stop(0)
-    assert all(isinstance(image, Failed) and "stopped" in image.message for image in listener.wait().values())
+    assert listener.wait() == {image: Failed(image, STOPPED, "stopped") for image in range(3)}
 
 
 def test_state_shows_who_runs(start: Starter) -> None:

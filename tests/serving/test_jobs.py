@@ -15,7 +15,6 @@ import httpx2
 import pytest
 
 from adadiff.serving.images import image_file
-from adadiff.serving.job_routes import zipped
 from adadiff.serving.job_store import JobStore
 from adadiff.serving.jobs import MOST_UNFINISHED, Jobs
 from adadiff.serving.running import NOT_FINITE
@@ -199,18 +198,6 @@ def test_the_key_guards_jobs(start):
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-def test_a_download_is_sent_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("adadiff.serving.job_routes.CHUNK", 1000)
-    paths = [tmp_path / f"{k:06d}.png" for k in range(20)]
-    for k, path in enumerate(paths):
-        path.write_bytes(bytes([k]) * 300)
-    parts = list(zipped(paths))
-    assert max(map(len, parts[:-1])) < 2000
-    assert parts == list(zipped(paths))
-    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as archive:
-        assert {name: archive.read(name) for name in archive.namelist()} == {p.name: p.read_bytes() for p in paths}
-
-
 # --- room, failures, restarts -----------------------------------------------------------------------------------------
 
 
@@ -252,6 +239,31 @@ def test_a_failed_image_fails_its_job_and_is_named(start, engine):
     engine.failure = None
     until(client, make(client, 2), "finished")
     assert job(start(), failed["id"])["message"] == failed["message"]
+
+
+@pytest.mark.parametrize("place", ["submit", "write_image"])
+def test_an_error_that_nobody_foresaw_fails_its_job_and_the_next_one_runs(start, engine, monkeypatch, place):
+    def broken(*arguments: Any) -> Any:
+        raise KeyError("gone")
+
+    client = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine if place == "submit" else JobStore, place, broken)
+        failed = until(client, make(client, 4, seed=3), "failed")
+    assert failed["message"] == "image 0 could not be made ('gone'): the service's log says more"
+    until(client, make(client, 2), "finished")
+    assert job(start(), failed["id"])["message"] == failed["message"]
+
+
+def test_an_image_that_the_engine_died_of_fails_its_job_while_the_engine_is_started_again(start, engine):
+    client = start()
+    engine.gate.clear()
+    engine.failure = "the engine's process died twice"
+    name = make(client, 3, seed=5)
+    eventually(lambda: engine.tickets)
+    engine.restarting = 3.0
+    engine.gate.set()
+    assert until(client, name, "failed")["message"] == "image 0 (seed 5): the engine's process died twice"
 
 
 def test_a_full_disk_stops_a_job_until_the_restart(start, engine, monkeypatch):

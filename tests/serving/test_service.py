@@ -36,7 +36,7 @@ def planned(class_pipeline: AdaDiffPipeline) -> AdaDiffPipeline:
 
 @pytest.fixture
 def engine(planned: AdaDiffPipeline) -> Iterator[Engine]:
-    engine = Engine(planned, slots=6, width=4)
+    engine = Engine(planned, slots=6, width=4, max_wait=1e6)
     engine.start()
     yield engine
     engine.stop(0)
@@ -158,7 +158,7 @@ def malformed(random: random.Random) -> tuple[bytes, dict[str, str]]:
         "text/plain",
         "application/x-www-form-urlencoded",
         "multipart/form-data",
-        "\x7f",
+        "nonsense",
     ]
     return content, {"Content-Type": random.choice(kinds)}
 

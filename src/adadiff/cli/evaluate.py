@@ -29,7 +29,8 @@ def evaluate_command(
 
     By each feature network: Fréchet distance, kernel distance (KID), precision and recall; for classes, how often it
     recognises the requested one if it knows them. Once: saturation; for prompts, the CLIP score. After an interruption
-    the same command continues. Several processes: `torchrun --nproc_per_node 2 -m adadiff evaluate ...`.
+    the same command continues. Several processes: `torchrun --nproc_per_node 2 -m adadiff evaluate ...`; many machines,
+    for the sampling: --cluster.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model.

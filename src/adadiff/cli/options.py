@@ -13,6 +13,7 @@ from adadiff.utils.files import model_folder
 from adadiff.utils.ranges import Count, CountOrZero, Fraction, GuidanceScale, Seed
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+LOCAL_CLUSTER = "local"
 ModelFolder = Annotated[
     Path,
     PrimitiveConstructorSpec(
@@ -24,6 +25,18 @@ ModelFolder = Annotated[
     ),
 ]
 """A model folder as an option: its path, or the name of a packaged model."""
+
+Cluster = Annotated[
+    str | None,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[ADDRESS]",
+        instance_from_str=lambda words: words[0] if words else LOCAL_CLUSTER,
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda address: [str(address)],
+    ),
+]
+"""A Ray cluster as an option: its address, `LOCAL_CLUSTER` if none is given, or None without the option."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,9 @@ class SampleOptions:
     """Precision of the model."""
     device: str = "auto"
     """Device: cpu, cuda, ..., or auto for cuda if available."""
+    cluster: Cluster = None
+    """Sample on a Ray cluster: HOST:PORT, auto for the one that this machine is part of, or nothing to start one of
+    this machine's cores or GPUs. Needs adadiff[cluster]."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated
     Image k depends only on the seed and k, not on the batch size. After an interruption the same command continues.
     Steps, scheduler, guidance scale and exit policy default to the model's own: those of its exit_policy.json, which
     `adadiff calibrate` writes, or of its sampling.json. --tau 0 runs the full model. Several processes:
-    `torchrun --nproc_per_node 2 -m adadiff sample ...`.
+    `torchrun --nproc_per_node 2 -m adadiff sample ...`; many machines: --cluster.
 
     Args:
         model: Model folder, as `adadiff train` makes it, or the name of a packaged model; or a stock diffusers

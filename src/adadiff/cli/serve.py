@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,9 @@ def serve_command(
     drain: NonNegative = 30.0,
     api_key: str | None = None,
     jobs: Path | None = None,
+    isolate: bool = False,
+    replicas: Count | None = None,
+    address: str | None = None,
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> None:
@@ -55,18 +59,31 @@ def serve_command(
         api_key: Key that requests have to send as `Authorization: Bearer KEY`; better given as the environment
             variable ADADIFF_API_KEY, as other users of the machine see command lines.
         jobs: Folder for jobs of many images, which go on after a restart; without it there are none.
+        isolate: Run the model in a process of its own, which is started again if it dies: running requests are made
+            again, with the same images.
+        replicas: Run so many engines under Ray Serve, each with a GPU, or cores where there are none; one that dies is
+            replaced, and its requests are made again, with the same images. Needs adadiff[cluster].
+        address: Ray cluster for the replicas: HOST:PORT, or auto for the one that this machine is part of; by default
+            one is started of this machine.
         dtype: Precision of the model.
         device: Device: cpu, cuda, ..., or auto for cuda if available.
     """
     _require_extra()
+    if address is not None and replicas is None:
+        raise InputError("--address names a cluster for replicas: give --replicas too")
+    if isolate and replicas is not None:
+        raise InputError("give either --isolate or --replicas: replicas are processes of their own")
     if is_stock(model):
         raise InputError(f"{model} cannot be served: it is {_stock_class(model)}, and only adadiff's own models are")
     from adadiff.cli.shared import load_pipeline
     from adadiff.sampling.folder import describe_pipeline
     from adadiff.serving.app import create_app
+    from adadiff.serving.cluster import ClusterEngine
     from adadiff.serving.engine import Engine
+    from adadiff.serving.isolation import IsolatedEngine
     from adadiff.serving.job_store import JobStore
     from adadiff.serving.jobs import Jobs
+    from adadiff.serving.requests import ImageEngine
     from adadiff.serving.served import ServedModel
     from adadiff.serving.server import address_of, bind, is_loopback, run
 
@@ -76,15 +93,34 @@ def serve_command(
     listener = bind(host, port)
     if key is None and not is_loopback(listener):
         logger.warning(f"anybody who can reach {host} can use the service: set {KEY} to require a key")
-    pipeline = load_pipeline(model, dtype, device)
-    served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
-    engine = Engine(pipeline, slots, width, max_wait)
-    runner = None if jobs is None else Jobs(JobStore(jobs, describe_pipeline(pipeline)), engine)
-    engine.start()
-    listener.listen()  # a client that goes by the line below is not refused
-    console.print(f"{served.name} is served at {address_of(listener)} (API: /docs, figures: /metrics); Ctrl-C ends it")
-    with runner or nullcontext():
-        run(create_app(engine, served, key, runner), engine, listener, drain)
+    with _cluster(address, replicas):
+        load = partial(load_pipeline, model.resolve(), dtype, device)
+        pipeline = load() if replicas is None and not isolate else load_pipeline(model, dtype, "cpu")
+        served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
+        engine: ImageEngine
+        if replicas is not None:
+            application = f"adadiff-{served.name}-{listener.getsockname()[1]}"
+            engine = ClusterEngine(pipeline, load, replicas, application, slots, width, max_wait, device != "cpu")
+        elif isolate:
+            engine = IsolatedEngine(pipeline, load, slots, width, max_wait)
+        else:
+            engine = Engine(pipeline, slots, width, max_wait)
+        runner = None if jobs is None else Jobs(JobStore(jobs, describe_pipeline(pipeline)), engine)
+        engine.start()
+        listener.listen()  # a client that goes by the line below is not refused
+        where = f"{served.name} is served at {address_of(listener)}"
+        console.print(f"{where} (API: /docs, figures: /metrics); Ctrl-C ends it")
+        with runner or nullcontext():
+            run(create_app(engine, served, key, runner), engine, listener, drain)
+
+
+def _cluster(address: str | None, replicas: int | None) -> AbstractContextManager[None]:
+    """Connect to the cluster of the replicas, if there are any."""
+    if replicas is None:
+        return nullcontext()
+    from adadiff.utils.clusters import connected
+
+    return connected(address, cpus=max(replicas, os.cpu_count() or 1))
 
 
 def _require_extra() -> None:

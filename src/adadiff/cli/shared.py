@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers.utils.logging import disable_progress_bar
 
-from adadiff.cli.options import Dtype, SampleOptions
+from adadiff.cli.options import LOCAL_CLUSTER, Dtype, SampleOptions
 from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance, SamplingPlan
 from adadiff.sampling.defaults import SamplingDefaults
-from adadiff.sampling.folder import FolderSummary, sample_to_folder
+from adadiff.sampling.folder import FolderSummary, Spread, one_by_one, sample_to_folder
 from adadiff.sampling.settings import FolderSettings, resolve
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import read_text
@@ -65,7 +67,8 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> Folde
     if options.classes and options.class_index:
         raise InputError("give either --class or --class-index, not both")
     prompts = chosen_prompts(options.prompt, options.prompts)
-    pipeline = load_pipeline(model, options.dtype, options.device, options.scheduler)
+    device = options.device if options.cluster is None else "cpu"  # the cluster's machines move it to theirs
+    pipeline = load_pipeline(model, options.dtype, device, options.scheduler)
     policy = _chosen_policy(options, pipeline.own_settings.sampling)
     chosen = pipeline.sampling_settings(
         options.steps,
@@ -79,9 +82,23 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> Folde
         guidance = replace(guidance, internal=InternalGuidance(*options.internal_guidance))
     classes = options.classes or options.class_index or pipeline.transformer.class_indices
     conditions = Conditions(classes, prompts, options.negative_prompt, guidance)
-    return sample_to_folder(
-        pipeline, out, options.n, chosen.steps, chosen.policy, options.seed, conditions, options.batch_size
-    )
+    with _spread(options) as spread:
+        return sample_to_folder(
+            pipeline, out, options.n, chosen.steps, chosen.policy, options.seed, conditions, options.batch_size, spread
+        )
+
+
+@contextmanager
+def _spread(options: SampleOptions) -> Iterator[Spread]:
+    """Connect to the cluster that the options name, if any; yield what samples the batches."""
+    if options.cluster is None:
+        yield one_by_one
+        return
+    from adadiff.sampling.cluster import OnActors
+    from adadiff.utils.clusters import connected
+
+    with connected(None if options.cluster == LOCAL_CLUSTER else options.cluster):
+        yield OnActors(options.device)
 
 
 def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy | None:

@@ -39,6 +39,7 @@ OWN_OPTIONS = (
     "guidance_interval",
     "internal_guidance",
     "tied_exits",
+    "cluster",
 )
 
 

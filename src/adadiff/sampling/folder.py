@@ -6,10 +6,9 @@ No more than a batch is in memory at once: totals are read back from the image f
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
-from adadiff.sampling.images import image_path, read_image, read_traces, with_lines, write_image
+from adadiff.sampling.images import encoded_image, image_path, read_image, read_traces, with_lines
 from adadiff.sampling.pipeline import AdaptivePipeline
 from adadiff.sampling.schedulers import times_of
 from adadiff.sampling.seeded import sample_seeded
@@ -59,6 +58,57 @@ class FolderSummary:
         return self.totals.images / self.seconds
 
 
+@dataclass(frozen=True)
+class ImageSampler:
+    """Samples images by their indices: image k depends only on the seed and k, up to rounding.
+
+    Args:
+        pipeline: The model and the scheduler.
+        steps: Number of sampling steps.
+        policy: The exit policy.
+        seed: Seed of the noise.
+        conditions: Conditions of the images, and the guidance.
+    """
+
+    pipeline: AdaptivePipeline
+    steps: int
+    policy: ExitPolicy
+    seed: int = 0
+    conditions: Conditions = UNCONDITIONAL
+
+    def __call__(self, indices: Sequence[int]) -> list[bytes]:
+        """Sample a batch; return each image as the content of a PNG file, with its trace and its share of the seconds.
+
+        Raises:
+            InputError: If an image is NaN or infinite.
+        """
+        start = time.perf_counter()
+        try:
+            output = sample_seeded(self.pipeline, indices, self.steps, self.policy, self.seed, self.conditions)
+        except NonFiniteImagesError as error:
+            others = f" (and {len(error.positions) - 1} more of its batch)" if len(error.positions) > 1 else ""
+            raise InputError(
+                f"image {indices[error.positions[0]]} is NaN or infinite{others}: try --dtype float32, another "
+                f"scheduler or more steps"
+            ) from error
+        pixels = output.images.permute(0, 2, 3, 1).float().cpu().numpy()
+        seconds = (time.perf_counter() - start) / len(indices)
+        images = self.pipeline.numpy_to_pil(pixels)
+        return [encoded_image(image, output.trace, position, seconds) for position, image in enumerate(images)]
+
+
+Batch = tuple[Sequence[int], list[bytes]]
+"""The indices of images, and each image as the content of a PNG file."""
+Spread = Callable[[ImageSampler, Iterator[Sequence[int]]], Iterator[Batch]]
+"""Samples batches of indices, and yields them in any order."""
+
+
+def one_by_one(sampler: ImageSampler, batches: Iterator[Sequence[int]]) -> Iterator[Batch]:
+    """Sample batches in this process, one after the other."""
+    for indices in batches:
+        yield indices, sampler(indices)
+
+
 def sample_to_folder(
     pipeline: AdaptivePipeline,
     out: Path,
@@ -68,12 +118,15 @@ def sample_to_folder(
     seed: int = 0,
     conditions: Conditions = UNCONDITIONAL,
     batch_size: int = 64,
+    spread: Spread = one_by_one,
 ) -> FolderSummary:
     """Sample images 0..n-1 into PNG files, with a grid, the trace as JSON and its heat map.
 
-    Image k depends only on the seed and k (up to rounding), so that batches of any size give the same images, and
-    images that exist already are not sampled again. An image's file carries its exit layers, FLOPs and seconds as
-    PNG text. Processes that torchrun launched together share the work; the first one writes grid, trace and heat map.
+    Image k depends only on the seed and k (up to rounding), so that batches of any size give the same images. A batch
+    whose images exist already is not sampled again; one of which some are missing is sampled whole, so that an
+    interrupted run ends with the same pixels as one that was not. An image's file carries its exit layers, FLOPs and
+    seconds as PNG text. Processes that torchrun launched together share the work; the first one writes grid, trace and
+    heat map.
 
     Args:
         pipeline: The model and the scheduler.
@@ -84,6 +137,7 @@ def sample_to_folder(
         seed: Seed of the noise.
         conditions: Conditions of the images, and the guidance.
         batch_size: Images per batch.
+        spread: Samples the batches; `adadiff.sampling.cluster.OnActors` does it on many machines.
 
     Raises:
         InputError: If an argument is invalid, the folder holds other files, another process writes to it, or an image
@@ -95,6 +149,7 @@ def sample_to_folder(
     pipeline.check_inputs(1, steps, policy)
     _check_conditions(pipeline, conditions)
     state = process_state()
+    sampler = ImageSampler(pipeline, steps, policy, seed, conditions)
     request = sampling_request(pipeline, steps, policy, seed, conditions)
     if state.is_main_process:
         check_claim(out, REQUEST, request, HOLDS)
@@ -103,40 +158,34 @@ def sample_to_folder(
             claim_folder(out, REQUEST, request, HOLDS)
         state.wait_for_everyone()
         mine = range(state.process_index, n, state.num_processes)
-        missing = (k for k in mine if not image_path(out, k).exists())
-        to_sample = sum(not image_path(out, k).exists() for k in mine)
+        to_sample = sum(_is_missing(out, k) for k in mine)
         with tqdm(total=to_sample, desc="sampling", unit="image", disable=not state.is_main_process) as progress:
-            while indices := list(islice(missing, batch_size)):
-                _sample_batch(pipeline, out, indices, steps, policy, seed, conditions)
-                progress.update(len(indices))
+            for indices, images in spread(sampler, _unfinished(out, mine, batch_size)):
+                progress.update(_write_missing(out, indices, images))
         state.wait_for_everyone()
         totals, seconds = _summarise(pipeline, out, n, steps, state)
     return FolderSummary(totals, to_sample, seconds)
 
 
-def _sample_batch(
-    pipeline: AdaptivePipeline,
-    out: Path,
-    indices: Sequence[int],
-    steps: int,
-    policy: ExitPolicy,
-    seed: int,
-    conditions: Conditions,
-) -> None:
-    """Sample the images of these indices; write each with its trace and its share of the batch's seconds."""
-    start = time.perf_counter()
-    try:
-        output = sample_seeded(pipeline, indices, steps, policy, seed, conditions)
-    except NonFiniteImagesError as error:
-        others = f" (and {len(error.positions) - 1} more of its batch)" if len(error.positions) > 1 else ""
-        raise InputError(
-            f"image {indices[error.positions[0]]} is NaN or infinite{others}: try --dtype float32, another scheduler "
-            f"or more steps"
-        ) from error
-    pixels = output.images.permute(0, 2, 3, 1).float().cpu().numpy()
-    seconds = (time.perf_counter() - start) / len(indices)
-    for position, image in enumerate(pipeline.numpy_to_pil(pixels)):
-        write_image(image_path(out, indices[position]), image, output.trace, position, seconds)
+def _unfinished(out: Path, indices: range, batch_size: int) -> Iterator[Sequence[int]]:
+    """Yield the batches with an image that is missing."""
+    for first in range(0, len(indices), batch_size):
+        batch = indices[first : first + batch_size]
+        if any(_is_missing(out, k) for k in batch):
+            yield batch
+
+
+def _is_missing(out: Path, k: int) -> bool:
+    return not image_path(out, k).exists()
+
+
+def _write_missing(out: Path, indices: Sequence[int], images: Sequence[bytes]) -> int:
+    """Write the images that have no file yet, each atomically, and return their number."""
+    missing = [(k, content) for k, content in zip(indices, images, strict=True) if _is_missing(out, k)]
+    for k, content in missing:
+        with atomic_write(image_path(out, k)) as part:
+            part.write_bytes(content)
+    return len(missing)
 
 
 def _summarise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,18 +26,19 @@ def image_path(folder: Path, k: int) -> Path:
     return folder / f"{k:06d}.png"
 
 
-def write_image(path: Path, image: Image.Image, trace: Trace, position: int, seconds: float) -> None:
-    """Write an image atomically, with one sample's exits and FLOPs and its seconds as PNG text.
+def encoded_image(image: Image.Image, trace: Trace, position: int, seconds: float) -> bytes:
+    """Return an image as the content of a PNG file, with one sample's exits and FLOPs and its seconds as PNG text.
 
     Args:
-        path: The file to write.
         image: The image.
         trace: Trace of the image's batch.
         position: Position of the image in the batch.
         seconds: Seconds that sampling it took.
     """
     traced = {name: getattr(trace, name)[:, position].tolist() for name in TRACED}
-    write_noted_image(path, image, {**traced, SECONDS: seconds})
+    content = io.BytesIO()
+    image.save(content, format="PNG", pnginfo=_as_text({**traced, SECONDS: seconds}))
+    return content.getvalue()
 
 
 def write_noted_image(path: Path, image: Image.Image, notes: Mapping[str, Any]) -> None:
@@ -47,11 +49,15 @@ def write_noted_image(path: Path, image: Image.Image, notes: Mapping[str, Any]) 
         image: The image.
         notes: Plain values by name.
     """
+    with atomic_write(path) as part:
+        image.save(part, pnginfo=_as_text(notes))
+
+
+def _as_text(notes: Mapping[str, Any]) -> PngInfo:
     text = PngInfo()
     for name, value in notes.items():
         text.add_text(name, json.dumps(value))
-    with atomic_write(path) as part:
-        image.save(part, pnginfo=text)
+    return text
 
 
 def read_image(path: Path) -> Image.Image:

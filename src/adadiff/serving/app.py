@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import adadiff
 from adadiff.serving.docs import api_docs, describe_api
-from adadiff.serving.engine import Engine
 from adadiff.serving.errors import CLIENT_CLOSED, ApiError, add_error_handlers
-from adadiff.serving.generation import Generation
+from adadiff.serving.generation import Generation, Intake
 from adadiff.serving.job_routes import job_routes
 from adadiff.serving.jobs import Jobs
 from adadiff.serving.metrics import ServiceMetrics
-from adadiff.serving.middleware import CountResponses, LimitBody, RequireKey
+from adadiff.serving.middleware import GENERATIONS, CountResponses, LimitBody, RefuseEarly, RequireKey
 from adadiff.serving.protocol import (
     EngineStatus,
     ErrorResponse,
@@ -28,7 +27,7 @@ from adadiff.serving.protocol import (
     ModelInfo,
     ModelList,
 )
-from adadiff.serving.requests import EngineState
+from adadiff.serving.requests import EngineState, ImageEngine
 from adadiff.serving.responses import EventStream, generation_response, status_of
 from adadiff.serving.served import PlannedRequest, ServedModel
 from adadiff.utils.ranges import shown
@@ -51,12 +50,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         429: "The wait would be too long; `Retry-After` says when to try again.",
         500: "The image could not be made.",
-        503: "The service is stopping, or has failed.",
+        503: "The service is stopping, starting its engine again, or has failed.",
     }.items()
 }
 
 
-def create_app(engine: Engine, model: ServedModel, api_key: str | None = None, jobs: Jobs | None = None) -> FastAPI:
+def create_app(
+    engine: ImageEngine, model: ServedModel, api_key: str | None = None, jobs: Jobs | None = None
+) -> FastAPI:
     """Build the HTTP service of one model.
 
     Args:
@@ -67,25 +68,26 @@ def create_app(engine: Engine, model: ServedModel, api_key: str | None = None, j
     """
     app = FastAPI(title="adadiff", version=adadiff.__version__, docs_url=None, redoc_url=None)
     metrics = ServiceMetrics(lambda: engine.state, model.depth)
+    intake = Intake(engine, model)
     add_error_handlers(app)
-    _add_generation(app, engine, model, metrics)
-    app.include_router(job_routes(jobs, model, partial(_require_model, model), ERRORS))
+    _add_generation(app, intake, model, metrics)
+    app.include_router(job_routes(jobs, intake.plan, partial(_require_model, model), ERRORS))
     _add_models(app, model)
     _add_operation(app, engine, metrics)
     _add_pages(app, api_docs(describe_api(app)))
     app.add_middleware(LimitBody)
+    app.add_middleware(RefuseEarly, engine=engine)
     app.add_middleware(RequireKey, key=api_key)
     app.add_middleware(CountResponses, metrics=metrics)  # the outermost: it sees what the others answer
     return app
 
 
-def _add_generation(app: FastAPI, engine: Engine, model: ServedModel, metrics: ServiceMetrics) -> None:
-    @app.post("/v1/images/generations", response_model=GenerationResponse, responses=ERRORS, tags=["images"])
+def _add_generation(app: FastAPI, intake: Intake, model: ServedModel, metrics: ServiceMetrics) -> None:
+    @app.post(GENERATIONS, response_model=GenerationResponse, responses=ERRORS, tags=["images"])
     async def generate(body: GenerationRequest, request: Request) -> Response:
         """Make images, as the OpenAI images API does; with `stream: true`, as server-sent events."""
         _require_model(model, body.model)
-        planned = model.planned(body)
-        generation = Generation(engine, planned.images)
+        planned, generation = await intake.begin(body)
         if body.stream:
             return EventStream(generation, body, planned, model, metrics, request.state)
         with generation:
@@ -113,9 +115,9 @@ async def _respond(
         left.cancel()
     for image in images:
         metrics.image(planned.plan, image)
-    answer = await asyncio.to_thread(generation_response, images, body, planned, model)
+    content = await asyncio.to_thread(generation_response, images, body, planned, model)
     headers = {"X-Request-Id": str(generation.ticket.number)}
-    return JSONResponse(answer.model_dump(), headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 async def _disconnected(request: Request) -> None:
@@ -143,7 +145,7 @@ def _add_models(app: FastAPI, model: ServedModel) -> None:
         return model.describe()
 
 
-def _add_operation(app: FastAPI, engine: Engine, metrics: ServiceMetrics) -> None:
+def _add_operation(app: FastAPI, engine: ImageEngine, metrics: ServiceMetrics) -> None:
     @app.get("/v1/engine", tags=["operation"])
     async def engine_status() -> EngineStatus:
         """Say who runs, at which step and depth."""
@@ -151,8 +153,10 @@ def _add_operation(app: FastAPI, engine: Engine, metrics: ServiceMetrics) -> Non
 
     @app.get("/health", tags=["operation"], responses={503: ERRORS[503]})
     async def health() -> dict[str, str]:
-        """Say whether the engine's thread lives and calls the model when there is work."""
+        """Say whether the engine lives and calls the model when there is work, or is being started again."""
         state = engine.state
+        if state.restarting:
+            return {"status": "restarting"}
         if not state.alive:
             raise ApiError(503, "the engine has stopped: start the service again", "engine_stopped")
         if _stalled(state):
@@ -162,7 +166,10 @@ def _add_operation(app: FastAPI, engine: Engine, metrics: ServiceMetrics) -> Non
     @app.get("/ready", tags=["operation"], responses={503: ERRORS[503]})
     async def ready() -> dict[str, str]:
         """Say whether requests are taken."""
-        if not (engine.state.alive and engine.state.ready):
+        state = engine.state
+        if state.restarting:
+            raise ApiError(503, "the engine is being started again", "restarting")
+        if not (state.alive and state.ready):
             raise ApiError(503, "the service takes no requests", "not_ready")
         return {"status": "ok"}
 

@@ -12,30 +12,34 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 
 from adadiff.sampling import AdaptivePipeline
+from adadiff.serving.admission import Outlook, prepare
 from adadiff.serving.costs import (
     Batching,
+    CallCosts,
     Profile,
     WorkEstimate,
     fastest_batching,
     measure_costs,
     work_until_start,
 )
-from adadiff.serving.plans import Condition, Plans
+from adadiff.serving.plans import Plans
 from adadiff.serving.requests import (
+    STOPPED,
     EngineState,
     Event,
     Failed,
     Finished,
     ImageRequest,
+    Listener,
     Overloaded,
     Preview,
     Stopped,
     Ticket,
+    idle_state,
 )
 from adadiff.serving.running import RunningSamples, Tick
 from adadiff.serving.waiting import Job, WaitingImages
@@ -47,8 +51,6 @@ HEARTBEAT = 0.5
 """Seconds after which an idle engine goes round."""
 RECENT = 30.0
 """Seconds over which images a second are counted."""
-
-Listener = Callable[[Event], None]
 
 
 @dataclass
@@ -109,26 +111,34 @@ class Engine:
         self._lock = threading.RLock()  # guards what other threads use too: all that follows
         self._open: dict[int, _Open] = {}
         self._accepting = self._alive = False
-        self._work_until_start, self._free_slots = 0.0, slots  # as the last round left them
+        self._outlook = Outlook(0.0, slots, 0, 1.0)  # as the last round left it
         self._submitted: dict[int, list[float]] = {}  # by request, the work of each image that came in since
         self._finish_times: deque[float] = deque(maxlen=4096)
         self._last_round = self._started = time.monotonic()
-        self._state = EngineState(False, False, 0, 0.0, 0, slots, (), 0, 0, 0, 0, 0.0, 0)
+        self._state = idle_state(slots)
 
     @property
     def batching(self) -> Batching:
         """How samples run together, as chosen at the start."""
         return self._running.batching
 
-    def start(self) -> None:
-        """Measure the costs of calls, choose how samples run together, and start the thread.
+    @property
+    def costs(self) -> CallCosts:
+        """Seconds of calls, as measured at the start."""
+        return self._estimate.costs
+
+    def start(self, costs: CallCosts | None = None) -> None:
+        """Choose how samples run together, by the costs of calls, and start the thread.
+
+        Args:
+            costs: Costs that another engine has measured for the model on this machine; by default they are measured.
 
         Raises:
             InputError: If the model's own plan cannot be served.
         """
         prepared, model = self._plans.prepare(self.pipeline.sampling_settings()), self.pipeline.transformer
         can_guide = model.backbone.context_shape is not None or model.config.null_class is not None
-        costs = measure_costs(self.pipeline, self.width * (2 if can_guide else 1))
+        costs = costs or measure_costs(self.pipeline, self.width * (2 if can_guide else 1))
         profile = Profile(prepared.layers, prepared.guided)
         batching = fastest_batching(costs, profile, self.pipeline.denoiser.depth, self.slots, self.width)
         self._running.batching, self._estimate = batching, WorkEstimate(costs, batching.width)
@@ -137,38 +147,45 @@ class Engine:
         self._started = time.monotonic()
         self._thread.start()
 
-    def submit(self, request: ImageRequest, listener: Listener) -> Ticket:
+    def require_room(self) -> None:
+        """Raise Overloaded or Stopped if a request would be refused now, whatever it asks for."""
+        self._admit([])
+
+    def submit(self, request: ImageRequest, listener: Listener, number: int | None = None) -> Ticket:
         """Accept a request, or refuse it at once; any thread may call this.
 
         Args:
             request: The images to make.
             listener: Called with every event of the request, on the engine's thread; it must not block.
+            number: Number of the ticket, which no other has; by default the next one.
 
         Raises:
             InputError: If the request does not fit the model, or its policy looks at the whole batch.
             Overloaded: If it would wait longer than `max_wait` for a slot.
             Stopped: If the engine has not started, is stopping, or has failed.
         """
-        if not request.seeds or any(seed < 0 for seed in request.seeds) or request.previews < 0:
-            raise InputError("a request has one seed of at least 0 for each image, and no fewer than 0 previews")
-        prepared = self._plans.prepare(request.plan)
-        condition = Condition(request.class_label, request.prompt, request.negative_prompt)
-        condition.check(self.pipeline, request.plan.guidance.scale > 1)
+        self.require_room()  # before any work is spent on it
+        prepared, condition = prepare(request, self._plans)
         with self._lock:
-            if not self._accepting:
-                raise Stopped("the engine takes no requests: it has not started, is stopping, or has failed")
             ahead = self._estimate.ahead(Profile(prepared.layers, prepared.guided))
             images = [ahead[0]] * len(request.seeds)
-            wait = self._expected_wait([])
-            # a request may be larger than max_wait if no others wait, as it could never be served otherwise
-            if wait > self.max_wait or (self._are_waiting and self._expected_wait(images[1:]) > self.max_wait):
-                self._state = replace(self._state, rejected=self._state.rejected + 1)
-                raise Overloaded(wait)
-            ticket = Ticket(next(self._numbers), request)
+            self._admit(images)
+            ticket = Ticket(next(self._numbers) if number is None else number, request)
             self._submitted[ticket.number] = images
             self._open[ticket.number] = _Open(listener, set(range(len(request.seeds))))
             self._commands.put(Job(ticket, prepared, condition, time.monotonic(), ahead))
         return ticket
+
+    def _admit(self, images: list[float]) -> None:
+        """Raise Overloaded or Stopped if images of the given work would be refused."""
+        with self._lock:
+            if not self._accepting:
+                raise Stopped("the engine takes no requests: it has not started, is stopping, or has failed")
+            try:
+                self.outlook.admit(images, self.max_wait)
+            except Overloaded:
+                self._state = replace(self._state, rejected=self._state.rejected + 1)
+                raise
 
     def cancel(self, ticket: Ticket) -> None:
         """Give a request up: no events follow, and its slots are free at the next tick; any thread may call this."""
@@ -204,30 +221,28 @@ class Engine:
             )
 
     @property
-    def _are_waiting(self) -> bool:
-        return self._state.waiting + len(self._submitted) > 0
-
-    def _expected_wait(self, more: list[float]) -> float:
-        """Predict the seconds until another image gets a slot, after those that wait and more of the given work."""
-        new = [*itertools.chain.from_iterable(self._submitted.values()), *more]
-        return self._estimate.correction * (self._work_until_start + sum(new[self._free_slots :]))
+    def outlook(self) -> Outlook:
+        """How long further images would wait for a slot; any thread may ask."""
+        with self._lock:
+            return self._outlook.after(list(itertools.chain.from_iterable(self._submitted.values())))
 
     def _run(self) -> None:
         """Go round until the engine is stopped; a failure ends all requests at once."""
-        message = "the service was stopped before the image was finished"
+        failure = Failed(0, STOPPED, "stopped")
         try:
             while self._round():
                 pass
         except BaseException as error:
             logger.exception("the engine has failed")
-            message = f"the engine has failed: {' '.join(str(error).split()) or type(error).__name__}"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failure = Failed(0, f"the engine has failed: {reason}", "engine")
         with self._lock:
             self._accepting = self._alive = False
             self._submitted.clear()
             self._state = replace(self._state, running=(), waiting=0)
             left = [(number, image) for number, request in self._open.items() for image in sorted(request.images)]
         for number, image in left:
-            self._publish(number, Failed(image, message))
+            self._publish(number, replace(failure, image=image))
 
     def _round(self) -> bool:
         """Carry out commands, run one tick if there is work, and return whether to go on."""
@@ -242,11 +257,12 @@ class Engine:
             start, busy = time.perf_counter(), not self._running.free
             tick = self._running.tick()
             self._count(tick)
-            for number, event in tick.events:
-                self._publish(number, event)
             if busy:
                 self._estimate.observe(tick.work, time.perf_counter() - start)
-        if self._is_idle:  # before the next round waits for commands
+            self._describe([])  # before a client that learns of its image asks for the next one
+            for number, event in tick.events:
+                self._publish(number, event)
+        elif self._is_idle:  # before the next round waits for commands
             self._describe([])
         return True
 
@@ -288,6 +304,7 @@ class Engine:
                 images_done=state.images_done + done,
                 layers_run=state.layers_run + tick.layers,
                 layers_full=state.layers_full + tick.rows * self.pipeline.denoiser.depth,
+                batches=Counter(state.batches) + Counter([(tick.depth, tick.rows)]),
             )
 
     def _describe(self, taken: list[int]) -> None:
@@ -298,7 +315,8 @@ class Engine:
         with self._lock:
             for number in taken:
                 del self._submitted[number]
-            self._work_until_start, self._free_slots = until_start, max(self.slots - len(slots) - len(waiting), 0)
+            free = max(self.slots - len(slots) - len(waiting), 0)
+            self._outlook = Outlook(until_start, free, len(waiting), self._estimate.correction)
             self._state = replace(self._state, waiting=len(waiting), running=running)
             self._last_round = time.monotonic()
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adadiff.serving.protocol import ErrorDetail, ErrorResponse, validation_message
-from adadiff.serving.requests import Overloaded, Stopped
+from adadiff.serving.requests import Overloaded, Restarting, Stopped
 from adadiff.utils.errors import InputError
 
 CLIENT_CLOSED = 499  # as nginx logs a client that went away; nobody reads the response
@@ -63,6 +63,10 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, Overloaded):
         wait = max(1, math.ceil(error.retry_after))
         return ApiError(429, f"the service is busy: try again in {wait} s", "overloaded", error.retry_after)
+    if isinstance(error, Restarting):
+        wait = max(1, math.ceil(error.retry_after))
+        message = f"the engine is being started again: try again in {wait} s"
+        return ApiError(503, message, "restarting", error.retry_after)
     if isinstance(error, Stopped):
         return ApiError(503, "the service is stopping, or has failed: try again later", "stopped")
     if isinstance(error, HTTPException):

@@ -1,13 +1,18 @@
-"""One request on the engine, as the event loop of the HTTP service sees it."""
+"""Requests on the engine, as the event loop of the HTTP service sees them."""
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from adadiff.serving.engine import Engine
 from adadiff.serving.errors import ApiError
-from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Preview
+from adadiff.serving.protocol import GenerationRequest
+from adadiff.serving.requests import Event, Failed, Finished, ImageEngine, ImageRequest, Preview
+from adadiff.serving.served import PlannedRequest, ServedModel
+
+MOST_SUBMITTING = 64
+"""Requests that may be on their way to the engine at a time: one on other machines is slow to answer."""
 
 
 class Generation:
@@ -19,6 +24,7 @@ class Generation:
     Args:
         engine: The engine.
         request: What it runs.
+        loop: The event loop.
 
     Raises:
         Overloaded: If the wait would be too long.
@@ -26,8 +32,8 @@ class Generation:
         InputError: If the plan cannot be served.
     """
 
-    def __init__(self, engine: Engine, request: ImageRequest) -> None:
-        self._engine, self._loop = engine, asyncio.get_running_loop()
+    def __init__(self, engine: ImageEngine, request: ImageRequest, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine, self._loop = engine, loop
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._remaining = len(request.seeds)
         self.ticket = engine.submit(request, self._publish)
@@ -53,7 +59,8 @@ class Generation:
         except asyncio.TimeoutError:
             return None
         if isinstance(event, Failed):
-            raise ApiError(500, event.message, "generation_failed")
+            status, code = (503, "stopped") if event.cause == "stopped" else (500, "generation_failed")
+            raise ApiError(status, event.message, code)
         self._remaining -= isinstance(event, Finished)
         return event
 
@@ -76,3 +83,43 @@ class Generation:
         """Cancel what still runs."""
         if not self.complete:
             self._engine.cancel(self.ticket)
+
+
+class Intake:
+    """Checks requests and hands them to the engine, on threads: it takes milliseconds, up to 25 for a new plan.
+
+    One thread checks them, one after the other.
+
+    Args:
+        engine: The engine.
+        model: Checks the requests.
+    """
+
+    def __init__(self, engine: ImageEngine, model: ServedModel) -> None:
+        self._engine, self._model = engine, model
+        self._thread = ThreadPoolExecutor(1, "adadiff requests")
+        self._submitting = ThreadPoolExecutor(MOST_SUBMITTING, "adadiff submit")
+
+    async def plan(self, request: GenerationRequest) -> PlannedRequest:
+        """Return what the engine would run for a request.
+
+        Raises:
+            InputError: If the request does not fit the model.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._model.planned, request)
+
+    async def begin(self, request: GenerationRequest) -> tuple[PlannedRequest, Generation]:
+        """Hand a request to the engine; the errors are those of `plan` and of Generation."""
+        planned, loop = await self.plan(request), asyncio.get_running_loop()
+        begun = loop.run_in_executor(self._submitting, Generation, self._engine, planned.images, loop)
+        try:
+            return planned, await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(_give_up)
+            raise
+
+
+def _give_up(begun: asyncio.Future[Generation]) -> None:
+    """Cancel a request that nobody waits for any more."""
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().close()

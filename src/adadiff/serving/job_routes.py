@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
@@ -14,7 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from adadiff.serving.errors import ApiError
 from adadiff.serving.jobs import Jobs
 from adadiff.serving.protocol import ErrorResponse, GenerationRequest, JobDeleted, JobInfo, JobList, JobRequest
-from adadiff.serving.served import ServedModel
+from adadiff.serving.served import PlannedRequest
 
 CHUNK = 256 * 1024  # bytes of a download that are sent at a time
 READABLE = 0o644 << 16  # a file's permissions in a zip
@@ -24,7 +24,7 @@ ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {}}
 
 def job_routes(
     jobs: Jobs | None,
-    model: ServedModel,
+    plan: Callable[[GenerationRequest], Awaitable[PlannedRequest]],
     require_model: Callable[[str | None], None],
     errors: dict[int | str, dict[str, Any]],
 ) -> APIRouter:
@@ -32,7 +32,7 @@ def job_routes(
 
     Args:
         jobs: The jobs; None if they are turned off.
-        model: Checks the requests.
+        plan: Checks a request and returns what the engine runs for it.
         require_model: Raises ApiError if a request names another model.
         errors: Descriptions of the errors by status.
     """
@@ -50,7 +50,7 @@ def job_routes(
         running = turned_on()
         require_model(body.model)
         settings = body.model_dump(exclude={"n"})
-        planned = model.planned(GenerationRequest.model_validate(settings))  # in the event loop, as other requests
+        planned = await plan(GenerationRequest.model_validate(settings))
         return await asyncio.to_thread(running.create, planned, body.n)
 
     @router.get("")

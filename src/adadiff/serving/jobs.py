@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from adadiff.serving.engine import Engine
 from adadiff.serving.errors import ApiError
 from adadiff.serving.images import image_file
 from adadiff.serving.job_store import JobRecord, JobStore
 from adadiff.serving.protocol import JobInfo
-from adadiff.serving.requests import Event, Failed, Finished, ImageRequest, Overloaded, Stopped, Ticket
+from adadiff.serving.requests import Event, Failed, Finished, ImageEngine, ImageRequest, Overloaded, Stopped, Ticket
 from adadiff.serving.served import PlannedRequest
 from adadiff.utils.errors import InputError
 
@@ -79,7 +78,7 @@ class Jobs:
         InputError: If a job's file is damaged.
     """
 
-    def __init__(self, store: JobStore, engine: Engine) -> None:
+    def __init__(self, store: JobStore, engine: ImageEngine) -> None:
         self._store, self._engine = store, engine
         self._landed: queue.SimpleQueue[Landed | Literal["look", "close"]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="adadiff jobs", daemon=True)
@@ -222,6 +221,14 @@ class Jobs:
             return
         self._end(name, "failed", message, noted=False)
 
+    def _break(self, name: str, k: int, error: Exception) -> None:
+        """Fail a job because of an error that nobody has foreseen; the other jobs go on."""
+        logger.error(f"{name} has failed at image {k}", exc_info=error)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        with self._lock:
+            if name in self._unfinished:
+                self._fail(name, f"image {k} could not be made ({reason}): the service's log says more")
+
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -235,7 +242,10 @@ class Jobs:
             if landed == "close":
                 break
             if landed != "look":
-                self._take(*landed)
+                try:
+                    self._take(*landed)
+                except Exception as error:
+                    self._break(*landed[:2], error)
         with self._lock, suppress(OSError):  # the seconds alone would be lost
             for ticket in self._flying.values():
                 self._engine.cancel(ticket)
@@ -266,6 +276,9 @@ class Jobs:
                 except InputError as error:
                     self._fail(name, f"image {k} (seed {seed}): {error}")
                     continue
+                except Exception as error:
+                    self._break(name, k, error)
+                    continue
                 self._flying[name, k], job.upcoming = ticket, None
                 if job.since is None:
                     job.since = time.monotonic()
@@ -285,7 +298,7 @@ class Jobs:
             record, job = self._records[name], self._unfinished[name]
             if isinstance(event, Failed):
                 del self._flying[name, k]
-                if self._engine.state.ready:  # else it is not the image's fault, and the job goes on after a restart
+                if event.cause == "image":  # else the job goes on after a restart
                     self._fail(name, f"image {k} (seed {record.seed + k}): {event.message}")
                 return
             try:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from adadiff.serving.requests import EngineState, Finished
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 FRACTIONS = tuple(k / 10 for k in range(1, 11))
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
 
 class ServiceMetrics:
@@ -97,8 +99,26 @@ class EngineCollector:
             "adadiff_layers_run": ("Layers run, over all samples and steps.", state.layers_run),
             "adadiff_layers_full": ("Layers that the full model would have run.", state.layers_full),
             "adadiff_rejected": ("Requests turned away because the wait would be too long.", state.rejected),
+            "adadiff_engine_restarts": ("How often the engine's process was started again.", state.restarts),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value=value)
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(name, text, value=value)
+        yield batch_sizes(state.batches)
+
+
+def batch_sizes(batches: Mapping[tuple[int, int], int]) -> HistogramMetricFamily:
+    """Return the rows of all calls as histograms, one for each number of layers that the deepest row has run.
+
+    Args:
+        batches: Number of calls by layers and rows.
+    """
+    text = "Rows of each call of the model, by the layers of its deepest row; a guided image has two."
+    family = HistogramMetricFamily("adadiff_call_rows", text, labels=["layers"])
+    for layers in sorted({layers for layers, _ in batches}):
+        calls = {rows: count for (depth, rows), count in batches.items() if depth == layers}
+        bounds = [*((f"{float(bound)}", bound) for bound in ROWS), ("+Inf", math.inf)]
+        buckets = [(name, sum(count for rows, count in calls.items() if rows <= most)) for name, most in bounds]
+        family.add_metric([str(layers)], buckets, sum(rows * count for rows, count in calls.items()))
+    return family

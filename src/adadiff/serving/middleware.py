@@ -8,11 +8,13 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adadiff.serving.errors import ApiError
+from adadiff.serving.errors import ApiError, api_error
 from adadiff.serving.metrics import ServiceMetrics
 from adadiff.serving.protocol import LARGEST_BODY
+from adadiff.serving.requests import ImageEngine, Overloaded, Stopped
 
 API = "/v1/"
+GENERATIONS = f"{API}images/generations"
 
 
 class CountResponses:
@@ -63,6 +65,27 @@ class RequireKey:
             if not hmac.compare_digest(given, self.expected):
                 message = "the API key is missing or wrong: send it in the header Authorization: Bearer KEY"
                 await ApiError(401, message, "invalid_api_key").response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class RefuseEarly:
+    """Answers requests for images that no body could save: before it is read, as a flood of them is to cost little.
+
+    Args:
+        app: The application.
+        engine: The engine.
+    """
+
+    def __init__(self, app: ASGIApp, engine: ImageEngine) -> None:
+        self.app, self.engine = app, engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == GENERATIONS and scope["method"] == "POST":
+            try:
+                self.engine.require_room()
+            except (Overloaded, Stopped) as error:
+                await api_error(error).response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

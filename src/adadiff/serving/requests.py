@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from adadiff.sampling import SamplingPlan
+from adadiff.serving.costs import Batching
 
 
 class Overloaded(RuntimeError):  # noqa: N818 - names the state
@@ -23,6 +26,18 @@ class Overloaded(RuntimeError):  # noqa: N818 - names the state
 
 class Stopped(RuntimeError):  # noqa: N818 - names the state
     """The engine takes no requests: it has not started, is stopping, or has failed."""
+
+
+class Restarting(Stopped):
+    """The engine has died and is being started again; try again later.
+
+    Args:
+        retry_after: Seconds until it is expected to take requests.
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__("the engine is being started again")
 
 
 @dataclass(frozen=True)
@@ -104,14 +119,22 @@ class Failed:
     Args:
         image: Position of the image in the request.
         message: One line that says why.
+        cause: What is to blame: the image itself, the engine, which has failed and takes no more requests, or the end
+            of the service, which came first.
     """
 
     image: int
     message: str
+    cause: Literal["image", "engine", "stopped"] = "image"
 
+
+STOPPED = "the service was stopped before the image was finished: send the request again"
+"""The message of images that the end of the service cuts off."""
 
 Event = Preview | Finished | Failed
 """What a listener gets; a request is over once every image has been Finished or Failed."""
+
+Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -153,6 +176,9 @@ class EngineState:
         layers_full: Layers that the full model would have run.
         images_per_second: Images finished a second, lately.
         rejected: Requests refused because of overload.
+        batches: Calls so far by the layers of their deepest row, and their rows.
+        restarts: How often an engine in a process of its own was started again.
+        restarting: Whether it is being started again.
     """
 
     alive: bool
@@ -168,3 +194,38 @@ class EngineState:
     layers_full: int
     images_per_second: float
     rejected: int
+    batches: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    restarts: int = 0
+    restarting: bool = False
+
+
+def idle_state(slots: int) -> EngineState:
+    """Return the state of an engine that has not started."""
+    return EngineState(False, False, 0, 0.0, 0, slots, (), 0, 0, 0, 0, 0.0, 0)
+
+
+class ImageEngine(Protocol):
+    """What the service uses of an engine: one in its own process, or one that is isolated from it."""
+
+    @property
+    def batching(self) -> Batching:
+        """How samples run together."""
+
+    @property
+    def state(self) -> EngineState:
+        """The engine at this moment; any thread may ask."""
+
+    def start(self) -> None:
+        """Start it; raise InputError if the model cannot be served."""
+
+    def require_room(self) -> None:
+        """Raise Overloaded or Stopped if a request would be refused now, whatever it asks for."""
+
+    def submit(self, request: ImageRequest, listener: Listener) -> Ticket:
+        """Accept a request, or refuse it at once with InputError, Overloaded or Stopped; any thread may call this."""
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Give a request up: no events follow; any thread may call this."""
+
+    def stop(self, drain: float) -> None:
+        """Take no more requests; accepted ones may finish within `drain` seconds. Return once all have ended."""

@@ -48,8 +48,8 @@ def cost_of(image: Finished, planned: PlannedRequest, depth: int) -> Cost:
 
 def generation_response(
     images: Sequence[Finished], request: GenerationRequest, planned: PlannedRequest, model: ServedModel
-) -> GenerationResponse:
-    """Build the response without streaming; encodes the images, so that it takes a while."""
+) -> str:
+    """Return the response without streaming, as JSON; encodes the images, so that it takes a while."""
     data = [
         GeneratedImage(
             b64_json=as_base64(image.pixels, request.output_format, request.output_compression),
@@ -58,7 +58,7 @@ def generation_response(
         for image in images
     ]
     plan = planned.images.plan
-    return GenerationResponse(
+    response = GenerationResponse(
         created=int(time.time()),
         data=data,
         output_format=request.output_format,
@@ -73,6 +73,7 @@ def generation_response(
         compute_fraction=round(sum(image.compute_fraction for image in data) / len(data), 4),
         warning=planned.warning,
     )
+    return response.model_dump_json()
 
 
 class EventStream(StreamingResponse):
@@ -116,7 +117,13 @@ class EventStream(StreamingResponse):
         try:
             while not self._generation.complete:
                 event = await self._generation.event(KEEP_ALIVE)
-                yield ": the image is being made\n\n" if event is None else await self._event(event, previews)
+                if event is None:
+                    yield ": the image is being made\n\n"
+                    continue
+                if isinstance(event, Finished):
+                    self._metrics.image(self._planned.plan, event)
+                yield await asyncio.to_thread(self._event, event, previews[event.image])
+                previews[event.image] += 1
         except Exception as error:  # the status has been sent: the error has to be an event
             failure = api_error(error)
             if not isinstance(error, ApiError):
@@ -124,21 +131,20 @@ class EventStream(StreamingResponse):
             self._state.outcome = failure.status
             yield f"event: error\ndata: {failure.body.model_dump_json()}\n\n"
 
-    async def _event(self, event: Preview | Finished, previews: Counter[int]) -> str:
-        """Return a preview or a finished image as the text of an event; `previews` counts those of each image."""
+    def _event(self, event: Preview | Finished, previews: int) -> str:
+        """Return a preview or a finished image as the text of an event; so many previews of the image came before."""
         kind, quality = self._request.output_format, self._request.output_compression
         common: dict[str, Any] = {
-            "b64_json": await asyncio.to_thread(as_base64, event.pixels, kind, quality),
+            "b64_json": as_base64(event.pixels, kind, quality),
             "created_at": int(time.time()),
             "output_format": kind,
             "size": self._model.size,
             "image_index": event.image,
         }
         if isinstance(event, Preview):
-            number = previews[event.image]
-            previews[event.image] += 1
-            return _server_sent(PartialImage(**common, partial_image_index=number, step=event.step, steps=event.steps))
-        self._metrics.image(self._planned.plan, event)
+            return _server_sent(
+                PartialImage(**common, partial_image_index=previews, step=event.step, steps=event.steps)
+            )
         cost = cost_of(event, self._planned, self._model.depth).model_dump()
         return _server_sent(Completed(**common, **cost, warning=self._planned.warning))
 

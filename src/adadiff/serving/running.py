@@ -75,12 +75,14 @@ class Tick:
         work: Work of the steps taken.
         rows: Rows of the call.
         layers: Layers run, over all rows.
+        depth: Layers that the deepest row has run.
     """
 
     events: list[Addressed] = field(default_factory=list)
     work: float = 0.0
     rows: int = 0
     layers: int = 0
+    depth: int = 0
 
 
 class RunningSamples:
@@ -143,7 +145,7 @@ class RunningSamples:
         layers = sum(slot.sample.layers for slot in chosen) - before
         events = self._previews(watched, estimates)
         events += self._ends([slot for slot in chosen if slot.sample.done or not slot.sample.finite])
-        return Tick(events, work, rows, layers)
+        return Tick(events, work, rows, layers, max(slot.sample.exit_layers[-1] for slot in chosen))
 
     def _previews(self, watched: list[Slot], estimates: dict[int, Tensor]) -> list[Addressed]:
         watched = [slot for slot in watched if slot.sample.finite]

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from adadiff.serving.engine import Engine
+from adadiff.serving.requests import ImageEngine
 from adadiff.utils.errors import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -61,7 +61,7 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{named}]:{port}" if ":" in named else f"http://{named}:{port}"
 
 
-def run(app: FastAPI, engine: Engine, listener: socket.socket, drain: float) -> None:
+def run(app: FastAPI, engine: ImageEngine, listener: socket.socket, drain: float) -> None:
     """Serve until SIGTERM or Ctrl-C; then take no new work, and let running work finish.
 
     Args:
@@ -92,7 +92,7 @@ class DrainingServer(uvicorn.Server):
         drain: Seconds that running work may take.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, drain: float) -> None:
+    def __init__(self, config: uvicorn.Config, engine: ImageEngine, drain: float) -> None:
         super().__init__(config)
         self._engine, self._drain = engine, drain
 

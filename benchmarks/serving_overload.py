@@ -1,0 +1,134 @@
+"""A service under ten times the load that it can bear: what accepted requests, refused ones and health checks see.
+
+First the capacity is measured, by as many clients as there are slots, each with two images, one after the other. Then
+requests come at ten times that rate, whether or not earlier ones were answered, from a process of their own, while
+/health is asked twenty times a second. Asked are: no 5xx; 95 of 100 accepted requests within --max-wait and the seconds
+of one image in a full engine; /health within 50 ms in 99 of 100 cases. The issue's size: --seconds 60.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import time
+from collections import Counter
+from http.client import HTTPConnection
+from multiprocessing.connection import Connection
+
+import httpx2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from serving_process import Service, serving
+
+HEALTH = 0.05  # seconds from one health check to the next
+PATH = "/v1/images/generations"
+
+Answer = tuple[int, float, float | None]
+"""Status, seconds, and the seconds of Retry-After, if there was one."""
+
+
+async def ask(client: httpx2.AsyncClient, label: int) -> Answer:
+    """Send a request of one image."""
+    start = time.perf_counter()
+    try:
+        answer = await client.post(PATH, json={"class_label": label})
+    except httpx2.HTTPError:
+        return 0, time.perf_counter() - start, None
+    after = answer.headers.get("retry-after")
+    return answer.status_code, time.perf_counter() - start, None if after is None else float(after)
+
+
+def connections(address: str) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=1000)
+    return httpx2.AsyncClient(base_url=address, timeout=300, limits=limits)
+
+
+async def capacity(address: str, clients: int) -> tuple[float, float]:
+    """Return the images a second of a full engine, and the 95th percentile of an image's seconds in it."""
+    start, latencies = time.perf_counter(), list[float]()
+    async with connections(address) as client:
+
+        async def one(label: int) -> None:
+            for number in range(2):
+                status, took, _ = await ask(client, label)
+                assert status == 200, status
+                latencies.extend([took] * number)  # the first one met an engine that was being filled
+
+        await asyncio.gather(*(one(k % 10) for k in range(clients)))
+    return 2 * clients / (time.perf_counter() - start), float(np.quantile(latencies, 0.95))
+
+
+async def open_loop(address: str, rate: float, seconds: float) -> list[Answer]:
+    """Send requests at a rate, without waiting for answers, and return all answers."""
+    start, tasks = time.perf_counter(), list[asyncio.Task[Answer]]()
+    async with connections(address) as client:
+        while (now := time.perf_counter() - start) < seconds:
+            while len(tasks) < rate * now:
+                tasks.append(asyncio.create_task(ask(client, len(tasks) % 10)))
+            await asyncio.sleep(0.005)
+        return list(await asyncio.gather(*tasks))
+
+
+def flood(results: Connection, address: str, rate: float, seconds: float) -> None:
+    """Send the requests from a process of their own."""
+    results.send(asyncio.run(open_loop(address, rate, seconds)))
+
+
+def health_checks(address: str, seconds: float) -> list[float]:
+    """Ask /health at fixed moments; returns the seconds that each answer took."""
+    host, took = address.removeprefix("http://"), list[float]()
+    connection, end = HTTPConnection(host, timeout=60), time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        assert json.loads(answer.read())["status"] == "ok"
+        took.append(time.perf_counter() - start)
+        time.sleep(max(0.0, HEALTH - took[-1]))
+    return took
+
+
+def measure(service: Service, slots: int, factor: float, seconds: float, max_wait: float) -> Table:
+    """Measure the capacity, then flood the service; returns what was seen."""
+    most, one_image = asyncio.run(capacity(service.address, slots))
+    idle = health_checks(service.address, 3.0)
+    ours, theirs = multiprocessing.Pipe()
+    arguments = (theirs, service.address, factor * most, seconds)
+    flooding = multiprocessing.get_context("spawn").Process(target=flood, args=arguments)
+    flooding.start()
+    time.sleep(3.0)  # so that the process has begun
+    health = health_checks(service.address, seconds - 1)
+    answers: list[Answer] = ours.recv()
+    flooding.join()
+    counts = Counter(status for status, _, _ in answers)
+    accepted = [took for status, took, _ in answers if status == 200]
+    refused = [took for status, took, _ in answers if status == 429]
+    table = Table("", "measured", "asked", title=f"{factor:g} times {most:.1f} images/s for {seconds:g} s")
+    table.add_row("answers by status", ", ".join(f"{code}: {n}" for code, n in sorted(counts.items())), "200 and 429")
+    table.add_row("accepted, 95th percentile", f"{np.quantile(accepted, 0.95):.2f} s", f"{max_wait + one_image:.2f} s")
+    table.add_row("refused, 95th percentile", f"{1000 * np.quantile(refused, 0.95):.0f} ms", "")
+    for name, seen in (("/health", health), ("/health when idle", idle)):
+        half, most = (1000 * np.quantile(seen, level) for level in (0.5, 0.99))
+        table.add_row(f"{name}, median and 99th", f"{half:.1f}, {most:.1f} ms", "50 ms" if name == "/health" else "")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="cifar10-class-xs")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--factor", type=float, default=10.0)
+    parser.add_argument("--max-wait", type=float, default=5.0)
+    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--isolate", action="store_true", help="the engine in a process of its own")
+    options = parser.parse_args()
+    arguments = ["--max-wait", str(options.max_wait), "--slots", str(options.slots)]
+    with serving(options.model, *arguments, *(["--isolate"] if options.isolate else [])) as service:
+        table = measure(service, options.slots, options.factor, options.seconds, options.max_wait)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Whether a request is taken: it has to fit the model, and must not wait for a slot for too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from adadiff.serving.plans import Condition, Plans, PreparedPlan
+from adadiff.serving.requests import ImageRequest, Overloaded
+from adadiff.utils.errors import InputError
+
+
+def prepare(request: ImageRequest, plans: Plans) -> tuple[PreparedPlan, Condition]:
+    """Check a request against the model and prepare it; no model is run.
+
+    Raises:
+        InputError: If it does not fit the model, or its policy looks at the whole batch.
+    """
+    if not request.seeds or any(seed < 0 for seed in request.seeds) or request.previews < 0:
+        raise InputError("a request has one seed of at least 0 for each image, and no fewer than 0 previews")
+    prepared = plans.prepare(request.plan)
+    condition = Condition(request.class_label, request.prompt, request.negative_prompt)
+    condition.check(plans.pipeline, request.plan.guidance.scale > 1)
+    return prepared, condition
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How long further images would wait for a slot, as far as is known.
+
+    Args:
+        work: Work that is done before an image gets a slot that is taken now, in seconds of full calls.
+        free: Slots that images get at once.
+        waiting: Images that wait.
+        correction: Seconds that a second of work takes in fact.
+
+    Examples:
+        >>> outlook = Outlook(work=2.0, free=1, waiting=0, correction=1.5)
+        >>> outlook.seconds, outlook.after([4.0]).seconds, outlook.after([4.0, 4.0]).seconds
+        (3.0, 3.0, 9.0)
+    """
+
+    work: float
+    free: int
+    waiting: int
+    correction: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until another image gets a slot, beyond those that are free."""
+        return self.correction * self.work
+
+    def after(self, images: Sequence[float]) -> Outlook:
+        """Return the outlook once images of the given work wait too."""
+        work = self.work + sum(images[self.free :])
+        return replace(self, work=work, free=max(self.free - len(images), 0), waiting=self.waiting + len(images))
+
+    def admit(self, images: Sequence[float], max_wait: float) -> None:
+        """Raise Overloaded if a request's images, of the given work, would wait for longer than that.
+
+        A request may be larger if no others wait, as it could never be served otherwise.
+        """
+        if self.seconds > max_wait or (self.waiting and self.after(images[1:]).seconds > max_wait):
+            raise Overloaded(self.seconds)

@@ -1,0 +1,195 @@
+"""Ray: a cluster to work on, and work spread over actors that may die."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+from adadiff.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LOCAL = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there, a Ray of one machine listens on loopback alone
+    "RAY_AUTH_MODE": "token",  # Ray's own default, said here so that it does not warn: other users cannot join
+}
+"""Environment of a Ray that is started here."""
+ANSWER = 5.0
+"""Seconds in which an address has to answer."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+SETTINGS = 4
+"""What a client says first to Ray's server, which speaks HTTP/2, and the kind of frame that the server answers with."""
+STARTS = 2
+"""Times that a Ray of this machine is started: on a busy machine it may be too slow for its own 30 seconds."""
+PATIENCE = 60.0
+"""Seconds without room for any actor after which a warning says so."""
+DEATHS = 3
+"""Deaths in a row for each actor, without a result in between, after which work is given up."""
+
+Task = TypeVar("Task")
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error's text, since errors of Ray hold the traceback of another machine."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def require_ray() -> None:
+    """Raise InputError, with the command that installs it, unless Ray is installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("ray is not installed, which work on a cluster needs: pip install 'adadiff[cluster]'")
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
+    """Connect this process to a Ray cluster during the block, unless it is connected already.
+
+    Args:
+        address: `HOST:PORT` of the cluster, "auto" for the one that runs on this machine, or None to start a Ray on
+            this machine, which other machines cannot reach, and to end it after the block.
+        cpus: Cores of a Ray that is started; None for all.
+
+    Raises:
+        InputError: If Ray is not installed, or no cluster answers at the address.
+    """
+    require_ray()
+    if address is None:
+        for name, value in LOCAL.items():
+            os.environ.setdefault(name, value)
+    elif address != "auto":
+        _require_answer(address)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options.update(address="local", num_cpus=cpus, include_dashboard=False)
+    else:
+        options.update(address=address)
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # Ray raises many types
+            ray.shutdown()
+            if address is None and attempt < STARTS:
+                continue
+            place = "on this machine" if address in (None, "auto") else f"at {address}"
+            message = f"there is no Ray {place} to work on ({last_line(error)}): start one with `ray start --head`"
+            raise InputError(message) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise InputError unless something that may be Ray listens at an address; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit()) or "/" in host:
+        raise InputError(
+            f"{address!r} is no address of a Ray cluster: write HOST:PORT, as `ray start --head` prints it, or auto"
+        )
+    try:
+        with socket.create_connection((host, int(port)), timeout=ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "1":
+                return  # Ray's own certificates are needed to ask further
+            connection.sendall(PREFACE)
+            answer = connection.recv(4)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray answers at {address} ({error}): start it with `ray start --head`") from error
+    if len(answer) < 4 or answer[3] != SETTINGS:
+        raise InputError(f"what answers at {address} is not Ray: give the address that `ray start --head` prints")
+
+
+class Crew:
+    """Actors that each run one task at a time; one that dies is replaced, and its task is done again.
+
+    Args:
+        start: Starts an actor, whose method `ready` returns once it can work, and whose method `run` runs a task.
+        size: Number of actors.
+    """
+
+    def __init__(self, start: Callable[[], Any], size: int) -> None:
+        self._start, self._size = start, size
+        self._calls: dict[Any, tuple[Any, Any]] = {}  # by reference to the result: the actor, and its task or None
+        self._deaths = 0  # in a row
+
+    def map(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
+        """Run tasks, and yield each with its result, in the order in which they end.
+
+        An actor gets its first task once it runs, so that no task waits for room on the cluster while other actors are
+        free. Tasks are taken out as actors come to them, so that there may be any number.
+
+        Raises:
+            InputError: If actors cannot be started, or die again and again.
+        """
+        import ray
+
+        waiting = deque(islice(tasks, self._size))
+        try:
+            for _ in range(len(waiting)):
+                self._hire()
+            while self._calls:
+                done, _ = ray.wait(list(self._calls), timeout=PATIENCE)
+                if not done:
+                    if not self._is_busy:
+                        logger.warning(f"the cluster has had no room for an actor for {PATIENCE:.0f} s: waiting")
+                    continue
+                actor, task = self._calls.pop(done[0])
+                try:
+                    result = ray.get(done[0])
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except ray.exceptions.RayError as error:
+                    ray.kill(actor)
+                    self._bury(error)
+                    self._hire()
+                    waiting.extend([] if task is None else [task])
+                    continue
+                if task is not None:
+                    self._deaths = 0
+                    yield task, result
+                following = waiting.popleft() if waiting else next(tasks, None)
+                if following is not None:
+                    self._calls[actor.run.remote(following)] = (actor, following)
+                    continue
+                ray.kill(actor)
+                if not self._is_busy:
+                    return  # only actors that have not begun are left
+        finally:
+            for actor, _ in self._calls.values():
+                ray.kill(actor)
+            self._calls.clear()
+
+    @property
+    def _is_busy(self) -> bool:
+        return any(task is not None for _, task in self._calls.values())
+
+    def _hire(self) -> None:
+        actor = self._start()
+        self._calls[actor.ready.remote()] = (actor, None)
+
+    def _bury(self, error: Exception) -> None:
+        """Count the death of an actor; raise InputError if it is one too many."""
+        reason = last_line(error)
+        if getattr(error, "actor_init_failed", False):
+            raise InputError(f"an actor cannot start on the cluster: {reason}")
+        self._deaths += 1
+        logger.warning("an actor on the cluster has died: another one does its work again")
+        if self._deaths >= DEATHS * self._size:
+            raise InputError(
+                f"{self._deaths} actors on the cluster died one after the other without a result, the last one so: "
+                f"{reason}; if memory is short, make the batches smaller"
+            )
