@@ -12,6 +12,7 @@ from diffusers.utils.logging import disable_progress_bar
 from adadiff.cli.options import Dtype, SampleOptions
 from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.policies.stored import save_policies
 from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance, SamplingPlan
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
@@ -114,11 +115,14 @@ def chosen_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]
     return lines
 
 
-def store_calibration(found: Calibration, folder: Path) -> None:
-    """Print what a calibration found, and write the policy and a plot into a folder."""
+def store_calibration(found: Calibration, folder: Path, *others: Calibration) -> None:
+    """Print what a calibration found, for one or several budgets, and write the policies and a plot into a folder."""
     from adadiff.calibration import calibration_table, draw_calibration
 
-    console.print(calibration_table(found))
+    console.print(calibration_table(found, *others))
     folder.mkdir(parents=True, exist_ok=True)
-    draw_calibration(found, folder / "calibration.png")
-    console.print(f"the policy is in {found.save(folder)}, its plot in {folder / 'calibration.png'}")
+    draw_calibration(found, folder / "calibration.png", *others)
+    files = save_policies([each.stored for each in (found, *others)], folder)
+    default = f"the policy is in {files[0]}"
+    more = f", those for other budgets in {', '.join(file.name for file in files[1:])}" if others else ""
+    console.print(f"{default}{more}, the plot in {folder / 'calibration.png'}")

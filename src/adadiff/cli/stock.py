@@ -70,6 +70,7 @@ def calibrate_stock(
     samples: int,
     batch_size: int,
     seed: int,
+    periodic: bool,
 ) -> None:
     """Calibrate a stock pipeline; for the arguments see `calibrate_command`."""
     pipe, conditions, arguments = to_sample(model, options)
@@ -85,6 +86,7 @@ def calibrate_stock(
         seed=seed,
         metric=metric,
         keep=out / ".calibration",
+        periodic=periodic,
         **arguments,
     )
     store_calibration(found, out)

@@ -127,7 +127,7 @@ class ModelParts(DiffusionPipeline):
         if not holds_weights_of(self.transformer, own.folder / "transformer"):
             own = own.without_exits()
         if own.scheduler != scheduler:
-            own = replace(own, defaults=own.sampling.changed(scheduler=scheduler), stored=None)
+            own = replace(own, defaults=own.sampling.changed(scheduler=scheduler), stored=None, others={})
         if self.own_settings.stored is not None and own.stored is None:
             logger.warning(
                 f"the exit policy of {own.folder} is not saved: it was calibrated for other weights or another "
