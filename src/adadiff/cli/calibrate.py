@@ -69,7 +69,7 @@ def calibrate_command(
     budgets: tuple[float | None, ...] = tuple(dict.fromkeys(compute)) or (None,)
     goals, folder = [Goal(each, error, speedup, confidence) for each in budgets], model_folder(model)
     if reference_steps is not None and (len(compute) != 1 or is_stock(folder)):
-        raise InputError("--reference-steps goes with --compute and one budget, for models of adadiff's own: leave it out")
+        raise InputError("--reference-steps goes with --compute, one budget, for models of adadiff's own: leave it out")
     place = options.out or model
     for name in (EXIT_POLICY, *other_policies(place)):
         if (place / name).exists() and not options.replace:

@@ -63,6 +63,11 @@ class ModelParts(DiffusionPipeline):
         """What predicts the steps: the transformer, or the baseline that runs it in another way."""
         return self.transformer if self._denoiser is None else self._denoiser
 
+    @property
+    def saved_scheduler(self) -> SchedulerMixin:
+        """The scheduler among the folder's parts, in the place of which its settings may name another."""
+        return self._saved_scheduler
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], own_settings: bool = True, **kwargs: Any

@@ -112,7 +112,7 @@ async def _respond(
         work.cancel()
         left.cancel()
     for image in images:
-        metrics.image(planned.plan, image)
+        metrics.image(planned.plan, image, model.full_flops)
     answer = await asyncio.to_thread(generation_response, images, body, planned, model)
     headers = {"X-Request-Id": str(generation.ticket.number)}
     return JSONResponse(answer.model_dump(), headers=headers)
