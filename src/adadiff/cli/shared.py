@@ -14,6 +14,7 @@ from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.policies.stored import save_policies
 from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance, SamplingPlan
+from adadiff.sampling.budgets import Budgets
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, sample_to_folder
 from adadiff.sampling.settings import FolderSettings, resolve
@@ -61,12 +62,21 @@ def device_of(name: str) -> torch.device:
     return place
 
 
-def sample_with_options(model: Path, out: Path, options: SampleOptions) -> FolderSummary:
-    """Sample into a folder by the options, and by the model's own settings for options that are not given."""
+def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple[FolderSummary, Budgets]:
+    """Sample into a folder by the options, and by the model's own settings for options that are not given.
+
+    Returns:
+        The totals, and what compute is relative to.
+    """
     if options.classes and options.class_index:
         raise InputError("give either --class or --class-index, not both")
     prompts = chosen_prompts(options.prompt, options.prompts)
     pipeline = load_pipeline(model, options.dtype, options.device, options.scheduler)
+    budgets = Budgets(pipeline)
+    if options.budget is not None:
+        if options.scheduler is not None:
+            raise InputError("--budget chooses a plan with its scheduler: leave --scheduler out")
+        pipeline = budgets.plans[budgets.named(options.budget)]
     policy = _chosen_policy(options, pipeline.own_settings.sampling)
     chosen = pipeline.sampling_settings(
         options.steps,
@@ -80,9 +90,10 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> Folde
         guidance = replace(guidance, internal=InternalGuidance(*options.internal_guidance))
     classes = options.classes or options.class_index or pipeline.transformer.class_indices
     conditions = Conditions(classes, prompts, options.negative_prompt, guidance)
-    return sample_to_folder(
+    summary = sample_to_folder(
         pipeline, out, options.n, chosen.steps, chosen.policy, options.seed, conditions, options.batch_size
     )
+    return summary, budgets
 
 
 def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy | None:

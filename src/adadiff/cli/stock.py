@@ -32,6 +32,7 @@ from adadiff.utils.fingerprints import settings_of
 from adadiff.utils.hub import require_on_hub
 
 OWN_OPTIONS = (
+    "budget",
     "tau_per",
     "min_layer",
     "patience",

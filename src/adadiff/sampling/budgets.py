@@ -28,6 +28,7 @@ class Budgets:
         full_flops: FLOPs of an image of it.
         plans: The model that samples by each plan, by the plan's name: its compute in hundredths; the full model at 1.
         computes: The compute of each plan, by its name, rising.
+        own: The name of the folder's default plan; None where its compute is not known, or not below the full model's.
 
     Examples:
         >>> from adadiff import AdaDiffPipeline
@@ -47,6 +48,7 @@ class Budgets:
         below = sorted(((c, each) for c, each in measured if round(c, 2) < 1), key=lambda pair: pair[0])
         self.plans = {round(compute, 2): self._by(each) for compute, each in below} | {1.0: self.full}
         self.computes = {round(compute, 2): compute for compute, _ in below} | {1.0: 1.0}
+        self.own = next((round(compute, 2) for compute, each in below if each is own.stored), None)
 
     def compute_of(self, stored: StoredPlan) -> float | None:
         """Return a stored plan's FLOPs over the full model's; None where they are neither known nor measured."""
