@@ -84,7 +84,7 @@ def test_a_class_is_generated_beside_the_full_model_from_the_same_noise(page, en
     assert page.get_attribute(".image img >> nth=1", "alt") == "Image 2, seed 8"
     facts = page.inner_text("dl >> nth=0").split("\n")
     assert [fact for fact in facts if fact] == [
-        "Seconds", "0.25", "Steps", "50", "Layers a step", "5.0 of 5", "Compute of full model", "100%",
+        "Seconds", "0.25", "Steps", "50", "Layers a step", "5.0 of 5", "Compute", "100% of full",
     ]  # fmt: skip
     assert page.is_hidden("#budget")
 

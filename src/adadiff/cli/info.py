@@ -36,14 +36,13 @@ def _print_plans(folder: Path) -> None:
     from adadiff.sampling.budgets import Budgets
 
     budgets = Budgets(load_pipeline(folder, "float32", "cpu"))
-    own = budgets.own
-    title = f"plans of {folder.name}; compute is over that of the full model"
-    table = Table("compute", "steps", "scheduler", "guidance", "layers", "", title=title)
+    title = f"plans of {folder.name}; compute is over the full model's"
+    table = Table("compute", "steps", "guidance", "exits", "", title=title)
     for name, pipeline in budgets.plans.items():
-        plan, compute = pipeline.sampling_settings(), budgets.computes[name]
-        layers = "all" if name == 1 else type(plan.policy).__name__
-        note = "the full model" if name == 1 else "the model's own" if name == own else ""
-        table.add_row(f"{compute:.1%}", str(plan.steps), str(plan.scheduler), f"{plan.guidance.scale:g}", layers, note)
+        plan, is_full = pipeline.sampling_settings(), pipeline is budgets.full
+        note = "the full model" if is_full else "the model's own" if name == budgets.own else ""
+        exits = "none" if is_full else type(plan.policy).__name__
+        table.add_row(f"{budgets.computes[name]:.1%}", str(plan.steps), f"{plan.guidance.scale:g}", exits, note)
     console.print(table)
 
 
