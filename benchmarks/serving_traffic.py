@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from adadiff import AdaDiffPipeline
+from adadiff.runtime import planned_layers
 from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.batcher import RULES, Candidate, Rule, choose
 from adadiff.serving.costs import CallCosts, Profile, measure_costs
-from adadiff.serving.mixed import planned_layers
 
 STEPS = (10, 20, 50)
 
@@ -43,14 +43,12 @@ class Request:
 
 def profiles_of(pipeline: AdaptivePipeline) -> list[Profile]:
     """Return what each number of steps asks of the machine, by the model's own plan."""
-    plan, depth = pipeline.sampling_settings(), pipeline.denoiser.depth
-    return [
-        Profile(
-            planned_layers(plan.policy.stretched(steps), steps, depth),
-            tuple(plan.guidance.applies(step, steps) for step in range(steps)),
-        )
-        for steps in STEPS
-    ]
+    plan, depth, profiles = pipeline.sampling_settings(), pipeline.denoiser.depth, []
+    for steps in STEPS:
+        guided = tuple(plan.guidance.applies(step, steps) for step in range(steps))
+        layers = planned_layers(plan.policy.stretched(steps), depth, guided, plan.guidance.tied)
+        profiles.append(Profile(layers, guided))
+    return profiles
 
 
 def batch_seconds(costs: CallCosts, profile: Profile, images: int) -> float:

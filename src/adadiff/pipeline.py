@@ -52,8 +52,8 @@ class AdaDiffPipeline(AdaptivePipeline):
             speedup: Be so many times as fast as the full model, above 1.
             confidence: Of the bound on the error, in (0, 1).
             num_inference_steps: Sampling steps; by default as many as a call takes.
-            options: `conditions`, `samples`, `metric`, ... of `calibrate`. By default all classes of the model are
-                sampled, guided as a call guides them.
+            options: `conditions`, `samples`, `metric`, `periodic`, ... of `calibrate`. By default all classes of the
+                model are sampled, guided as a call guides them.
 
         Returns:
             What was found: its `policy` is for `pipe(..., policy=...)`, and `save(folder)` keeps it with the model.

@@ -23,20 +23,20 @@ def total_of(guided=UNGUIDED):
     return TotalError(PROBLEM.products, INFLUENCE, guided)
 
 
-def errors_of(policy):
+def errors_of(policy, differences=DIFFERENCES, problem=PROBLEM):
     """What each early exit errs by on the final image, in order, with the corrections of the runtime."""
-    samples, pixels = DIFFERENCES.shape[2:]
+    samples, pixels = differences.shape[2:]
     corrections, everyone, errors = Corrections(RowMemory(samples)), torch.arange(samples), {}
     for step, exit_layer in enumerate(policy.layers):
         steps = torch.full((samples,), step)
-        images = DIFFERENCES[step].reshape(LAYERS + 1, samples, 1, 1, pixels)
+        images = differences[step].reshape(LAYERS + 1, samples, 1, 1, pixels)
         if exit_layer == LAYERS:
             for layer in range(LAYERS):
                 corrections.measure(layer, everyone, steps, images[LAYERS] - images[layer])
         else:
             weights = torch.tensor([policy.extrapolation_at(step)] * samples)
             left = corrections.correct(exit_layer, everyone, steps, images[exit_layer], weights)
-            errors[step] = PROBLEM.influence[step].sqrt() * left
+            errors[step] = problem.influence[step].sqrt() * left
     return errors
 
 
@@ -57,6 +57,23 @@ def test_the_error_is_that_of_all_corrected_exits(layers, likeness):
     error, weights = total.fitted(layers, likeness)
     policy = CorrectedScheduleExit(tuple(layers), weights)
     assert error == pytest.approx(reference(policy, likeness), rel=2e-3, abs=1e-4)
+
+
+def test_pairs_of_errors_whose_products_were_not_recorded_count_as_unrelated():
+    """Half of such a pair's products would make errors of any size, even below 0."""
+    steps = 48
+    differences, problem = make_drifting_problem(steps)
+    layers = tuple(LAYERS if step % 9 == 0 else 0 for step in range(steps))
+    error, weights = problem.total_error.fitted(layers, 1.0)
+    first = {step: max(step // 9 - 2, 0) * 9 for step in range(steps)}  # of the three full steps before it
+    pairs = itertools.product(errors_of(CorrectedScheduleExit(layers, weights), differences, problem).items(), repeat=2)
+    wanted = sum(
+        (one * other).mean().item()
+        for (j, one), (k, other) in pairs
+        if max(j, k) - min(first[j], first[k]) < problem.total_error.products.shape[1]
+    )
+    assert error == pytest.approx(wanted, rel=2e-3)
+    assert error > 0
 
 
 @given(layers=schedules)

@@ -54,3 +54,21 @@ def test_reference_steps_go_with_a_budget_of_compute(model_folder, capsys):
         run(f"calibrate {model_folder} --error 0.1 --reference-steps 20")
     assert stopped.value.code == 2
     assert "--reference-steps goes with --compute" in capsys.readouterr().err
+
+
+def test_several_budgets_are_stored_beside_each_other(model_folder, tmp_path, capsys):
+    run(f"calibrate {model_folder} --compute 0.6 0.8 0.6 --steps 3 --scheduler ddim --samples 8 --periodic")
+    printed = capsys.readouterr().out
+    assert "those for other budgets in exit_policy-0.8.json" in printed
+    plans = {path.name: json.loads(path.read_text()) for path in model_folder.glob("exit_policy*.json")}
+    assert {name: plan["goal"] for name, plan in plans.items()} == {
+        "exit_policy.json": {"compute": 0.6},
+        "exit_policy-0.8.json": {"compute": 0.8},
+    }
+    assert all(plan["found"]["kind"] == "periodic schedule" for plan in plans.values())
+    before = files(model_folder)
+    with pytest.raises(SystemExit):
+        run(f"calibrate {model_folder} --compute 0.7 --steps 3 --samples 8")
+    assert files(model_folder) == before
+    run(f"calibrate {model_folder} --compute 0.7 --steps 3 --samples 8 --replace --periodic")
+    assert [path.name for path in model_folder.glob("exit_policy*.json")] == ["exit_policy.json"]

@@ -26,8 +26,9 @@ from adadiff.serving.requests import (
     Ticket,
 )
 from adadiff.utils.seeding import generator_for
+from tests.conftest import make_model
 
-FULL_FLOPS = 1000
+FULL_FLOPS = 50 * make_model(num_classes=4, null_class=3).part_flops.full  # of `class_pipeline`, in 50 steps
 SECONDS = 0.25
 
 

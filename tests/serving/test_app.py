@@ -18,7 +18,7 @@ from PIL import Image
 from adadiff.serving.protocol import LARGEST_BODY
 from adadiff.serving.requests import STOPPED
 from tests.serving.conftest import eventually, generate, serving
-from tests.serving.scripted import FULL_FLOPS, SECONDS, drawn
+from tests.serving.scripted import SECONDS, drawn
 
 
 def pixels_of(image: dict) -> np.ndarray:
@@ -129,7 +129,10 @@ def test_a_stream_that_waits_sends_comments_so_that_no_proxy_closes_it(client, e
         ({"negative_prompt": "dog"}, "negative_prompt: the model takes no prompts"),
         ({"guidance_scale": 0.5}, "guidance_scale: input should be greater"),
         ({"plan": "fast"}, 'plan: choose "own", "full"'),
-        ({"plan": 0.55}, "plan: the model's folder holds no plan for a compute budget"),
+        (
+            {"plan": 0.55},
+            "plan: no plan of the model takes at most 0.55 of the full model's compute: the least on offer is 1",
+        ),
     ],
 )
 def test_bad_input_is_400_with_one_clear_sentence(client, engine, body, message):
@@ -326,7 +329,8 @@ def test_models_say_what_can_be_asked(client):
     assert model["class_indices"] == [0, 1, 2]
     assert model["takes"] == "class"
     assert model["can_guide"]
-    assert model["plans"] == [{"plan": "own", "compute_fraction": 1.0}, {"plan": "full", "compute_fraction": 1.0}]
+    full = {"compute_fraction": 1.0, "steps": 50, "guidance_scale": 1.0}
+    assert model["plans"] == [{"plan": "own", **full}, {"plan": "full", **full}]
 
 
 def test_the_documentation_names_every_path_and_setting(client):
@@ -346,4 +350,4 @@ def test_flops_become_fractions(client, engine, monkeypatch):
     monkeypatch.setattr("tests.serving.scripted.exits", lambda request, depth: (5, 1, 1, 1))
     image = generate(client).json()["data"][0]
     assert image["layer_fraction"] == 0.4
-    assert image["compute_fraction"] == FULL_FLOPS * 8 // 20 / FULL_FLOPS
+    assert image["compute_fraction"] == 0.4

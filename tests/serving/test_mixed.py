@@ -19,10 +19,9 @@ from adadiff import (
     ThresholdExit,
 )
 from adadiff.policies import ExitQuery, TableExit
-from adadiff.sampling import Guidance, SamplingPlan
-from adadiff.serving.mixed import STRIDE, MixedPolicy, planned_layers, require_independent
+from adadiff.serving.mixed import STRIDE, MixedPolicy, require_independent
 from adadiff.utils.errors import InputError
-from tests.serving.traffic import DEPTH, alone, class_pipeline
+from tests.serving.traffic import DEPTH
 
 STEPS = 4
 INDEPENDENT: list[ExitPolicy] = [
@@ -66,19 +65,6 @@ def test_policies_that_decide_by_sample_are_served(policy: ExitPolicy) -> None:
 def test_policies_that_look_at_the_batch_are_refused(policy: ExitPolicy) -> None:
     with pytest.raises(InputError, match="looks at the whole batch"):
         require_independent(policy, STEPS, DEPTH)
-
-
-@pytest.mark.parametrize("policy", INDEPENDENT[:4])
-def test_planned_layers_are_those_run(policy: ExitPolicy) -> None:
-    plan = SamplingPlan(STEPS, policy, Guidance(2.0), "ddim")
-    _, exits, _ = alone(class_pipeline(), plan, seed=0, label=0)
-    assert planned_layers(policy, STEPS, DEPTH) == exits
-
-
-def test_planned_layers_of_thresholds_are_the_most_that_can_run() -> None:
-    table = INDEPENDENT[7]
-    assert planned_layers(table, STEPS, DEPTH) == (5, 2, 4, 5)
-    assert planned_layers(ThresholdExit(0.9), STEPS, DEPTH) == (5, 5, 5, 5)
 
 
 def test_every_row_follows_its_own_policy() -> None:

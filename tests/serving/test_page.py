@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,11 @@ def test_a_class_is_generated_beside_the_full_model_from_the_same_noise(page, en
     assert request.previews == 3
     assert len(sources(page)) == 2
     assert page.get_attribute(".image img >> nth=1", "alt") == "Image 2, seed 8"
-    assert page.inner_text("dl >> nth=0").split() == ["Seconds", "0.25", "Layers", "100%", "Compute", "100%"]
+    facts = page.inner_text("dl >> nth=0").split("\n")
+    assert [fact for fact in facts if fact] == [
+        "Seconds", "0.25", "Steps", "50", "Layers a step", "5.0 of 5", "Compute", "100% of full",
+    ]  # fmt: skip
+    assert page.is_hidden("#budget")
 
 
 def test_early_exits_are_compared_with_the_full_model(browser, tmp_path, class_pipeline, engine):
@@ -94,7 +99,7 @@ def test_early_exits_are_compared_with_the_full_model(browser, tmp_path, class_p
         page.goto(address)
         page.wait_for_selector("#plans input", state="attached")
         page.click("#generate")
-        assert "1.00 times as fast as the full model" in finished(page)
+        assert "1.00 times as fast as the full model in 4 steps" in finished(page)
         own, full = (ticket.request for ticket in engine.tickets)
         assert own.seeds == full.seeds
         assert type(full.plan.policy).__name__ == "NeverExit"
@@ -108,6 +113,53 @@ def test_early_exits_are_compared_with_the_full_model(browser, tmp_path, class_p
         engine.open.add(99)  # a request of somebody else
         page.click("#generate")
         assert "Other requests ran meanwhile" in finished(page)
+        page.close()
+
+
+def budget_model(pipeline: Any, folder: Path) -> ServedModel:
+    """A model of 10 steps by default, whose folder holds plans of 4, 6 and 8 steps, the second its own."""
+    from adadiff import AdaDiffPipeline, CorrectedScheduleExit
+    from adadiff.policies.stored import save_policies
+    from adadiff.sampling import SamplingPlan
+    from adadiff.sampling.defaults import SamplingDefaults
+
+    pipeline.save_pretrained(folder)
+    SamplingDefaults("ddpm", 10).save(folder)
+    schedules = [CorrectedScheduleExit((5, 1) * (steps // 2)) for steps in (6, 4, 8)]
+    plans = [pipeline.with_plan(SamplingPlan(len(schedule.layers), schedule)) for schedule in schedules]
+    stored = [plan.own_settings.stored for plan in plans]
+    save_policies([replace(each, goal={"compute": k / 10}) for k, each in enumerate(stored)], folder)
+    return ServedModel("animals", AdaDiffPipeline.from_pretrained(folder))
+
+
+def test_a_budget_is_chosen_on_a_slider_over_the_plans_on_offer(browser, tmp_path, class_pipeline, engine):
+    with serving(engine, budget_model(class_pipeline, tmp_path)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("#budget:visible")
+        names = [entry["plan"] for entry in page.evaluate("model.plans")]
+        _, least, middle, most, _ = names
+        assert page.inner_text("#stops").split() == [f"{round(100 * name)}%" for name in (least, middle, most)]
+        assert page.get_attribute("#steps", "placeholder") == "6"  # the own plan's
+        page.focus("#budget")
+        for _ in range(3):  # as far as it goes
+            page.keyboard.press("ArrowRight")
+        assert page.is_checked("[name=plan][value=budget]")
+        assert page.get_attribute("#budget", "aria-valuetext") == f"{round(100 * most)}% compute"
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
+        assert page.get_attribute("#steps", "placeholder") == "4"
+        page.click("#generate")
+        assert "times as fast as the full model in 10 steps" in finished(page)
+        taken, full = (ticket.request.plan for ticket in engine.tickets)
+        assert (taken.steps, full.steps) == (4, 10)
+        assert page.inner_text(".result h2 >> nth=0") == f"Budget {round(100 * least)}%"
+        page.reload()
+        page.wait_for_selector("#budget:visible")
+        assert page.is_checked("[name=plan][value=budget]")
+        assert page.input_value("#budget") == "0"
+        page.set_viewport_size({"width": 320, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
         page.close()
 
 

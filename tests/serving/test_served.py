@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, NeverExit
-from adadiff.policies.stored import StoredPolicy
+from adadiff.policies.stored import save_policies
 from adadiff.sampling import Guidance, SamplingPlan
+from adadiff.sampling.defaults import SamplingDefaults
+from adadiff.serving.plans import Plans
 from adadiff.serving.protocol import GenerationRequest
 from adadiff.serving.served import ServedModel
 from adadiff.utils.errors import InputError
 from tests.conftest import make_model
 
 POLICY = CorrectedScheduleExit((5, 1, 5, 1))
+LARGER = CorrectedScheduleExit((5, 5, 5, 5, 5, 5, 1, 1))
 
 
 def refusal(model: ServedModel, **settings: object) -> str:
@@ -24,23 +27,50 @@ def refusal(model: ServedModel, **settings: object) -> str:
 
 @pytest.fixture
 def calibrated(class_pipeline: AdaDiffPipeline, tmp_path) -> ServedModel:
-    """A model whose folder holds a plan for 55% of the compute."""
+    """A model of 10 guided steps by default, whose folder holds its own plan, of 4 steps, and another, of 8."""
     class_pipeline.save_pretrained(tmp_path)
-    context = class_pipeline.with_plan(SamplingPlan(4, POLICY, Guidance(3.0))).own_settings.stored.calibrated_for
-    StoredPolicy(POLICY, context, {"compute": 0.55}, {"compute": 0.547}).save(tmp_path)
+    SamplingDefaults("ddpm", 10, guidance_scale=2.0).save(tmp_path)
+    plans = [SamplingPlan(4, POLICY, Guidance(3.0), spacing="trailing"), SamplingPlan(8, LARGER, Guidance(3.0))]
+    stored = [
+        class_pipeline.with_plan(plan).own_settings.stored.calibrated_for.stored(plan.policy, {"compute": 0.55}, {})
+        for plan in plans
+    ]
+    save_policies(stored, tmp_path)
     return ServedModel("calibrated", AdaDiffPipeline.from_pretrained(tmp_path))
 
 
 def test_plans_by_name_and_by_budget(calibrated):
-    for plan in ("own", 0.55, 0.553):
-        assert calibrated.planned(GenerationRequest(prompt="cat", plan=plan)).images.plan.policy == POLICY
-    full = calibrated.planned(GenerationRequest(prompt="cat", plan="full")).images.plan
-    assert full.policy == NeverExit()
-    assert (full.steps, full.guidance) == (4, Guidance(3.0))
-    assert "no plan for a compute budget of 0.3; choose 0.55" in refusal(calibrated, prompt="cat", plan=0.3)
-    assert [(entry.plan, entry.compute_fraction) for entry in calibrated.describe().plans] == [
-        ("own", 0.547), (0.55, 0.547), ("full", 1.0),
+    own, larger = 0.24, 0.64  # (5 + 1 + 5 + 1) and 6 * 5 + 2 layers of 50, with embeddings and heads
+    for plan, name in (("own", "own"), (own, own), (0.6, own), (larger, larger), (0.99, larger), (1.0, 1.0)):
+        planned = calibrated.planned(GenerationRequest(prompt="cat", plan=plan))
+        assert planned.plan == name
+        wanted = {own: POLICY, "own": POLICY, larger: LARGER, 1.0: NeverExit()}[name]
+        assert planned.images.plan.policy == wanted
+    assert "plan: no plan of the model takes at most 0.2 of the full model's compute: the least on offer is 0.24" in (
+        refusal(calibrated, prompt="cat", plan=0.2)
+    )
+    described = calibrated.describe()
+    assert [(entry.plan, entry.steps, entry.guidance_scale) for entry in described.plans] == [
+        ("own", 4, 3.0), (own, 4, 3.0), (larger, 8, 3.0), ("full", 10, 2.0),
     ]  # fmt: skip
+    assert [entry.compute_fraction for entry in described.plans] == [
+        pytest.approx(compute, abs=0.005) for compute in (own, own, larger, 1.0)
+    ]
+    assert (described.steps, described.guidance_scale) == (10, 2.0)
+
+
+def test_the_full_model_takes_its_default_steps_unless_asked_otherwise(calibrated):
+    full = calibrated.planned(GenerationRequest(prompt="cat", plan="full")).images.plan
+    assert (full.steps, full.policy, full.guidance) == (10, NeverExit(), Guidance(2.0))
+    fewer = calibrated.planned(GenerationRequest(prompt="cat", plan="full", num_inference_steps=5)).images.plan
+    assert (fewer.steps, fewer.policy, fewer.guidance) == (5, NeverExit(), Guidance(2.0))
+
+
+def test_the_engine_samples_each_plan_at_its_own_times(calibrated, class_pipeline):
+    engine = Plans(class_pipeline.with_plan(calibrated.planned(GenerationRequest(prompt="cat")).images.plan))
+    for plan, spacing in (("own", "trailing"), (0.99, "leading"), ("full", "leading")):
+        prepared = engine.prepare(calibrated.planned(GenerationRequest(prompt="cat", plan=plan)).images.plan)
+        assert prepared.scheduler.config.timestep_spacing == spacing
 
 
 def test_other_settings_than_the_plan_was_made_for_give_a_warning(calibrated):

@@ -1,7 +1,4 @@
-"""Kinds of policies: each kind finds its best policy for a price of compute, or for a compute budget.
-
-For a price, a kind minimises error + price * cost, averaged over samples.
-"""
+"""Kinds of policies: each kind finds its best policy for a compute budget."""
 
 from __future__ import annotations
 
@@ -25,21 +22,15 @@ HALVINGS = 30  # bisection steps on the logarithm of the price
 
 
 class Kind(ABC):
-    """A family of policies with one parameter, the knob; a larger knob means less compute.
+    """A family of policies.
 
     Attributes:
         name: Name of the kind, as tables and plots show it.
-        largest: The largest knob that the search tries.
-        smallest: The smallest knob that the search tries, above 0.
+        most_steps: Most steps that it is searched for.
     """
 
     name: str
-    largest: float
-    smallest: float
-
-    @abstractmethod
-    def at(self, problem: Problem, knob: float) -> ExitPolicy:
-        """Return the policy of this kind for a value of the knob."""
+    most_steps: float = math.inf
 
     def least_compute(self, parts: PartFlops, steps: int) -> float:
         """Return the least FLOPs of a policy of this kind over the full model's: an exit after layer 1 at every step.
@@ -50,12 +41,33 @@ class Kind(ABC):
         """
         return float(_costs_after_layers(parts)[0])
 
+    @abstractmethod
+    def candidates(self, problem: Problem, compute: float) -> Iterator[ExitPolicy]:
+        """Yield the policies for this fraction of the full FLOPs that are worth sampling with, the likeliest first."""
+
+
+class PricedKind(Kind):
+    """A family of policies with one parameter, the knob; a larger knob means less compute.
+
+    Where the knob is a price of compute, the kind minimises error + price * cost, averaged over samples.
+
+    Attributes:
+        largest: The largest knob that the search tries.
+        smallest: The smallest knob that the search tries, above 0.
+    """
+
+    largest: float
+    smallest: float
+
+    @abstractmethod
+    def at(self, problem: Problem, knob: float) -> ExitPolicy:
+        """Return the policy of this kind for a value of the knob."""
+
     def meeting(self, problem: Problem, compute: float) -> ExitPolicy:
         """Find, by bisection of the knob, the policy whose cost is closest to this fraction of the full FLOPs."""
         return min(self._bisected(problem, compute), key=lambda pair: abs(pair[0] - compute))[1]
 
     def candidates(self, problem: Problem, compute: float) -> Iterator[ExitPolicy]:
-        """Yield the policies for this fraction of the full FLOPs that are worth sampling with, the likeliest first."""
         yield self.meeting(problem, compute)
 
     def _bisected(self, problem: Problem, compute: float) -> list[tuple[float, ExitPolicy]]:
@@ -70,7 +82,7 @@ class Kind(ABC):
         return tried
 
 
-class SingleThreshold(Kind):
+class SingleThreshold(PricedKind):
     """One threshold for all layers and steps, as in the paper; the knob is the threshold."""
 
     name, smallest, largest = "single threshold", 1e-4, 1.0
@@ -79,7 +91,7 @@ class SingleThreshold(Kind):
         return ThresholdExit(knob)
 
 
-class StepThresholds(Kind):
+class StepThresholds(PricedKind):
     """One threshold per step: the quantile of that step's uncertainties that minimises the objective."""
 
     name, smallest, largest = "thresholds per step", 1e-12, 1e6
@@ -90,7 +102,7 @@ class StepThresholds(Kind):
         return ThresholdExit(tuple(thresholds.gather(1, best).squeeze(1).tolist()))
 
 
-class Schedule(Kind):
+class Schedule(PricedKind):
     """One exit layer per step, equal for all samples, so that no estimator runs while sampling."""
 
     name, smallest, largest = "step schedule", 1e-12, 1e6
@@ -101,7 +113,7 @@ class Schedule(Kind):
         return ScheduleExit(tuple((objective.argmin(1) + 1).tolist()))
 
 
-class CorrectedSchedule(Kind):
+class CorrectedSchedule(PricedKind):
     """One exit layer per step, with early exits corrected by what later layers added at earlier full steps.
 
     Layer 0 is among the choices: the network does not run, and the full predictions are extrapolated.
@@ -169,7 +181,7 @@ class CorrectedSchedule(Kind):
         if len(found.layers) > MOST_STEPS:
             yield found
             return
-        costs, budget = np.outer(problem.weights, _costs_from_layer_0(problem)), compute * len(found.layers)
+        costs, budget = step_costs(problem), compute * len(found.layers)
         total, spaced = problem.total_error, self._sparse(problem, compute).layers
         starts = [found.layers, spaced] if total.is_possible(spaced) else [found.layers]
         for likeness in LIKENESSES:
@@ -221,6 +233,11 @@ def _uncorrected_start(problem: Problem, costs: NDArray[np.floating], from_full:
     return [int(objectives[length].argmin())] * length
 
 
+def step_costs(problem: Problem) -> NDArray[np.floating]:
+    """Return the cost of exiting after each of the layers 0..N at each step, (steps, layers + 1)."""
+    return np.outer(problem.weights, _costs_from_layer_0(problem))
+
+
 def _costs_from_layer_0(problem: Problem) -> NDArray[np.floating]:
     """Return the cost of exiting after each of the layers 0..N, (layers + 1,)."""
     parts = problem.parts
@@ -233,7 +250,7 @@ def _costs_after_layers(parts: PartFlops) -> NDArray[np.floating]:
     return parts.until_exit(layers, torch.zeros(len(layers), dtype=torch.bool)).double().numpy() / parts.full
 
 
-class ExcessError(Kind):
+class ExcessError(PricedKind):
     """One threshold per step and layer: a sample exits when running more layers is not worth their price.
 
     At each step, E_i(u) is the expected error of a sample whose uncertainty after layer i is u (increasing in u, by

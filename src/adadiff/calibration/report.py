@@ -13,22 +13,36 @@ from adadiff.utils.files import atomic_write
 from adadiff.utils.text import with_error
 
 
-def calibration_table(calibration: Calibration) -> Table:
-    """Build a table of every policy on the trade-off curve, and of the chosen one measured again on fresh samples.
+def calibration_table(calibration: Calibration, *others: Calibration) -> Table:
+    """Build a table of every policy on the trade-off curve, and of the chosen ones measured again on fresh samples.
 
     Columns are the kind of policy, its compute, and its error with the standard error.
+
+    Args:
+        calibration: The calibration.
+        others: Calibrations for other goals, from the same samples.
     """
-    bound = f"expected error below {calibration.error_bound:.2g} at {calibration.goal.confidence:.0%} confidence"
-    caption = f"{bound}, by fresh samples; {calibration.speedup:.2f}x as fast as the full model"
-    table = Table("policy", "compute", "error", "", title="error at each compute", caption=caption)
+    found = (calibration, *others)
+    table = Table("policy", "compute", "error", "", title="error at each compute")
     for point in calibration.trade_off:
         table.add_row(*_row(point), "")
-    table.add_section()
-    table.add_row(*_row(calibration.predicted), "chosen")
-    table.add_row(*_row(calibration.checked), "fresh samples", style="bold")
-    for point in calibration.fewer_steps:
-        table.add_row(*_row(point), "fresh samples, all layers")
+    for each in found:
+        table.add_section()
+        table.add_row(*_row(each.predicted), "chosen")
+        table.add_row(*_row(each.checked), "fresh samples", style="bold")
+        for point in each.beside:
+            table.add_row(*_row(point), "fresh samples, for comparison")
+        for point in each.fewer_steps:
+            table.add_row(*_row(point), "fresh samples, all layers")
+    table.caption = "\n".join(map(_in_words, found))
     return table
+
+
+def _in_words(calibration: Calibration) -> str:
+    """Return what the fresh samples show of a policy, in one line."""
+    bound = f"expected error below {calibration.error_bound:.2g} at {calibration.goal.confidence:.0%} confidence"
+    shown = f"{bound}, by fresh samples; {calibration.speedup:.2f}x as fast as the full model"
+    return f"{calibration.checked.compute:.1%}: {shown}"
 
 
 def steps_table(choice: StepsChoice) -> Table:
@@ -40,11 +54,17 @@ def steps_table(choice: StepsChoice) -> Table:
     return table
 
 
-def draw_calibration(calibration: Calibration, path: Path) -> None:
-    """Plot error against compute into an image file, one line per kind of policy, with a star for the chosen one.
+def draw_calibration(calibration: Calibration, path: Path, *others: Calibration) -> None:
+    """Plot error against compute into an image file, one line per kind of policy, with a star for each chosen one.
 
     Fewer steps with all layers are another line, where they were measured.
+
+    Args:
+        calibration: The calibration.
+        path: The image file.
+        others: Calibrations for other goals, from the same samples.
     """
+    found = (calibration, *others)
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for kind in dict.fromkeys(point.kind for point in calibration.trade_off):
@@ -55,20 +75,20 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
         axes.plot(computes, errors, marker="s", color="gray", linestyle="--", label="fewer steps, all layers")
         for point in fewer:
             axes.annotate(point.kind, (point.compute, point.error), (6, 4), textcoords="offset points", color="gray")
-    checked = calibration.checked
-    axes.plot(checked.compute, checked.error, marker="*", markersize=16, color="black", linestyle="", label="chosen")
-    bound, confidence = calibration.error_bound, f"{calibration.goal.confidence:.0%} confidence"
-    label = f"upper bound, {confidence}"
-    axes.plot([checked.compute] * 2, [checked.error, bound], color="black", linewidth=1, label=label)
+    for each in found:
+        checked = each.checked
+        label = "chosen" if each is calibration else None
+        axes.plot(checked.compute, checked.error, marker="*", markersize=16, color="black", linestyle="", label=label)
+        label = f"upper bound, {each.goal.confidence:.0%} confidence" if each is calibration else None
+        axes.plot([checked.compute] * 2, [checked.error, each.error_bound], color="black", linewidth=1, label=label)
     axes.set(
         xlabel="compute, as a fraction of the full model's",
         ylabel="mean error against the full model's images",
         yscale="log",
     )
-    figure.suptitle(
-        f"{calibration.predicted.kind}, {calibration.calibrated_for.steps} steps: {checked.compute:.0%} of the "
-        f"compute, {calibration.speedup:.2f}x as fast"
-    )
+    kinds = " and ".join(dict.fromkeys(each.predicted.kind for each in found))
+    costs = ", ".join(f"{each.checked.compute:.0%} of the compute, {each.speedup:.2f}x as fast" for each in found)
+    figure.suptitle(f"{kinds}, {calibration.calibrated_for.steps} steps: {costs}")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right center")
     with atomic_write(path) as part:

@@ -57,6 +57,7 @@ class Calibration:
         metric: Description of the loss, or the name of the metric function.
         fewer_steps: All layers with fewer steps on the fresh samples, if measured: the numbers of steps that cost just
             less and just more than the policy.
+        beside: The best policy of each kind that was not to be chosen, on the fresh samples, for comparison.
 
     Examples:
         >>> import numpy as np
@@ -77,6 +78,7 @@ class Calibration:
     calibrated_for: CalibrationContext
     metric: str
     fewer_steps: tuple[Point, ...] = ()
+    beside: tuple[Point, ...] = ()
 
     @property
     def policy(self) -> ExitPolicy:
@@ -111,6 +113,8 @@ class Calibration:
             "samples": len(self.checked.losses),
             "metric": self.metric,
         }
+        if self.beside:
+            found["beside"] = [{"kind": p.kind, "compute": p.compute, "error": p.error} for p in self.beside]
         return self.calibrated_for.stored(self.policy, self.goal.asked, found)
 
     def save(self, folder: Path) -> Path:

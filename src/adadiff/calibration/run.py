@@ -18,8 +18,9 @@ from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.bound import least_samples, upper_bound
 from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.goal import SEED, Goal
-from adadiff.calibration.kinds import KINDS, Kind
+from adadiff.calibration.kinds import KINDS, CorrectedSchedule, Kind
 from adadiff.calibration.metric import SQUARED_ERROR, Metric, losses_by, metric_name, normalised_squared_error
+from adadiff.calibration.periodic import PeriodicSchedule
 from adadiff.calibration.record import ExitRecord, record_exits
 from adadiff.calibration.result import Calibration
 from adadiff.calibration.sampling import Sampling
@@ -41,6 +42,7 @@ def calibrate(
     seed: int = SEED,
     batch_size: int = 32,
     keep: Path | None = None,
+    periodic: bool = False,
 ) -> Calibration:
     """Find the policy that meets a goal: the least error for a compute or speedup, the least compute for an error.
 
@@ -59,31 +61,59 @@ def calibrate(
         batch_size: Samples per batch.
         keep: Folder that caches the samples, so that a calibration that was interrupted, or whose goal could not be
             met, can be continued. It is deleted at the end; a cache with other settings is deleted at the start.
+        periodic: Choose a corrected schedule that is full at every k-th step, in place of `kinds`: samples of one meet
+            at full steps in a service. The best schedule of any form is measured beside it.
 
     Raises:
         InputError: If the goal cannot be met, or cannot be shown to be met with so few samples, or the metric is
             invalid.
     """
+    (found,) = calibrate_each(
+        pipeline, (goal,), steps, conditions, samples, metric, kinds, seed, batch_size, keep, periodic
+    )
+    return found
+
+
+def calibrate_each(
+    pipeline: AdaptivePipeline,
+    goals: Sequence[Goal],
+    steps: int,
+    conditions: Conditions = UNCONDITIONAL,
+    samples: int = 192,
+    metric: Metric | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    seed: int = SEED,
+    batch_size: int = 32,
+    keep: Path | None = None,
+    periodic: bool = False,
+) -> list[Calibration]:
+    """Find a policy for each of several goals, from the same recorded samples; for the arguments see `calibrate`."""
     pipeline.check_inputs(1, steps, NeverExit())
     sampling = AdaptiveSampling(pipeline, steps, conditions, seed)
-    check_request(goal, samples)
+    for goal in goals:
+        check_request(goal, samples)
     if metric is not None:
         images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))
         losses_by(metric, images, images)
-    return calibrated(sampling, goal, samples, metric, kinds, batch_size, keep)
+    return calibrated(sampling, goals, samples, metric, kinds, batch_size, keep, periodic)
 
 
 def calibrated(
     sampling: Sampling,
-    goal: Goal,
+    goals: Sequence[Goal],
     samples: int,
     metric: Metric | None,
     kinds: Sequence[Kind],
     batch_size: int,
     keep: Path | None,
-) -> Calibration:
-    """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate`."""
-    check_compute(goal, sampling, kinds)
+    periodic: bool,
+) -> list[Calibration]:
+    """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate_each`."""
+    beside: tuple[Kind, ...] = ()
+    if periodic:
+        kinds, beside = (PeriodicSchedule(),), (CorrectedSchedule(),)
+    for goal in goals:
+        check_compute(goal, sampling, kinds)
     judged_by = SQUARED_ERROR if metric is None else metric_name(metric)
     settings = {
         **sampling.settings(),
@@ -95,12 +125,20 @@ def calibrated(
     cache = TensorCache(keep, settings)
     record = record_exits(sampling, samples, batch_size, cache)
     trials = Trials(sampling, batch_size, metric or normalised_squared_error(record.images), cache)
-    search = Search(trials, record, kinds)
-    fresh = range(samples, 2 * samples)
+    search = Search(trials, record, kinds, beside)
+    found = [_calibration(search, goal, range(samples, 2 * samples), judged_by) for goal in goals]
+    cache.discard()
+    return found
+
+
+def _calibration(search: Search, goal: Goal, fresh: Sequence[int], judged_by: str) -> Calibration:
+    """Find the policy for a goal, and measure it on fresh samples."""
+    trials, sampling = search.trials, search.trials.sampling
     predicted = search.for_goal(goal, fresh)
     checked = trials.sample(predicted.kind, predicted.policy, fresh)
+    others = [search.meeting(kind, goal.compute or predicted.compute) for kind in search.beside]
     fewer = sampling.fewer_steps(checked.compute).items()
-    calibration = Calibration(
+    return Calibration(
         goal,
         tuple(search.trade_off),
         predicted,
@@ -110,9 +148,8 @@ def calibrated(
         sampling.context(),
         judged_by,
         tuple(trials.sample_fewer_steps(steps, other, fresh) for steps, other in fewer),
+        tuple(trials.sample(other.kind, other.policy, fresh) for other in others),
     )
-    cache.discard()
-    return calibration
 
 
 def check_request(goal: Goal, samples: int) -> None:
@@ -127,8 +164,13 @@ def check_request(goal: Goal, samples: int) -> None:
 
 
 def check_compute(goal: Goal, sampling: Sampling, kinds: Sequence[Kind]) -> None:
-    """Raise InputError if no policy of these kinds spends as little compute as is asked for."""
+    """Raise InputError if no policy of these kinds takes so many steps, or spends as little compute as is asked for."""
     steps = sampling.evaluations
+    if steps > (most := max(kind.most_steps for kind in kinds)):
+        raise InputError(
+            f"a {' or '.join(kind.name for kind in kinds)} is searched for at most {most:.0f} evaluations of the "
+            f"model, and {steps} were set: set fewer steps"
+        )
     least = min(kind.least_compute(sampling.parts, steps) for kind in kinds)
     if goal.compute is not None and goal.compute < least:
         raise InputError(

@@ -38,10 +38,11 @@ class Search:
         trials: Samples with a policy and measures its losses.
         record: The record of full sampling runs from the same noise as `trials`.
         kinds: Kinds of policies to choose among.
+        beside: Kinds whose trade-off is measured too, for comparison.
     """
 
-    def __init__(self, trials: Trials, record: ExitRecord, kinds: Sequence[Kind]) -> None:
-        self.trials, self.kinds = trials, kinds
+    def __init__(self, trials: Trials, record: ExitRecord, kinds: Sequence[Kind], beside: Sequence[Kind] = ()) -> None:
+        self.trials, self.kinds, self.beside = trials, kinds, beside
         samples = len(record.images)
         half = samples // 2
         optimised = half if len(kinds) > 1 else samples  # the second half is for choosing among kinds
@@ -51,7 +52,7 @@ class Search:
         parts = trials.sampling.parts
         predictions = trials.sampling.predictions(len(influence))
         self.problem = Problem(record.select(torch.arange(optimised)), influence, parts, predictions)
-        self.least_compute = {kind.name: kind.least_compute(parts, len(record.errors)) for kind in kinds}
+        self.least_compute = {kind.name: kind.least_compute(parts, len(record.errors)) for kind in (*kinds, *beside)}
         self.choosing = range(half, samples)
         trials.cache_full_images(record.images)
 
@@ -60,7 +61,7 @@ class Search:
         """Policies of every kind at several fractions of the full compute."""
         return [
             self._at(kind, compute)
-            for kind in self.kinds
+            for kind in (*self.kinds, *self.beside)
             for compute in COMPUTES
             if compute > self.least_compute[kind.name]
         ]

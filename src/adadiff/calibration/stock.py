@@ -160,6 +160,7 @@ def calibrate(
     layers: Sequence[str] | None = None,
     metric: Metric | None = None,
     keep: Path | None = None,
+    periodic: bool = False,
     **arguments: Any,
 ) -> Calibration:
     """Find how deep to run a stock pipeline's transformer at each step, for a compute budget, an error or a speedup.
@@ -185,6 +186,7 @@ def calibrate(
         layers: Names of the transformers' lists of blocks, for models that adadiff does not know; see `adadiff.enable`.
         metric: Another error: a function of decoded images, as `calibration.metric.Metric`.
         keep: Folder that caches the samples, so that an interrupted calibration can be continued.
+        periodic: Choose a schedule that is full at every k-th step; the best of any form is measured beside it.
         arguments: The other arguments of the pipeline's call, such as `num_inference_steps` and `guidance_scale`.
 
     Returns:
@@ -207,7 +209,7 @@ def calibrate(
     chosen = checked_exits(exits, depth_of(pipe, layers))
     with kept(pipe):
         sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
-        found = calibrated(sampling, goal, samples, metric, (CorrectedSchedule(),), batch_size, keep)
+        (found,) = calibrated(sampling, (goal,), samples, metric, (CorrectedSchedule(),), batch_size, keep, periodic)
     assert isinstance(found.stored, StockPolicy)
     enable(pipe, found.stored, layers)
     if found.beats_fewer_steps is False:

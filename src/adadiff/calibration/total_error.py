@@ -89,12 +89,14 @@ class TotalError:
             likeness: How much of the product of two neighbouring steps' errors counts, in [0, 1].
         """
         early = [step for step, layer in enumerate(layers) if layer < self.depth]
-        own, terms, on_lines = self._terms(layers, early)
+        own, terms, on_lines, since = self._terms(layers, early)
         used = np.flatnonzero(own.any(0) | terms.any((0, 1)))
         own, terms, gram = own[:, used], terms[:, :, used], self._gram[np.ix_(used, used)]
         start = np.where(terms.any(2), LINE, (1.0, 0.0, 0.0))  # (early, 3): no slope where there is none to measure
         line = own - np.einsum("et,etu->eu", start, terms)  # errors of lines, (early, used)
-        alike = likeness ** np.abs(np.subtract.outer(early, early))
+        spans = np.maximum.outer(early, early) - np.minimum.outer(since, since)
+        recorded = spans < self.products.shape[1]  # other pairs of errors, far apart, are taken to be unrelated
+        alike = recorded * likeness ** np.abs(np.subtract.outer(early, early))
         flat, alike_terms = terms.reshape(3 * len(early), len(used)), alike.repeat(3, 0)  # (3 * early, used or early)
         projected = flat @ gram
         normal = projected @ flat.T * alike_terms.repeat(3, 1)
@@ -113,16 +115,16 @@ class TotalError:
 
     def _terms(
         self, layers: Sequence[int], early: Sequence[int]
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]:
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_], NDArray[np.integer]]:
         """Write the errors of early exits as combinations of all differences.
 
         Returns:
             Each exit's own difference, (early, differences); the terms that may be subtracted, (early, 3, differences);
-            and which exits have to go along lines, (early,).
+            which exits have to go along lines, (early,); and the first step that each one's error depends on, (early,).
         """
         exits = self.depth + 1
         own, terms = (np.zeros((len(early), *terms, len(self._gram))) for terms in ((), (3,)))
-        on_lines = np.zeros(len(early), dtype=bool)
+        on_lines, since = np.zeros(len(early), dtype=bool), np.array(early, dtype=int)
         full = [step for step, layer in enumerate(layers) if layer == self.depth]
         for row, step in enumerate(early):
             felt, layer = np.sqrt(self.influence[step]), layers[step]
@@ -133,7 +135,8 @@ class TotalError:
                 measured = np.array(serving) * exits + layer
                 terms[row][:, measured] = felt * _newton(*gaps, *[0] * (3 - len(gaps)))[:, : len(serving)]
                 on_lines[row] = any(self.guided[k] != self.guided[step] for k in serving)
-        return own, terms, on_lines
+                since[row] = serving[-1]
+        return own, terms, on_lines, since
 
 
 def guidance_start(guided: NDArray[np.bool_]) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @checked
 def calibrate_command(
     model: Positional[Path],
-    compute: float | None = None,
+    compute: tuple[float, ...] = (),
     error: float | None = None,
     speedup: float | None = None,
     confidence: float = 0.95,
@@ -32,6 +32,7 @@ def calibrate_command(
     batch_size: Count | None = None,
     seed: Seed = SEED,
     reference_steps: Count | None = None,
+    periodic: bool = False,
     *,
     options: Annotated[FitOptions, arg(name="")],
 ) -> None:
@@ -46,6 +47,8 @@ def calibrate_command(
         model: Model folder, as `adadiff train` makes it (to calibrate a packaged model, copy it by `adadiff export`),
             or a stock diffusers pipeline: its folder, or its name on the Hugging Face Hub.
         compute: Fraction of the full model's FLOPs to spend, in (0, 1); the least error at that compute is found.
+            Several, for a model of adadiff's own, give a policy for each: the first is the model's default, and the
+            service offers all.
         error: Bound on the mean error, in (0, 1); the least compute that keeps it is found.
         speedup: Speed relative to the full model on this machine, above 1; the least error at that speed is found.
         confidence: Confidence of the bound on the error, in (0, 1).
@@ -57,23 +60,29 @@ def calibrate_command(
         seed: Seed of the noise, at least 0.
         reference_steps: With --compute, choose the number of steps too: the one at which the budget comes nearest to
             all layers at this many steps. The budget is of the FLOPs at the default number.
+        periodic: Choose a corrected schedule that is full at every k-th step: samples of one meet at full steps in a
+            service. The error of the best schedule of any form is printed beside its own.
         options: How the model is sampled, and where the policy is stored.
     """
-    from adadiff.policies.stored import EXIT_POLICY
+    from adadiff.policies.stored import EXIT_POLICY, other_policies
 
-    goal, folder = Goal(compute, error, speedup, confidence), model_folder(model)
-    if reference_steps is not None and (compute is None or is_stock(folder)):
-        raise InputError("--reference-steps goes with --compute, for models of adadiff's own: leave it out")
+    budgets: tuple[float | None, ...] = tuple(dict.fromkeys(compute)) or (None,)
+    goals, folder = [Goal(each, error, speedup, confidence) for each in budgets], model_folder(model)
+    if reference_steps is not None and (len(compute) != 1 or is_stock(folder)):
+        raise InputError("--reference-steps goes with --compute, one budget, for models of adadiff's own: leave it out")
     place = options.out or model
-    if (place / EXIT_POLICY).exists() and not options.replace:
-        raise InputError(f"{place} already holds an {EXIT_POLICY}: add --replace, or move it away")
+    for name in (EXIT_POLICY, *other_policies(place)):
+        if (place / name).exists() and not options.replace:
+            raise InputError(f"{place} already holds an {name}: add --replace, or move it away")
     judged_by = None if metric is None else imported(metric)
     if is_stock(folder):
         from adadiff.cli.stock import calibrate_stock
 
         if options.out is None and (folder != model or not model.is_dir()):
             raise InputError(f"{model} is no folder of yours: say where the policy goes, with --out FOLDER")
-        calibrate_stock(folder, goal, place, options, judged_by, samples or 16, batch_size or 8, seed)
+        if len(goals) > 1:
+            raise InputError("a stock pipeline's folder holds one policy: give one budget as --compute")
+        calibrate_stock(folder, goals[0], place, options, judged_by, samples or 16, batch_size or 8, seed, periodic)
         return
     if options.out is not None or options.argument:
         raise InputError("--out and --argument are for stock pipelines; the policy goes into the model's own folder")
@@ -82,21 +91,22 @@ def calibrate_command(
             f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
             f"calibrate the copy"
         )
-    _calibrate_own(model, goal, options, judged_by, samples or 192, batch_size or 32, seed, reference_steps)
+    _calibrate_own(model, goals, options, judged_by, samples or 192, batch_size or 32, seed, reference_steps, periodic)
 
 
 def _calibrate_own(
     model: Path,
-    goal: Goal,
+    goals: list[Goal],
     options: FitOptions,
     metric: Metric | None,
     samples: int,
     batch_size: int,
     seed: int,
     reference_steps: int | None,
+    periodic: bool,
 ) -> None:
     """Calibrate a model of our own; for the arguments see `calibrate_command`."""
-    from adadiff.calibration import calibrate
+    from adadiff.calibration.run import calibrate_each
     from adadiff.cli.shared import chosen_prompts, load_pipeline, store_calibration
     from adadiff.policies import NeverExit
     from adadiff.sampling import Conditions
@@ -110,10 +120,11 @@ def _calibrate_own(
     texts = chosen_prompts((), options.prompts)
     conditions, steps = Conditions(classes, texts, guidance=chosen.guidance), chosen.steps
     if reference_steps is not None:
-        goal, steps = _with_chosen_steps(pipeline, goal, steps, reference_steps, conditions, seed, batch_size)
-    found = calibrate(
+        goal, steps = _with_chosen_steps(pipeline, goals[0], steps, reference_steps, conditions, seed, batch_size)
+        goals = [goal]
+    found = calibrate_each(
         pipeline,
-        goal,
+        goals,
         steps,
         conditions,
         samples,
@@ -121,8 +132,9 @@ def _calibrate_own(
         seed=seed,
         batch_size=batch_size,
         keep=model / ".calibration",
+        periodic=periodic,
     )
-    store_calibration(found, model)
+    store_calibration(found[0], model, *found[1:])
 
 
 def _with_chosen_steps(

@@ -51,7 +51,7 @@ def evaluate_command(
     if process_state().is_main_process:
         print_description(evaluator.data)
     evaluator.require_enough(options.n)
-    summary = sample_with_options(model, out, options)
+    summary, _ = sample_with_options(model, out, options)
     if process_state().is_main_process:
         evaluation = evaluate_folder(out, summary, evaluator)
         console.print(evaluation_table(evaluation))

@@ -1,20 +1,52 @@
-"""`adadiff info`: print what a preset's training needs."""
+"""`adadiff info`: print what a preset's training needs, or the plans that a model's folder holds."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from rich.table import Table
 from tyro.conf import Positional
 
 from adadiff.cli.output import console
 from adadiff.utils.errors import lookup
+from adadiff.utils.files import is_stock, model_folder
 
 
-def info_command(preset: Positional[str]) -> None:
-    """Print the parameters, FLOPs and memory of a preset's model and training, before anything is trained.
+def info_command(name: Positional[str]) -> None:
+    """Print what a preset's training needs, before anything is trained, and the plans that a model's folder holds.
+
+    Of a preset, the parameters, FLOPs and memory of its model and training. Of a model, what each of its plans takes;
+    a name of both, as digits, gives both.
 
     Args:
-        preset: Name of a preset, as `adadiff train` takes it.
+        name: Name of a preset, as `adadiff train` takes it; a model folder, or the name of a packaged model.
     """
+    from adadiff.training.presets import PRESETS
+
+    folder = model_folder(name)
+    is_model = (folder / "model_index.json").is_file() and not is_stock(folder)
+    if name in PRESETS or not is_model:
+        _print_preset(name)
+    if is_model:
+        _print_plans(folder)
+
+
+def _print_plans(folder: Path) -> None:
+    from adadiff.cli.shared import load_pipeline
+    from adadiff.sampling.budgets import Budgets
+
+    budgets = Budgets(load_pipeline(folder, "float32", "cpu"))
+    title = f"plans of {folder.name}; compute is over the full model's"
+    table = Table("compute", "steps", "guidance", "exits", "", title=title)
+    for name, pipeline in budgets.plans.items():
+        plan, is_full = pipeline.sampling_settings(), pipeline is budgets.full
+        note = "the full model" if is_full else "the model's own" if name == budgets.own else ""
+        exits = "none" if is_full else type(plan.policy).__name__
+        table.add_row(f"{budgets.computes[name]:.1%}", str(plan.steps), f"{plan.guidance.scale:g}", exits, note)
+    console.print(table)
+
+
+def _print_preset(preset: str) -> None:
     from adadiff.training.footprint import footprint
     from adadiff.training.presets import PRESETS
 

@@ -79,6 +79,9 @@ class SampleOptions:
     """Prompt that guidance steers away from."""
     guidance_scale: GuidanceScale | None = None
     """Scale of classifier-free guidance; 1 means no guidance. By default the model's own."""
+    budget: Fraction | None = None
+    """Sample by the most expensive of the model's plans that takes at most this fraction of the full model's FLOPs, in
+    place of its own."""
     guidance_interval: tuple[Fraction, Fraction] | None = None
     """Steps that are guided: start (included) and end (excluded) as fractions of all steps, in [0, 1]. By default the
     model's own, or all."""

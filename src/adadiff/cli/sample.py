@@ -38,10 +38,12 @@ def sample_command(model: Positional[ModelFolder], out: Path, options: Annotated
     from adadiff.cli.shared import sample_with_options
     from adadiff.utils.processes import process_state
 
-    summary = sample_with_options(model, out, options)
+    summary, budgets = sample_with_options(model, out, options)
     if process_state().is_main_process:
         totals = summary.totals
+        compute = totals.flops / totals.images / budgets.full_flops
         console.print(
             f"{options.n} images in {out} ({summary.images_per_second:.2f} images/s); layers run "
-            f"{totals.layer_fraction:.1%}, compute {totals.compute_fraction:.1%} of the full model's"
+            f"{totals.layer_fraction:.1%} at each step, compute {compute:.1%} of the full model's in "
+            f"{budgets.full.sampling_settings().steps} steps"
         )

@@ -14,7 +14,9 @@ from diffusers.utils.logging import disable_progress_bar
 from adadiff.cli.options import LOCAL_CLUSTER, Dtype, SampleOptions
 from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
+from adadiff.policies.stored import save_policies
 from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance, SamplingPlan
+from adadiff.sampling.budgets import Budgets
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, Spread, one_by_one, sample_to_folder
 from adadiff.sampling.settings import FolderSettings, resolve
@@ -62,13 +64,22 @@ def device_of(name: str) -> torch.device:
     return place
 
 
-def sample_with_options(model: Path, out: Path, options: SampleOptions) -> FolderSummary:
-    """Sample into a folder by the options, and by the model's own settings for options that are not given."""
+def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple[FolderSummary, Budgets]:
+    """Sample into a folder by the options, and by the model's own settings for options that are not given.
+
+    Returns:
+        The totals, and what compute is relative to.
+    """
     if options.classes and options.class_index:
         raise InputError("give either --class or --class-index, not both")
     prompts = chosen_prompts(options.prompt, options.prompts)
     device = options.device if options.cluster is None else "cpu"  # the cluster's machines move it to theirs
     pipeline = load_pipeline(model, options.dtype, device, options.scheduler)
+    budgets = Budgets(pipeline)
+    if options.budget is not None:
+        if options.scheduler is not None:
+            raise InputError("--budget chooses a plan with its scheduler: leave --scheduler out")
+        pipeline = budgets.plans[budgets.named(options.budget)]
     policy = _chosen_policy(options, pipeline.own_settings.sampling)
     chosen = pipeline.sampling_settings(
         options.steps,
@@ -83,9 +94,10 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> Folde
     classes = options.classes or options.class_index or pipeline.transformer.class_indices
     conditions = Conditions(classes, prompts, options.negative_prompt, guidance)
     with _spread(options) as spread:
-        return sample_to_folder(
+        summary = sample_to_folder(
             pipeline, out, options.n, chosen.steps, chosen.policy, options.seed, conditions, options.batch_size, spread
         )
+    return summary, budgets
 
 
 @contextmanager
@@ -131,11 +143,14 @@ def chosen_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]
     return lines
 
 
-def store_calibration(found: Calibration, folder: Path) -> None:
-    """Print what a calibration found, and write the policy and a plot into a folder."""
+def store_calibration(found: Calibration, folder: Path, *others: Calibration) -> None:
+    """Print what a calibration found, for one or several budgets, and write the policies and a plot into a folder."""
     from adadiff.calibration import calibration_table, draw_calibration
 
-    console.print(calibration_table(found))
+    console.print(calibration_table(found, *others))
     folder.mkdir(parents=True, exist_ok=True)
-    draw_calibration(found, folder / "calibration.png")
-    console.print(f"the policy is in {found.save(folder)}, its plot in {folder / 'calibration.png'}")
+    draw_calibration(found, folder / "calibration.png", *others)
+    files = save_policies([each.stored for each in (found, *others)], folder)
+    default = f"the policy is in {files[0]}"
+    more = f", those for other budgets in {', '.join(file.name for file in files[1:])}" if others else ""
+    console.print(f"{default}{more}, the plot in {folder / 'calibration.png'}")

@@ -32,6 +32,7 @@ from adadiff.utils.fingerprints import settings_of
 from adadiff.utils.hub import require_on_hub
 
 OWN_OPTIONS = (
+    "budget",
     "tau_per",
     "min_layer",
     "patience",
@@ -71,6 +72,7 @@ def calibrate_stock(
     samples: int,
     batch_size: int,
     seed: int,
+    periodic: bool,
 ) -> None:
     """Calibrate a stock pipeline; for the arguments see `calibrate_command`."""
     pipe, conditions, arguments = to_sample(model, options)
@@ -86,6 +88,7 @@ def calibrate_stock(
         seed=seed,
         metric=metric,
         keep=out / ".calibration",
+        periodic=periodic,
         **arguments,
     )
     store_calibration(found, out)

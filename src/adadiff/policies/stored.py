@@ -1,4 +1,7 @@
-"""Stored exit policies: exit_policy.json in a model folder, with the sampling settings it was calibrated for."""
+"""Stored exit policies: exit_policy.json in a model folder, with the sampling settings it was calibrated for.
+
+A folder may hold policies for other budgets of compute beside it, each in a file of its own: exit_policy-0.45.json.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +23,7 @@ from adadiff.utils.files import atomic_write, model_folder, read_json, weights_c
 from adadiff.utils.modules import registered
 
 EXIT_POLICY = "exit_policy.json"
+OTHER_POLICIES = "exit_policy-*.json"
 VERSION = 1
 
 
@@ -72,9 +76,9 @@ class StoredPolicy:
     goal: Mapping[str, float]
     found: Mapping[str, Any]
 
-    def save(self, folder: Path) -> Path:
-        """Write `exit_policy.json` into a model folder, replacing an earlier one; return its path."""
-        path = folder / EXIT_POLICY
+    def save(self, folder: Path, name: str = EXIT_POLICY) -> Path:
+        """Write the policy's file into a model folder, replacing an earlier one of that name; return its path."""
+        path = folder / name
         described = {
             "version": VERSION,
             "goal": dict(self.goal),
@@ -87,17 +91,15 @@ class StoredPolicy:
         return path
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load `exit_policy.json` from a model folder.
+    def load(cls, folder: Path, name: str = EXIT_POLICY) -> Self:
+        """Load a policy's file from a model folder.
 
         Raises:
             InputError: If the file is missing or invalid, or was calibrated for other weights.
         """
-        path = folder / EXIT_POLICY
+        path = folder / name
         if not path.is_file():
-            raise InputError(
-                f"{folder} holds no {EXIT_POLICY}: make one with adadiff calibrate {folder} --compute 0.55"
-            )
+            raise InputError(f"{folder} holds no {name}: make one with adadiff calibrate {folder} --compute 0.55")
         try:
             values = read_json(path)
             if values.pop("sha256", None) not in (None, _digest(values)):
@@ -134,6 +136,28 @@ class StoredPolicy:
             ("guidance scale", guidance_scale, made_for.guidance_scale),
         )
         return [f"{name} {chosen} in place of {wanted}" for name, chosen, wanted in pairs if chosen != wanted]
+
+
+def other_policies(folder: Path) -> list[str]:
+    """Return the names of the files with a model folder's policies for other budgets than that of the default one."""
+    return sorted(path.name for path in folder.glob(OTHER_POLICIES))
+
+
+def save_policies(policies: Sequence[StoredPolicy], folder: Path) -> list[Path]:
+    """Write policies into a model folder in place of all that it held: the first is the folder's default.
+
+    Args:
+        policies: One or several policies; all but the first have a budget of compute as their goal.
+        folder: The folder.
+
+    Returns:
+        The files: `exit_policy.json` for the first, `exit_policy-0.45.json` for one with a goal of 0.45.
+    """
+    names = [EXIT_POLICY, *(OTHER_POLICIES.replace("*", f"{policy.goal['compute']:g}") for policy in policies[1:])]
+    written = [policy.save(folder, name) for policy, name in zip(policies, names, strict=True)]
+    for name in set(other_policies(folder)) - set(names):
+        (folder / name).unlink()
+    return written
 
 
 def load_policy(folder: str | os.PathLike[str]) -> ExitPolicy:

@@ -6,7 +6,7 @@ from adadiff.runtime.exits import ExitNetwork, ExitSession
 from adadiff.runtime.extrapolation import newton_terms
 from adadiff.runtime.flops import PartFlops
 from adadiff.runtime.memory import RowMemory
-from adadiff.runtime.planned import planned_flops
+from adadiff.runtime.planned import planned_flops, planned_layers
 from adadiff.runtime.ties import all_tied, any_tied
 from adadiff.runtime.trace import Trace, TraceRecorder, TraceTotals
 
@@ -28,4 +28,5 @@ __all__ = [
     "any_tied",
     "newton_terms",
     "planned_flops",
+    "planned_layers",
 ]

@@ -63,6 +63,11 @@ class ModelParts(DiffusionPipeline):
         """What predicts the steps: the transformer, or the baseline that runs it in another way."""
         return self.transformer if self._denoiser is None else self._denoiser
 
+    @property
+    def saved_scheduler(self) -> SchedulerMixin:
+        """The scheduler among the folder's parts, in the place of which its settings may name another."""
+        return self._saved_scheduler
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], own_settings: bool = True, **kwargs: Any
@@ -127,7 +132,7 @@ class ModelParts(DiffusionPipeline):
         if not holds_weights_of(self.transformer, own.folder / "transformer"):
             own = own.without_exits()
         if own.scheduler != scheduler:
-            own = replace(own, defaults=own.sampling.changed(scheduler=scheduler), stored=None)
+            own = replace(own, defaults=own.sampling.changed(scheduler=scheduler), stored=None, others={})
         if self.own_settings.stored is not None and own.stored is None:
             logger.warning(
                 f"the exit policy of {own.folder} is not saved: it was calibrated for other weights or another "

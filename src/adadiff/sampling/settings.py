@@ -5,7 +5,8 @@ The pipeline, the command line and evaluation all call `resolve`, so that the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers import SchedulerMixin
 from typing_extensions import Self
 
 from adadiff.policies import ExitPolicy, NeverExit, ThresholdExit
-from adadiff.policies.stored import EXIT_POLICY
+from adadiff.policies.stored import EXIT_POLICY, other_policies
 from adadiff.sampling.defaults import SAMPLING, SamplingDefaults
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.plan import SamplingPlan, StoredPlan
@@ -31,11 +32,13 @@ class FolderSettings:
         folder: The folder; None for a pipeline that was built from its parts, which has no settings.
         defaults: Contents of sampling.json, or None if there is no such file.
         stored: Contents of exit_policy.json, or None if there is no such file.
+        others: Plans for other budgets, by the names of their files beside it.
     """
 
     folder: Path | None = None
     defaults: SamplingDefaults | None = None
     stored: StoredPlan | None = None
+    others: Mapping[str, StoredPlan] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, policy: bool = True) -> Self:
@@ -43,22 +46,24 @@ class FolderSettings:
 
         Args:
             folder: The folder; without either file it has no settings.
-            policy: Whether to read exit_policy.json too.
+            policy: Whether to read exit_policy.json and the plans for other budgets too.
 
         Raises:
             InputError: If a file is damaged, has values out of range, or belongs to other weights.
         """
         defaults = SamplingDefaults.load(folder) if (folder / SAMPLING).is_file() else None
         stored = StoredPlan.load(folder) if policy and (folder / EXIT_POLICY).is_file() else None
-        return cls(folder.absolute(), defaults, stored)
+        others = {name: StoredPlan.load(folder, name) for name in other_policies(folder)} if policy else {}
+        return cls(folder.absolute(), defaults, stored, others)
 
     def save(self, folder: Path) -> None:
         """Write the settings to another model folder, whose weights may be stored in another precision."""
         if self.defaults is not None:
             self.defaults.save(folder)
-        if self.stored is not None:
-            made_for = replace(self.stored.calibrated_for, weights=weights_checksum(folder / "transformer"))
-            replace(self.stored, calibrated_for=made_for).save(folder)
+        stored = {} if self.stored is None else {EXIT_POLICY: self.stored}
+        for name, plan in {**stored, **self.others}.items():
+            made_for = replace(plan.calibrated_for, weights=weights_checksum(folder / "transformer"))
+            replace(plan, calibrated_for=made_for).save(folder, name)
 
     @property
     def scheduler(self) -> str | None:
@@ -87,10 +92,10 @@ class FolderSettings:
         return None if self.stored is None else self.stored.plan.spacing
 
     def without_exits(self) -> Self:
-        """Return the settings without policy and threshold, which are only valid for the folder's own weights."""
+        """Return the settings without policies and threshold, which are only valid for the folder's own weights."""
         if self.scheduler is None:
             return self
-        return replace(self, defaults=replace(self.sampling, tau=0.0, min_layer=1), stored=None)
+        return replace(self, defaults=replace(self.sampling, tau=0.0, min_layer=1), stored=None, others={})
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ async def _respond(
         work.cancel()
         left.cancel()
     for image in images:
-        metrics.image(planned.plan, image)
+        metrics.image(planned.plan, image, model.full_flops)
     content = await asyncio.to_thread(generation_response, images, body, planned, model)
     headers = {"X-Request-Id": str(generation.ticket.number)}
     return Response(content, media_type="application/json", headers=headers)

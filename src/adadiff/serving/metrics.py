@@ -49,10 +49,10 @@ class ServiceMetrics:
         if seconds is not None:
             self._request_seconds.labels(str(status)).observe(seconds)
 
-    def image(self, plan: str | float, image: Finished) -> None:
-        """Count a finished image."""
+    def image(self, plan: str | float, image: Finished, full_flops: int) -> None:
+        """Count a finished image; `full_flops` are those of the full model's."""
         self._image_seconds.labels(str(plan)).observe(image.seconds)
-        self._image_compute.labels(str(plan)).observe(image.flops / image.full_flops)
+        self._image_compute.labels(str(plan)).observe(image.flops / full_flops)
 
     def page(self) -> bytes:
         """Return all figures in Prometheus' text format."""

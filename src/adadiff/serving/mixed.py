@@ -70,39 +70,6 @@ class MixedPolicy(ExitPolicy):
         return self.policies[step // STRIDE]
 
 
-def planned_layers(policy: ExitPolicy, evaluations: int, depth: int) -> tuple[int, ...]:
-    """Predict the layers that a sample runs at each step, as if it were never certain enough for a threshold.
-
-    Args:
-        policy: The exit policy.
-        evaluations: Number of steps, in evaluations of the model.
-        depth: Layers N of the model.
-
-    Returns:
-        For each step a number in 0..N: exact for schedules, the most that can be for thresholds.
-
-    Examples:
-        >>> from adadiff.policies import CorrectedScheduleExit, ThresholdExit
-        >>> planned_layers(CorrectedScheduleExit((9, 0, 9, 2)), evaluations=4, depth=9)
-        (9, 0, 9, 2)
-        >>> planned_layers(ThresholdExit(0.1), evaluations=2, depth=9)
-        (9, 9)
-    """
-    layers = [0 if policy.skips(step) else depth for step in range(evaluations)]
-    remaining = torch.tensor([step for step in range(evaluations) if layers[step]], dtype=torch.int64)
-    for layer in range(1, depth):
-        if not len(remaining):
-            break
-        unknown = torch.full((len(remaining), layer), torch.nan)
-        # every step is asked about alone, as rules may compare the steps of a batch
-        leaving = [_leaves(policy, remaining[k : k + 1], layer, unknown[k : k + 1]) for k in range(len(remaining))]
-        for step, leaves in zip(remaining.tolist(), leaving, strict=True):
-            if leaves:
-                layers[step] = layer
-        remaining = remaining[~torch.tensor(leaving)]
-    return tuple(layers)
-
-
 def require_independent(policy: ExitPolicy, evaluations: int, depth: int) -> None:
     """Raise InputError if a sample's exit depends on the rest of its batch.
 

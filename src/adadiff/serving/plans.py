@@ -13,9 +13,10 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from adadiff.runtime import planned_layers
 from adadiff.sampling import AdaptivePipeline, SamplingPlan
 from adadiff.sampling.schedulers import started
-from adadiff.serving.mixed import planned_layers, require_independent
+from adadiff.serving.mixed import require_independent
 from adadiff.serving.solvers import Row, Solver, solver_of
 from adadiff.utils.errors import InputError
 
@@ -102,6 +103,7 @@ class Plans:
         times = tuple(scheduler.timesteps.tolist())
         require_independent(plan.policy, len(times), depth)
         solver, alphas = solver_of(scheduler), scheduler.alphas_cumprod.numpy()
+        guided = tuple(plan.guidance.applies(step, len(times)) for step in range(len(times)))
         return PreparedPlan(
             next(self._numbers),
             plan,
@@ -110,8 +112,8 @@ class Plans:
             [] if solver is None else solver.coefficients(scheduler),
             times,
             tuple(np.interp(times, np.arange(len(alphas)), alphas).tolist()),
-            planned_layers(plan.policy, len(times), depth),
-            tuple(plan.guidance.applies(step, len(times)) for step in range(len(times))),
+            planned_layers(plan.policy, depth, guided, plan.guidance.tied),
+            guided,
         )
 
 

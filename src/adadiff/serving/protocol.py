@@ -38,7 +38,8 @@ class ImageSettings(BaseModel):
     )
     plan: Literal["own", "full"] | Fraction = Field(
         "own",
-        description='"own": the model\'s exit policy; "full": all layers; or the compute budget of a stored plan.',
+        description='"own": the model\'s own plan; "full": all layers, by default in the default number of steps; '
+        "or a budget: the most expensive plan on offer with at most that fraction of the full model's FLOPs.",
     )
 
     @model_validator(mode="before")
@@ -75,8 +76,10 @@ class Cost(BaseModel):
 
     seed: int = Field(description="With n = 1 this seed gives the same image again.")
     seconds: float = Field(description="Seconds from the request to the finished image.")
-    layer_fraction: float = Field(description="Layers run over those of the full model, averaged over the steps.")
-    compute_fraction: float = Field(description="FLOPs over those of the full model.")
+    layer_fraction: float = Field(description="Layers run over those of the model, averaged over the image's steps.")
+    compute_fraction: float = Field(
+        description="FLOPs over those of the full model: all layers at the default number of steps and guidance scale."
+    )
     exit_layers: list[int] = Field(description="Number of layers run at each step.")
 
 
@@ -95,7 +98,7 @@ class GenerationResponse(BaseModel):
     size: str
     background: Literal["opaque"] = "opaque"
     model: str
-    plan: str | float
+    plan: str | float = Field(description='The plan taken: "own", "full", or the name of a plan on offer.')
     steps: int
     guidance_scale: float
     seed: int = Field(description="Seed of the first image.")
@@ -192,8 +195,12 @@ class ErrorResponse(BaseModel):
 class PlanInfo(BaseModel):
     """A plan that requests can choose."""
 
-    plan: str | float
-    compute_fraction: float | None = Field(description="As measured when it was found; None if it is not known.")
+    plan: str | float = Field(description='"own", "full", or a plan\'s compute in hundredths.')
+    compute_fraction: float | None = Field(
+        description="FLOPs over those of the full model; null where they depend on the samples."
+    )
+    steps: int
+    guidance_scale: float
 
 
 class ModelInfo(BaseModel):
@@ -208,10 +215,10 @@ class ModelInfo(BaseModel):
     class_indices: list[int]
     size: str
     depth: int = Field(description="Layers of the full model.")
-    steps: int
-    guidance_scale: float
+    steps: int = Field(description="Of the full model, by default.")
+    guidance_scale: float = Field(description="Of the full model, by default.")
     can_guide: bool
-    scheduler: str
+    scheduler: str = Field(description="Of the full model.")
     plans: list[PlanInfo]
 
 
@@ -269,7 +276,7 @@ def validation_message(errors: list[Any]) -> str:
         return "the body is not a JSON object: send one, with the header Content-Type: application/json"
     name = _printable(place[0])
     if name == "plan":
-        return 'plan: choose "own", "full" or the compute budget of a stored plan, a number in [0, 1]'
+        return 'plan: choose "own", "full" or a budget of compute, a number in [0, 1]'
     message = str(first["msg"])
     return f"{name}: {message[:1].lower()}{message[1:]}".encode("utf-8", "backslashreplace").decode()
 

@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent, so that no proxy closes the connection
 
 
-def cost_of(image: Finished, planned: PlannedRequest, depth: int) -> Cost:
+def cost_of(image: Finished, planned: PlannedRequest, model: ServedModel) -> Cost:
     """Return what a finished image took."""
     return Cost(
         seed=planned.images.seeds[image.image],
         seconds=round(image.seconds, 4),
-        layer_fraction=round(sum(image.exit_layers) / (depth * len(image.exit_layers)), 4),
-        compute_fraction=round(image.flops / image.full_flops, 4),
+        layer_fraction=round(sum(image.exit_layers) / (model.depth * len(image.exit_layers)), 4),
+        compute_fraction=round(image.flops / model.full_flops, 4),
         exit_layers=list(image.exit_layers),
     )
 
@@ -53,7 +53,7 @@ def generation_response(
     data = [
         GeneratedImage(
             b64_json=as_base64(image.pixels, request.output_format, request.output_compression),
-            **cost_of(image, planned, model.depth).model_dump(),
+            **cost_of(image, planned, model).model_dump(),
         )
         for image in images
     ]
@@ -121,7 +121,7 @@ class EventStream(StreamingResponse):
                     yield ": the image is being made\n\n"
                     continue
                 if isinstance(event, Finished):
-                    self._metrics.image(self._planned.plan, event)
+                    self._metrics.image(self._planned.plan, event, self._model.full_flops)
                 yield await asyncio.to_thread(self._event, event, previews[event.image])
                 previews[event.image] += 1
         except Exception as error:  # the status has been sent: the error has to be an event
@@ -145,7 +145,7 @@ class EventStream(StreamingResponse):
             return _server_sent(
                 PartialImage(**common, partial_image_index=previews, step=event.step, steps=event.steps)
             )
-        cost = cost_of(event, self._planned, self._model.depth).model_dump()
+        cost = cost_of(event, self._planned, self._model).model_dump()
         return _server_sent(Completed(**common, **cost, warning=self._planned.warning))
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adadiff.conditioning import class_indices
-from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.policies import NeverExit
 from adadiff.sampling import AdaptivePipeline
-from adadiff.sampling.schedulers import scheduler_name
+from adadiff.sampling.budgets import Budgets
+from adadiff.sampling.schedulers import spacing_of
 from adadiff.sampling.settings import ResolvedPlan, resolve
 from adadiff.serving.protocol import GenerationRequest, ModelInfo, PlanInfo
 from adadiff.serving.requests import ImageRequest
 from adadiff.utils.errors import InputError
 
 DRAWN_SEEDS = 2**32
-BUDGET_TOLERANCE = 0.005  # 0.55 names the plan that was found for 0.55
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PlannedRequest:
 
     Args:
         images: What the engine runs.
-        plan: The plan as the request names it.
+        plan: The name of the plan: "own", "full", or its compute.
         warning: The one-line warning that a calibrated policy is used with other settings, or None.
     """
 
@@ -61,6 +61,7 @@ class ServedModel:
             )
         if self.takes_prompt and pipeline.text_encoder is None:
             raise InputError(f"{name} cannot be served: it takes text, and its folder holds no text encoder")
+        self._budgets = Budgets(self._pipeline)
         self._plans: dict[tuple[Any, ...], ResolvedPlan] = {}
         self._own = self._resolved("own", None, None)
 
@@ -81,9 +82,14 @@ class ServedModel:
         has_null_class = self._pipeline.transformer.config.null_class is not None
         return has_null_class if self.takes_class else self.takes_prompt
 
+    @property
+    def full_flops(self) -> int:
+        """FLOPs of an image of the full model: all layers at the default number of steps and guidance scale."""
+        return self._budgets.full_flops
+
     def describe(self) -> ModelInfo:
         """Return what requests can choose."""
-        config = self._pipeline.transformer.config
+        config, full = self._pipeline.transformer.config, self._resolved("full", None, None)
         kinds = [kind for kind, takes in (("class", self.takes_class), ("prompt", self.takes_prompt)) if takes]
         return ModelInfo(
             id=self.name,
@@ -93,10 +99,10 @@ class ServedModel:
             class_indices=list(self._pipeline.transformer.class_indices),
             size=self.size,
             depth=self.depth,
-            steps=self._own.steps,
-            guidance_scale=self._own.guidance.scale,
+            steps=full.steps,
+            guidance_scale=full.guidance.scale,
             can_guide=self.can_guide,
-            scheduler=scheduler_name(self._pipeline.scheduler),
+            scheduler=str(full.scheduler),
             plans=self._plan_infos(),
         )
 
@@ -111,7 +117,8 @@ class ServedModel:
         label, prompt = self._condition(request)
         if request.partial_images and not request.stream:
             raise InputError("partial_images: previews are sent in streams alone; add stream: true")
-        plan = self._resolved(request.plan, request.num_inference_steps, request.guidance_scale)
+        name = self._taken(request.plan)
+        plan = self._resolved(name, request.num_inference_steps, request.guidance_scale)
         self._check_guidance(plan, request.negative_prompt)
         first = secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed
         images = ImageRequest(
@@ -122,7 +129,7 @@ class ServedModel:
             negative_prompt=request.negative_prompt,
             previews=request.partial_images,
         )
-        return PlannedRequest(images, request.plan, plan.warning)
+        return PlannedRequest(images, name, plan.warning)
 
     def _condition(self, request: GenerationRequest) -> tuple[int | str | None, str | None]:
         """Return the class and the prompt of a request, checked; a prompt may name the class."""
@@ -153,46 +160,53 @@ class ServedModel:
                 "guidance_scale: the model has no unconditional prediction to guide away from; leave it at 1"
             )
 
+    def _taken(self, plan: str | float) -> str | float:
+        """Return the name of the plan that a request takes: for a budget, the most expensive one within it."""
+        if isinstance(plan, str):
+            return plan
+        try:
+            return self._budgets.named(plan)
+        except InputError as error:
+            raise InputError(f"plan: {error}") from error
+
     def _resolved(self, plan: str | float, steps: int | None, guidance_scale: float | None) -> ResolvedPlan:
         """Return the plan of that name with the request's settings, and check that it fits the model."""
         key = (plan, steps, guidance_scale)
         if key in self._plans:
             return self._plans[key]
-        policy: ExitPolicy | None = NeverExit() if plan == "full" else None
-        if not isinstance(plan, str):
-            self._require_stored(plan)
-        pipeline = self._pipeline
+        pipeline = self._sampling_by(plan)
+        policy = NeverExit() if pipeline is self._budgets.full else None
         resolved = resolve(pipeline.own_settings, pipeline.scheduler, steps, guidance_scale, policy=policy)
         pipeline.check_inputs(1, resolved.steps, resolved.policy, resolved.guidance)
+        spacing = spacing_of(pipeline.scheduler)
+        if spacing != spacing_of(self._pipeline.scheduler):  # the engine would space the steps as the own plan does
+            resolved = replace(resolved, spacing=spacing)
         if len(self._plans) < 256:  # requests may name any number of scales
             self._plans[key] = resolved
         return resolved
 
-    def _require_stored(self, budget: float) -> None:
-        """Raise InputError unless the model's folder holds a plan for that compute budget."""
-        stored = self._stored_budget
-        if stored is None:
-            raise InputError(
-                'plan: the model\'s folder holds no plan for a compute budget; choose "own" or "full", or make one '
-                "with adadiff calibrate"
-            )
-        if abs(budget - stored) > BUDGET_TOLERANCE:
-            raise InputError(
-                f'plan: the model\'s folder holds no plan for a compute budget of {budget:g}; choose {stored:g}, "own" '
-                'or "full"'
-            )
-
-    @property
-    def _stored_budget(self) -> float | None:
-        """The compute budget that the folder's plan was found for; None if it holds none."""
-        stored = self._pipeline.own_settings.stored
-        return None if stored is None else stored.goal.get("compute")
+    def _sampling_by(self, plan: str | float) -> AdaptivePipeline:
+        """Return the model that samples by the plan of that name."""
+        if isinstance(plan, str):
+            return self._budgets.full if plan == "full" else self._pipeline
+        return self._budgets.plans[plan]
 
     def _plan_infos(self) -> list[PlanInfo]:
         stored = self._pipeline.own_settings.stored
-        full_only = isinstance(self._own.policy, NeverExit)
-        measured = 1.0 if full_only else None if stored is None else stored.found.get("compute")
-        plans = [PlanInfo(plan="own", compute_fraction=measured)]
-        if self._stored_budget is not None:
-            plans.append(PlanInfo(plan=self._stored_budget, compute_fraction=measured))
-        return [*plans, PlanInfo(plan="full", compute_fraction=1.0)]
+        own = 1.0 if isinstance(self._own.policy, NeverExit) else None
+        computes: dict[str | float, float | None] = {
+            "own": own if stored is None else self._budgets.compute_of(stored),
+            **{name: self._budgets.computes[name] for name in self._budgets.plans if name < 1},
+            "full": 1.0,
+        }
+        return [self._plan_info(plan, compute) for plan, compute in computes.items()]
+
+    def _plan_info(self, plan: str | float, compute: float | None) -> PlanInfo:
+        resolved = self._resolved(plan, None, None)
+        rounded = None if compute is None else round(compute, 4)
+        return PlanInfo(
+            plan=plan,
+            compute_fraction=rounded,
+            steps=resolved.steps,
+            guidance_scale=resolved.guidance.scale,
+        )
