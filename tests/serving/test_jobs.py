@@ -159,7 +159,7 @@ def test_unknown_jobs_are_404(start, name):
         ({"n": 5, "class_label": "cta"}, 400, "did you mean cat"),
         ({"n": 5, "prompt": "dog"}, 400, "either as class_label or as prompt"),
         ({"n": 5, "stream": True}, 400, "there is no setting 'stream': choose from model, prompt, class_label"),
-        ({"n": 5, "plan": 0.5}, 400, "plan: the model's folder holds no plan for a compute budget"),
+        ({"n": 5, "plan": 0.5}, 400, "plan: no plan of the model takes at most 0.5 of the full model's compute"),
         ({"n": 5, "model": "other"}, 404, "there is no model 'other' here"),
     ],
 )
