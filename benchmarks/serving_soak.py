@@ -96,8 +96,8 @@ def main() -> None:
     tenth = max(len(readings) // 10, 1)
     first, last = np.median(readings[tenth : 2 * tenth]), np.median(readings[-tenth:])
     Console(width=120).print(
-        f"{options.model}{', isolated' if options.isolate else ''}: {sum(counts)} requests answered in {options.minutes:g} min, "
-        f"{first:.0f} MB, then {last:.0f} MB: a growth of {last - first:.1f} MB (at most {MOST:g})"
+        f"{options.model}{', isolated' if options.isolate else ''}: {sum(counts)} requests answered in "
+        f"{options.minutes:g} min, {first:.0f} MB, then {last:.0f} MB: a growth of {last - first:.1f} MB (at most {MOST:g})"
     )
     sys.exit(0 if sum(counts) and last - first <= MOST else 1)
 
