@@ -2,7 +2,8 @@
 
 The full model is sampled once, and every exit is recorded (`record.py`). On one half of these samples, policies of
 every kind are optimised (`problem.py`, `kinds.py`). On the other half they are sampled with (`trials.py`), and the best
-kind is chosen (`search.py`). The reported measurements of the chosen policy come from fresh samples.
+kind is chosen (`search.py`). For a compute or speedup, the extrapolation of a corrected schedule is then fitted to its
+own images (`refine.py`). The reported measurements of the chosen policy come from fresh samples.
 """
 
 from __future__ import annotations
