@@ -97,7 +97,7 @@ def main() -> None:
     first, last = np.median(readings[tenth : 2 * tenth]), np.median(readings[-tenth:])
     Console(width=120).print(
         f"{options.model}{', isolated' if options.isolate else ''}: {sum(counts)} requests answered in "
-        f"{options.minutes:g} min, {first:.0f} MB, then {last:.0f} MB: a growth of {last - first:.1f} MB (at most {MOST:g})"
+        f"{options.minutes:g} min, {first:.0f} MB, then {last:.0f} MB: {last - first:.1f} MB more (at most {MOST:g})"
     )
     sys.exit(0 if sum(counts) and last - first <= MOST else 1)
 

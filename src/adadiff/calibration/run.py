@@ -2,7 +2,8 @@
 
 The full model is sampled once, and every exit is recorded (`record.py`). On one half of these samples, policies of
 every kind are optimised (`problem.py`, `kinds.py`). On the other half they are sampled with (`trials.py`), and the best
-kind is chosen (`search.py`). The reported measurements of the chosen policy come from fresh samples.
+kind is chosen (`search.py`). For a compute or speedup, the extrapolation of a corrected schedule is then fitted to its
+own images (`refine.py`). The reported measurements of the chosen policy come from fresh samples.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def _calibration(search: Search, goal: Goal, fresh: Sequence[int], judged_by: st
     trials, sampling = search.trials, search.trials.sampling
     predicted = search.for_goal(goal, fresh)
     checked = trials.sample(predicted.kind, predicted.policy, fresh)
-    others = [search.meeting(kind, goal.compute or predicted.compute) for kind in search.beside]
+    others = [search.refined(search.meeting(kind, goal.compute or predicted.compute)) for kind in search.beside]
     fewer = sampling.fewer_steps(checked.compute).items()
     return Calibration(
         goal,

@@ -16,9 +16,10 @@ from adadiff.calibration.influence import measured_influence
 from adadiff.calibration.kinds import Kind
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import ExitRecord
+from adadiff.calibration.refine import refined
 from adadiff.calibration.result import Point
 from adadiff.calibration.trials import Trials
-from adadiff.policies import ExitPolicy
+from adadiff.policies import CorrectedScheduleExit, ExitPolicy
 from adadiff.utils.errors import InputError
 
 COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # fractions of full compute at which the trade-off is measured
@@ -26,6 +27,8 @@ CORRECTIONS = 4  # most trials to bring a policy's measured compute to the reque
 TOLERANCE = 0.003  # accepted difference between measured and requested compute
 LEVELS = (0.05, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)  # predicted errors to test, as fractions of the allowed error
 SPEED_TRIALS = 6  # bisection steps towards a speedup, each one timed
+ROUNDS = 3  # most times that an extrapolation is fitted to images
+MUCH = 0.5  # most of the error that a round leaves, if another follows
 REPEATED = 8  # images that the full model samples twice, to measure rounding errors
 
 
@@ -53,7 +56,7 @@ class Search:
         predictions = trials.sampling.predictions(len(influence))
         self.problem = Problem(record.select(torch.arange(optimised)), influence, parts, predictions)
         self.least_compute = {kind.name: kind.least_compute(parts, len(record.errors)) for kind in (*kinds, *beside)}
-        self.choosing = range(half, samples)
+        self.optimising, self.choosing = range(optimised), range(half, samples)
         trials.cache_full_images(record.images)
 
     @cached_property
@@ -77,9 +80,9 @@ class Search:
             InputError: If the goal cannot be met.
         """
         if goal.compute is not None:
-            return self.for_compute(goal.compute)
+            return self.refined(self.for_compute(goal.compute))
         if goal.speedup is not None:
-            return self.for_speedup(goal.speedup)
+            return self.refined(self.for_speedup(goal.speedup))
         assert goal.error is not None
         return self.for_error(goal.error, 1 - goal.confidence, fresh)
 
@@ -158,6 +161,22 @@ class Search:
                 f"{shown:.3g} at {tried[0].compute:.0%} of the compute; request that error, or set more --samples"
             )
         return self._sampled(kind, tried[position].policy)
+
+    def refined(self, point: Point) -> Point:
+        """Fit the extrapolation of a corrected schedule to its own images, again as long as their error falls by much.
+
+        Policies of other kinds stay as they are.
+        """
+        depth = self.trials.sampling.context().depth
+        for _ in range(ROUNDS):
+            if not isinstance(point.policy, CorrectedScheduleExit):
+                break
+            policy = refined(self.trials, point.policy, depth, self.optimising)
+            found = self.trials.sample(point.kind, policy, self.choosing)
+            before, point = point, min(point, found, key=lambda each: each.error)
+            if point.error > MUCH * before.error:
+                break
+        return point
 
     def _best_at(self, compute: float) -> Kind:
         """Return the kind with the least expected error at this compute, of those that can spend so little."""

@@ -166,9 +166,9 @@ def calibrate(
     """Find how deep to run a stock pipeline's transformer at each step, for a compute budget, an error or a speedup.
 
     Nothing is trained and no data are needed: the pipeline samples the prompts with all layers, what early exits would
-    have predicted is recorded, and the best `CorrectedScheduleExit` is found by dynamic programming, sampled with, and
-    measured on fresh samples. Give exactly one goal. Afterwards the pipeline is enabled with the policy found; after an
-    error it is as before.
+    have predicted is recorded, and the best `CorrectedScheduleExit` is found by dynamic programming, sampled with,
+    fitted to its own samples unless the goal is an error, and measured on fresh ones. Give exactly one goal. Afterwards
+    the pipeline is enabled with the policy found; after an error it is as before.
 
     Args:
         pipe: A diffusers pipeline with one or several transformers.

@@ -37,11 +37,19 @@ class Trials:
         """Store images 0, 1, ... of the full model, so that they are not sampled again."""
         self._full.update(enumerate(images))
 
+    def full_images(self, indices: Sequence[int]) -> Tensor:
+        """Return the full model's images of these indices, sampled unless they are cached."""
+        missing = [k for k in indices if k not in self._full]
+        if missing:
+            images, _ = self._images(NeverExit(), missing, f"full model, {len(missing)} samples")
+            self._full.update(zip(missing, images, strict=True))
+        return torch.stack([self._full[k] for k in indices])
+
     def sample(self, kind: str, policy: ExitPolicy, indices: Sequence[int]) -> Point:
         """Sample the images of these indices with a policy and with the full model, unless cached, and compare them."""
 
         def measure() -> Tensors:
-            full = self._full_images(indices)
+            full = self.full_images(indices)
             images, compute = self._images(policy, indices, f"{kind}, {len(indices)} samples")
             losses = losses_by(self.metric, full, images)
             return {"losses": losses, "compute": torch.tensor(compute, dtype=torch.double)}
@@ -54,7 +62,7 @@ class Trials:
         kind = f"{steps} steps"
 
         def measure() -> Tensors:
-            full = self._full_images(indices)
+            full = self.full_images(indices)
             batches = sampled_batches(fewer, NeverExit(), indices, self.batch_size, f"{kind}, {len(indices)} samples")
             one = self.sampling.batch(NeverExit(), indices[:1])  # what an image costs with all steps
             compute = sum(batch.flops for batch in batches) / (one.full_flops * len(indices))
@@ -66,7 +74,7 @@ class Trials:
 
     def repeat_error(self, indices: Sequence[int]) -> float:
         """Return the mean loss of the full model against itself at batch size 1, which is due to rounding."""
-        full = self._full_images(indices)
+        full = self.full_images(indices)
         again = [self.sampling.batch(NeverExit(), [k]).images for k in indices]
         return losses_by(self.metric, full, torch.cat(again)).mean().item()
 
@@ -81,13 +89,6 @@ class Trials:
             3,
         )
         return seconds["full"] / seconds["adaptive"]
-
-    def _full_images(self, indices: Sequence[int]) -> Tensor:
-        missing = [k for k in indices if k not in self._full]
-        if missing:
-            images, _ = self._images(NeverExit(), missing, f"full model, {len(missing)} samples")
-            self._full.update(zip(missing, images, strict=True))
-        return torch.stack([self._full[k] for k in indices])
 
     def _images(self, policy: ExitPolicy, indices: Sequence[int], description: str) -> tuple[Tensor, float]:
         batches = sampled_batches(self.sampling, policy, indices, self.batch_size, description)

@@ -2,7 +2,8 @@
 
 A parabola through three measurements, in Newton's form, is a value, a slope and a curvature. Each has a weight, so that
 (1, 0, 0) holds the last measurement, (1, 1, 0) goes along a line, and (1, 1, 1) along the parabola; these are the
-orders 0 to 2 of TaylorSeer (Liu et al., ICCV 2025, arXiv 2503.06923). A calibration fits the weights to each step.
+orders 0 to 2 of TaylorSeer (Liu et al., ICCV 2025, arXiv 2503.06923). A calibration fits the weights to each step
+(`calibration/total_error.py`, `calibration/refine.py`).
 """
 
 from __future__ import annotations
