@@ -42,7 +42,7 @@ def test_a_budget_below_all_policies_takes_the_cheapest():
 class RefiningSearch(Search):
     """Finds one policy for any compute, and samples with refined ones at given errors."""
 
-    optimising, choosing = range(8), range(4, 8)
+    optimising, choosing, refine = range(8), range(4, 8), True
 
     def __init__(self, found: ScheduleExit, errors: dict[ScheduleExit, float]) -> None:
         self.found, self.errors = found, errors
@@ -89,3 +89,11 @@ def test_policies_without_corrections_are_not_refined(monkeypatch: pytest.Monkey
     monkeypatch.setattr(search, "refined", None)
     plain = ScheduleExit((4, 1))
     assert RefiningSearch(plain, {plain: 0.1}).for_goal(Goal(compute=0.5), range(8, 16)).policy is plain
+
+
+def test_policies_are_refined_only_if_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "refined", None)
+    policies, erring = in_rounds(0.1, 0.04)
+    finding = RefiningSearch(policies[0], erring)
+    finding.refine = False
+    assert finding.for_goal(Goal(compute=0.5), range(8, 16)).policy is policies[0]

@@ -44,6 +44,7 @@ def calibrate(
     batch_size: int = 32,
     keep: Path | None = None,
     periodic: bool = False,
+    refine: bool = True,
 ) -> Calibration:
     """Find the policy that meets a goal: the least error for a compute or speedup, the least compute for an error.
 
@@ -64,13 +65,15 @@ def calibrate(
             met, can be continued. It is deleted at the end; a cache with other settings is deleted at the start.
         periodic: Choose a corrected schedule that is full at every k-th step, in place of `kinds`: samples of one meet
             at full steps in a service. The best schedule of any form is measured beside it.
+        refine: Fit a corrected schedule to its own images, for goals of compute and speedup. It takes a sampling more
+            for each weight of the extrapolation, and up to three rounds.
 
     Raises:
         InputError: If the goal cannot be met, or cannot be shown to be met with so few samples, or the metric is
             invalid.
     """
     (found,) = calibrate_each(
-        pipeline, (goal,), steps, conditions, samples, metric, kinds, seed, batch_size, keep, periodic
+        pipeline, (goal,), steps, conditions, samples, metric, kinds, seed, batch_size, keep, periodic, refine
     )
     return found
 
@@ -87,6 +90,7 @@ def calibrate_each(
     batch_size: int = 32,
     keep: Path | None = None,
     periodic: bool = False,
+    refine: bool = True,
 ) -> list[Calibration]:
     """Find a policy for each of several goals, from the same recorded samples; for the arguments see `calibrate`."""
     pipeline.check_inputs(1, steps, NeverExit())
@@ -96,7 +100,7 @@ def calibrate_each(
     if metric is not None:
         images = torch.rand(2, *pipeline.image_shape, generator=torch.Generator().manual_seed(0))
         losses_by(metric, images, images)
-    return calibrated(sampling, goals, samples, metric, kinds, batch_size, keep, periodic)
+    return calibrated(sampling, goals, samples, metric, kinds, batch_size, keep, periodic, refine)
 
 
 def calibrated(
@@ -108,6 +112,7 @@ def calibrated(
     batch_size: int,
     keep: Path | None,
     periodic: bool,
+    refine: bool,
 ) -> list[Calibration]:
     """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate_each`."""
     beside: tuple[Kind, ...] = ()
@@ -126,7 +131,7 @@ def calibrated(
     cache = TensorCache(keep, settings)
     record = record_exits(sampling, samples, batch_size, cache)
     trials = Trials(sampling, batch_size, metric or normalised_squared_error(record.images), cache)
-    search = Search(trials, record, kinds, beside)
+    search = Search(trials, record, kinds, beside, refine)
     found = [_calibration(search, goal, range(samples, 2 * samples), judged_by) for goal in goals]
     cache.discard()
     return found

@@ -42,10 +42,18 @@ class Search:
         record: The record of full sampling runs from the same noise as `trials`.
         kinds: Kinds of policies to choose among.
         beside: Kinds whose trade-off is measured too, for comparison.
+        refine: Whether corrected schedules are fitted to their own images.
     """
 
-    def __init__(self, trials: Trials, record: ExitRecord, kinds: Sequence[Kind], beside: Sequence[Kind] = ()) -> None:
-        self.trials, self.kinds, self.beside = trials, kinds, beside
+    def __init__(
+        self,
+        trials: Trials,
+        record: ExitRecord,
+        kinds: Sequence[Kind],
+        beside: Sequence[Kind] = (),
+        refine: bool = True,
+    ) -> None:
+        self.trials, self.kinds, self.beside, self.refine = trials, kinds, beside, refine
         samples = len(record.images)
         half = samples // 2
         optimised = half if len(kinds) > 1 else samples  # the second half is for choosing among kinds
@@ -168,7 +176,7 @@ class Search:
         Policies of other kinds stay as they are.
         """
         depth = self.trials.sampling.context().depth
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self.refine else 0):
             if not isinstance(point.policy, CorrectedScheduleExit):
                 break
             policy = refined(self.trials, point.policy, depth, self.optimising)

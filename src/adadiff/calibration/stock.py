@@ -161,6 +161,7 @@ def calibrate(
     metric: Metric | None = None,
     keep: Path | None = None,
     periodic: bool = False,
+    refine: bool = True,
     **arguments: Any,
 ) -> Calibration:
     """Find how deep to run a stock pipeline's transformer at each step, for a compute budget, an error or a speedup.
@@ -187,6 +188,8 @@ def calibrate(
         metric: Another error: a function of decoded images, as `calibration.metric.Metric`.
         keep: Folder that caches the samples, so that an interrupted calibration can be continued.
         periodic: Choose a schedule that is full at every k-th step; the best of any form is measured beside it.
+        refine: Fit the schedule to its own samples, for goals of compute and speedup: less error, for one sampling more
+            for each weight of its extrapolation, and up to three rounds.
         arguments: The other arguments of the pipeline's call, such as `num_inference_steps` and `guidance_scale`.
 
     Returns:
@@ -209,7 +212,8 @@ def calibrate(
     chosen = checked_exits(exits, depth_of(pipe, layers))
     with kept(pipe):
         sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
-        (found,) = calibrated(sampling, (goal,), samples, metric, (CorrectedSchedule(),), batch_size, keep, periodic)
+        kinds = (CorrectedSchedule(),)
+        (found,) = calibrated(sampling, (goal,), samples, metric, kinds, batch_size, keep, periodic, refine)
     assert isinstance(found.stored, StockPolicy)
     enable(pipe, found.stored, layers)
     if found.beats_fewer_steps is False:

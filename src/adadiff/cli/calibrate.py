@@ -33,6 +33,7 @@ def calibrate_command(
     seed: Seed = SEED,
     reference_steps: Count | None = None,
     periodic: bool = False,
+    refine: bool = True,
     *,
     options: Annotated[FitOptions, arg(name="")],
 ) -> None:
@@ -62,6 +63,8 @@ def calibrate_command(
             all layers at this many steps. The budget is of the FLOPs at the default number.
         periodic: Choose a corrected schedule that is full at every k-th step: samples of one meet at full steps in a
             service. The error of the best schedule of any form is printed beside its own.
+        refine: Fit a corrected schedule to its own images, for a compute budget or a speedup: less error, and a longer
+            calibration, which samples once more for each weight.
         options: How the model is sampled, and where the policy is stored.
     """
     from adadiff.policies.stored import EXIT_POLICY, other_policies
@@ -82,7 +85,9 @@ def calibrate_command(
             raise InputError(f"{model} is no folder of yours: say where the policy goes, with --out FOLDER")
         if len(goals) > 1:
             raise InputError("a stock pipeline's folder holds one policy: give one budget as --compute")
-        calibrate_stock(folder, goals[0], place, options, judged_by, samples or 16, batch_size or 8, seed, periodic)
+        calibrate_stock(
+            folder, goals[0], place, options, judged_by, samples or 16, batch_size or 8, seed, periodic, refine
+        )
         return
     if options.out is not None or options.argument:
         raise InputError("--out and --argument are for stock pipelines; the policy goes into the model's own folder")
@@ -91,7 +96,9 @@ def calibrate_command(
             f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
             f"calibrate the copy"
         )
-    _calibrate_own(model, goals, options, judged_by, samples or 192, batch_size or 32, seed, reference_steps, periodic)
+    _calibrate_own(
+        model, goals, options, judged_by, samples or 192, batch_size or 32, seed, reference_steps, periodic, refine
+    )
 
 
 def _calibrate_own(
@@ -104,6 +111,7 @@ def _calibrate_own(
     seed: int,
     reference_steps: int | None,
     periodic: bool,
+    refine: bool,
 ) -> None:
     """Calibrate a model of our own; for the arguments see `calibrate_command`."""
     from adadiff.calibration.run import calibrate_each
@@ -133,6 +141,7 @@ def _calibrate_own(
         batch_size=batch_size,
         keep=model / ".calibration",
         periodic=periodic,
+        refine=refine,
     )
     store_calibration(found[0], model, *found[1:])
 

@@ -73,6 +73,7 @@ def calibrate_stock(
     batch_size: int,
     seed: int,
     periodic: bool,
+    refine: bool,
 ) -> None:
     """Calibrate a stock pipeline; for the arguments see `calibrate_command`."""
     pipe, conditions, arguments = to_sample(model, options)
@@ -89,6 +90,7 @@ def calibrate_stock(
         metric=metric,
         keep=out / ".calibration",
         periodic=periodic,
+        refine=refine,
         **arguments,
     )
     store_calibration(found, out)
