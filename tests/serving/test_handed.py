@@ -36,3 +36,25 @@ def test_previews_come_once_and_seconds_count_from_the_first_process() -> None:
     assert isinstance(finished, Finished)
     assert finished.image == 1
     assert finished.seconds > 1e6
+
+
+def test_a_request_is_over_before_its_listener_hears_of_its_last_image() -> None:
+    still_open: list[bool] = []
+    cancelled: list[Ticket] = []
+    ticket = Ticket(7, ImageRequest((1, 2), SamplingPlan(9)))
+    request = HandedRequest(ticket, lambda event: still_open.append(7 in requests))
+    requests = {7: request}
+    for event in (preview(0, 3), Failed(1, "no"), preview(0, 6), Failed(0, "no")):
+        request.tell(event, requests, cancelled.append)
+    assert still_open == [True, True, True, False]
+    assert cancelled == []
+
+
+def test_a_request_whose_listener_fails_is_cancelled() -> None:
+    def failing(event: Event) -> None:
+        raise ValueError
+
+    ticket = Ticket(7, ImageRequest((1, 2), SamplingPlan(9)))
+    cancelled: list[Ticket] = []
+    HandedRequest(ticket, failing).tell(preview(0, 3), {}, cancelled.append)
+    assert cancelled == [ticket]

@@ -31,7 +31,6 @@ from adadiff.serving.requests import (
     ImageRequest,
     Listener,
     Overloaded,
-    Preview,
     Restarting,
     Stopped,
     Ticket,
@@ -239,18 +238,7 @@ class ClusterEngine:
             followed = self._open.get(number)
             translated = None if followed is None else followed.handed.translated(event)
             if followed is not None and translated is not None:
-                self._tell(followed.handed, translated)
-
-    def _tell(self, handed: HandedRequest, event: Event) -> None:
-        if not isinstance(event, Preview):
-            handed.missing.discard(event.image)
-            if not handed.missing:
-                self._open.pop(handed.ticket.number, None)
-        try:
-            handed.listener(event)
-        except Exception:
-            logger.exception(f"the listener of request {handed.ticket.number} has failed: the request is cancelled")
-            self.cancel(handed.ticket)
+                followed.handed.tell(translated, self._open, self.cancel)
 
     def _fail(self, number: int, failure: Failed) -> None:
         """End a request: all its images that are missing have failed."""
@@ -261,7 +249,7 @@ class ClusterEngine:
             if not followed.answer.done():
                 followed.answer.set_exception(Stopped(failure.message))
             for image in sorted(followed.handed.missing):
-                self._tell(followed.handed, replace(failure, image=image))
+                followed.handed.tell(replace(failure, image=image), self._open, self.cancel)
         if followed.task is not None:
             followed.task.cancel()
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from adadiff.serving.requests import Event, Finished, Listener, Preview, Ticket
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -52,3 +57,22 @@ class HandedRequest:
         elif isinstance(event, Finished):
             event = replace(event, seconds=time.monotonic() - self.accepted)
         return event
+
+    def tell(self, event: Event, open_requests: MutableMapping[int, Any], cancel: Callable[[Ticket], None]) -> None:
+        """Tell the listener of a translated event.
+
+        Args:
+            event: The event.
+            open_requests: Requests that are not over, by number; this one is taken out before its last event is told,
+                so that the listener finds its slots free.
+            cancel: Gives a request up; called if the listener fails.
+        """
+        if not isinstance(event, Preview):
+            self.missing.discard(event.image)
+            if not self.missing:
+                open_requests.pop(self.ticket.number, None)
+        try:
+            self.listener(event)
+        except Exception:
+            logger.exception(f"the listener of request {self.ticket.number} has failed: the request is cancelled")
+            cancel(self.ticket)

@@ -43,7 +43,6 @@ from adadiff.serving.requests import (
     ImageRequest,
     Listener,
     Overloaded,
-    Preview,
     Restarting,
     Running,
     Stopped,
@@ -283,18 +282,7 @@ class IsolatedEngine:
             request = self._open.get(number)
             translated = None if request is None else request.translated(event)
             if request is not None and translated is not None:
-                self._tell(request, translated)
-
-    def _tell(self, request: HandedRequest, event: Event) -> None:
-        if not isinstance(event, Preview):
-            request.missing.discard(event.image)
-            if not request.missing:
-                self._open.pop(request.ticket.number, None)
-        try:
-            request.listener(event)
-        except Exception:
-            logger.exception(f"the listener of request {request.ticket.number} has failed: the request is cancelled")
-            self.cancel(request.ticket)
+                request.tell(translated, self._open, self.cancel)
 
     def _bury(self, how: str, failed_starts: int) -> bool:
         """Note the end of a process, fail the requests that no other one gets, and return whether to start another."""
@@ -326,4 +314,4 @@ class IsolatedEngine:
         """Fail the open requests that were handed to so many processes."""
         for request in [request for request in self._open.values() if request.tries >= tries]:
             for image in sorted(request.missing):
-                self._tell(request, replace(failure, image=image))
+                request.tell(replace(failure, image=image), self._open, self.cancel)
