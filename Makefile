@@ -63,6 +63,10 @@ benchmarks: $(READY) ## Print timings, which are never asserted
 	$(RUN)/python benchmarks/startup.py
 	$(RUN)/python benchmarks/corrections.py
 	$(RUN)/python benchmarks/digits_quality.py
+	$(RUN)/python benchmarks/serving.py
+	$(RUN)/python benchmarks/serving_traffic.py
+	$(RUN)/python benchmarks/serving_overload.py
+	$(RUN)/python benchmarks/serving_soak.py
 
 profile: $(READY) ## Print the operators that sampling spends its time on, and write a trace
 	$(RUN)/python benchmarks/profile_sampling.py
