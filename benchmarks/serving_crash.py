@@ -83,11 +83,8 @@ def main() -> None:
     seconds = (time.perf_counter() - start) / options.kills
     plain.stop(0)
 
-    engine, ended, restarts = (
-        IsolatedEngine(pipeline, load, slots=8, width=4, max_wait=1e6),
-        list[Made](),
-        list[float](),
-    )
+    engine = IsolatedEngine(pipeline, load, slots=8, width=4, max_wait=1e6)
+    ended, restarts = list[Made](), list[float]()
     engine.start()
     for requests in rounds:
         start, at = time.perf_counter(), source.uniform(0.1, 0.8) * seconds
@@ -102,9 +99,9 @@ def main() -> None:
             other = got[place]
             images += 1
             equal += isinstance(other, Finished) and image_file(other.pixels) == image_file(one.pixels)
-    requests_ = options.kills * options.requests
+    count = options.kills * options.requests
     Console(width=120).print(
-        f"{options.model}: {killed} kills among {requests_} requests of {images} images: {equal} with the bytes of an "
+        f"{options.model}: {killed} kills among {count} requests of {images} images: {equal} with the bytes of an "
         f"engine that never died; a kill costs {np.median(restarts):.1f} s (median; lost work and the restart)"
     )
     sys.exit(0 if equal == images and killed == options.kills else 1)
