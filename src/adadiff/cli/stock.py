@@ -27,7 +27,7 @@ from adadiff.stock.adapting.adaptation import ADAPTATION
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.fingerprints import settings_of
 from adadiff.utils.hub import require_on_hub
 
@@ -54,7 +54,7 @@ def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str |
     try:
         pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{model} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
+        raise InputError(f"{model} cannot be loaded as a pipeline: {one_line(error)}") from error
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
-from adadiff.utils.files import atomic_write
+from adadiff.utils.files import write_bytes
 
 PICTURES = "pictures"
 
@@ -38,8 +38,7 @@ def write_pages(
         ("report.md", _rendered(f"{template}.md", pictures=beside, **contents)),
         ("index.html", _rendered(f"{template}.html", pictures=embedded, **contents)),
     ):
-        with atomic_write(out / name) as part:
-            part.write_bytes(data)
+        write_bytes(out / name, data)
 
 
 def _rendered(template: str, **contents: Any) -> bytes:

@@ -22,7 +22,7 @@ from adadiff.data import columns, pixels
 from adadiff.data.config import DataConfig
 from adadiff.data.listing import openable_formats, printable
 from adadiff.data.sources import Source, open_source
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.fingerprints import fingerprint
 
 ConditionName = Literal["none", "class", "text"]
@@ -262,7 +262,7 @@ class ImageData(LabelledData):
         except InputError:
             raise
         except Exception as error:  # decoders raise many types, struct.error and RuntimeError among them
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise InputError(
                 f"cannot read the image {self._name(index)} ({reason}): repair it, or leave it out with "
                 f"--data.on-error skip"

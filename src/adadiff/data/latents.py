@@ -18,7 +18,7 @@ from adadiff.data.config import DataConfig
 from adadiff.data.images import ConditionName, ImageData, LabelledData
 from adadiff.data.listing import TRAIN, choose_split
 from adadiff.data.sources import Source, load_parquet
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.files import (
     add_checksum,
     atomic_folder,
@@ -51,7 +51,7 @@ def load_vae(name: str) -> AutoencoderKL:
     try:
         vae, info = AutoencoderKL.from_pretrained(name, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{name} is neither a folder with an AutoencoderKL, nor the name of one that can be fetched from the hub "
             f"({type(error).__name__}: {reason})"

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from adadiff.data import listing
 from adadiff.data.config import DIGITS, DataConfig
 from adadiff.data.metadata import metadata_columns, text_captions
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 
 SAMPLE_BYTES = 4096
 
@@ -119,7 +119,7 @@ def load_parquet(files: Sequence[Path], source: Path, split: str = listing.TRAIN
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = " ".join(str(cause).split()) or type(cause).__name__
+        reason = one_line(cause)
         raise InputError(f"{source} cannot be loaded as a parquet file of images: {reason}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
@@ -241,7 +241,7 @@ def _open_hub(config: DataConfig) -> Source:
     try:
         table = datasets.load_dataset(config.source, split=split)
     except Exception as error:  # the hub's client raises many types of errors
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{config.source!r} is neither digits, nor an existing folder or parquet file, nor a data set on the hub "
             f"with a split {split!r} that can be fetched ({type(error).__name__}: {reason})"

@@ -21,12 +21,20 @@ from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling.conditions import UNCONDITIONAL, Conditions
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.grid import image_grid
-from adadiff.sampling.images import encoded_image, image_path, read_image, read_traces, with_lines
+from adadiff.sampling.images import image_path, read_image, read_traces, traced_image, with_lines
 from adadiff.sampling.pipeline import AdaptivePipeline
 from adadiff.sampling.schedulers import times_of
 from adadiff.sampling.seeded import sample_seeded
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import atomic_write, check_claim, claim_folder, exclusive_folder, read_json, write_json
+from adadiff.utils.files import (
+    atomic_write,
+    check_claim,
+    claim_folder,
+    exclusive_folder,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from adadiff.utils.fingerprints import model_fingerprint, settings_of
 from adadiff.utils.processes import process_state
 
@@ -94,7 +102,7 @@ class ImageSampler:
         pixels = output.images.permute(0, 2, 3, 1).float().cpu().numpy()
         seconds = (time.perf_counter() - start) / len(indices)
         images = self.pipeline.numpy_to_pil(pixels)
-        return [encoded_image(image, output.trace, position, seconds) for position, image in enumerate(images)]
+        return [traced_image(image, output.trace, position, seconds) for position, image in enumerate(images)]
 
 
 Batch = tuple[Sequence[int], list[bytes]]
@@ -183,8 +191,7 @@ def _write_missing(out: Path, indices: Sequence[int], images: Sequence[bytes]) -
     """Write the images that have no file yet, each atomically, and return their number."""
     missing = [(k, content) for k, content in zip(indices, images, strict=True) if _is_missing(out, k)]
     for k, content in missing:
-        with atomic_write(image_path(out, k)) as part:
-            part.write_bytes(content)
+        write_bytes(image_path(out, k), content)
     return len(missing)
 
 

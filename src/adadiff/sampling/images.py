@@ -26,7 +26,7 @@ def image_path(folder: Path, k: int) -> Path:
     return folder / f"{k:06d}.png"
 
 
-def encoded_image(image: Image.Image, trace: Trace, position: int, seconds: float) -> bytes:
+def traced_image(image: Image.Image, trace: Trace, position: int, seconds: float) -> bytes:
     """Return an image as the content of a PNG file, with one sample's exits and FLOPs and its seconds as PNG text.
 
     Args:
@@ -36,28 +36,16 @@ def encoded_image(image: Image.Image, trace: Trace, position: int, seconds: floa
         seconds: Seconds that sampling it took.
     """
     traced = {name: getattr(trace, name)[:, position].tolist() for name in TRACED}
-    content = io.BytesIO()
-    image.save(content, format="PNG", pnginfo=_as_text({**traced, SECONDS: seconds}))
-    return content.getvalue()
+    return noted_image(image, {**traced, SECONDS: seconds})
 
 
-def write_noted_image(path: Path, image: Image.Image, notes: Mapping[str, Any]) -> None:
-    """Write an image atomically, with notes as PNG text.
-
-    Args:
-        path: The file to write.
-        image: The image.
-        notes: Plain values by name.
-    """
-    with atomic_write(path) as part:
-        image.save(part, pnginfo=_as_text(notes))
-
-
-def _as_text(notes: Mapping[str, Any]) -> PngInfo:
-    text = PngInfo()
+def noted_image(image: Image.Image, notes: Mapping[str, Any]) -> bytes:
+    """Return an image as the content of a PNG file, with notes as PNG text: plain values by name."""
+    text, content = PngInfo(), io.BytesIO()
     for name, value in notes.items():
         text.add_text(name, json.dumps(value))
-    return text
+    image.save(content, format="PNG", pnginfo=text)
+    return content.getvalue()
 
 
 def read_image(path: Path) -> Image.Image:

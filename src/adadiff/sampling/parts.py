@@ -20,7 +20,7 @@ from adadiff.runtime import Denoiser
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.schedulers import scheduler_like, scheduler_name, times_of
 from adadiff.sampling.settings import FolderSettings, ResolvedPlan, resolve
-from adadiff.utils.errors import InputError, suggestion
+from adadiff.utils.errors import InputError, one_line, suggestion
 from adadiff.utils.files import is_stock, model_folder, packaged_models, write_checksums
 from adadiff.utils.verified import holds_weights_of, require_finite, verify_parts
 
@@ -235,7 +235,7 @@ def _load_parts(load: Callable[..., Any], folder: Path, kwargs: dict[str, Any]) 
         raise
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         if folder.exists():
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"{folder} cannot be loaded as a model: {reason}") from error
         raise InputError(
             f"there is no model folder {folder}, nor can a model of that name be fetched from the hub (in the "

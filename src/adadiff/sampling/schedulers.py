@@ -18,7 +18,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from adadiff.utils.errors import InputError, lookup
+from adadiff.utils.errors import InputError, lookup, one_line
 
 SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "ddpm": DDPMScheduler,
@@ -50,7 +50,7 @@ def scheduler_like(name: str, trained_with: SchedulerMixin, spacing: str | None 
     try:
         return kind.from_config(trained_with.config, **spaced)
     except (TypeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{name} cannot take the place of {type(trained_with).__name__}: {reason}") from error
 
 
@@ -112,7 +112,7 @@ def times_of(scheduler: SchedulerMixin, num_steps: int) -> tuple[float, ...]:
         pixel, noise = torch.zeros(1, 1, 1, 1), noise_arguments(twin, torch.Generator())
         twin.step(twin.scale_model_input(pixel, twin.timesteps[0]), twin.timesteps[0], pixel, **noise)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{type(scheduler).__name__} cannot sample this model in {num_steps} steps ({reason}): "
             f"choose another number of steps or another scheduler"

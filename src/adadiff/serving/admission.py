@@ -29,21 +29,21 @@ class Outlook:
     """How long further images would wait for a slot, as far as is known.
 
     Args:
-        work: Work that is done before an image gets a slot that is taken now, in seconds of full calls.
         free: Slots that images get at once.
+        work: Work that is done before an image gets a slot that is taken now, in seconds of full calls.
         waiting: Images that wait.
         correction: Seconds that a second of work takes in fact.
 
     Examples:
-        >>> outlook = Outlook(work=2.0, free=1, waiting=0, correction=1.5)
+        >>> outlook = Outlook(free=1, work=2.0, correction=1.5)
         >>> outlook.seconds, outlook.after([4.0]).seconds, outlook.after([4.0, 4.0]).seconds
         (3.0, 3.0, 9.0)
     """
 
-    work: float
     free: int
-    waiting: int
-    correction: float
+    work: float = 0.0
+    waiting: int = 0
+    correction: float = 1.0
 
     @property
     def seconds(self) -> float:

@@ -27,13 +27,12 @@ from adadiff.serving.protocol import (
     ModelInfo,
     ModelList,
 )
-from adadiff.serving.requests import EngineState, ImageEngine
+from adadiff.serving.requests import STALLED, ImageEngine
 from adadiff.serving.responses import EventStream, generation_response, status_of
 from adadiff.serving.served import PlannedRequest, ServedModel
 from adadiff.utils.ranges import shown
 
 PAGE = Path(__file__).with_name("page.html")
-STALLED = 60.0  # seconds without a call of the model, with samples waiting for one, after which the engine is unhealthy
 # The page is one file: nothing is fetched from other hosts, nor sent to them.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -159,7 +158,7 @@ def _add_operation(app: FastAPI, engine: ImageEngine, metrics: ServiceMetrics) -
             return {"status": "restarting"}
         if not state.alive:
             raise ApiError(503, "the engine has stopped: start the service again", "engine_stopped")
-        if _stalled(state):
+        if state.stalled:
             raise ApiError(503, f"the engine has not called the model for {STALLED:.0f} s", "engine_stalled")
         return {"status": "ok"}
 
@@ -177,10 +176,6 @@ def _add_operation(app: FastAPI, engine: ImageEngine, metrics: ServiceMetrics) -
     async def figures() -> Response:
         """Return figures for Prometheus."""
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _stalled(state: EngineState) -> bool:
-    return bool(state.running or state.waiting) and state.seconds_since_tick > STALLED
 
 
 def _add_pages(app: FastAPI, documentation: str) -> None:

@@ -236,9 +236,8 @@ class ClusterEngine:
         """Tell a request's listener, unless the request was cancelled, or has seen as much of an earlier replica."""
         with self._lock:
             followed = self._open.get(number)
-            translated = None if followed is None else followed.handed.translated(event)
-            if followed is not None and translated is not None:
-                followed.handed.tell(translated, self._open, self.cancel)
+            if followed is not None:
+                followed.handed.pass_on(event, self._open, self.cancel)
 
     def _fail(self, number: int, failure: Failed) -> None:
         """End a request: all its images that are missing have failed."""

@@ -39,11 +39,10 @@ from adadiff.serving.requests import (
     Preview,
     Stopped,
     Ticket,
-    idle_state,
 )
 from adadiff.serving.running import RunningSamples, Tick
 from adadiff.serving.waiting import Job, WaitingImages
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +110,11 @@ class Engine:
         self._lock = threading.RLock()  # guards what other threads use too: all that follows
         self._open: dict[int, _Open] = {}
         self._accepting = self._alive = False
-        self._outlook = Outlook(0.0, slots, 0, 1.0)  # as the last round left it
+        self._outlook = Outlook(slots)  # as the last round left it
         self._submitted: dict[int, list[float]] = {}  # by request, the work of each image that came in since
         self._finish_times: deque[float] = deque(maxlen=4096)
         self._last_round = self._started = time.monotonic()
-        self._state = idle_state(slots)
+        self._state = EngineState(slots)
 
     @property
     def batching(self) -> Batching:
@@ -234,7 +233,7 @@ class Engine:
                 pass
         except BaseException as error:
             logger.exception("the engine has failed")
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             failure = Failed(0, f"the engine has failed: {reason}", "engine")
         with self._lock:
             self._accepting = self._alive = False
@@ -316,7 +315,7 @@ class Engine:
             for number in taken:
                 del self._submitted[number]
             free = max(self.slots - len(slots) - len(waiting), 0)
-            self._outlook = Outlook(until_start, free, len(waiting), self._estimate.correction)
+            self._outlook = Outlook(free, until_start, len(waiting), self._estimate.correction)
             self._state = replace(self._state, waiting=len(waiting), running=running)
             self._last_round = time.monotonic()
 

@@ -27,7 +27,7 @@ from adadiff.serving.admission import Outlook
 from adadiff.serving.costs import Batching, CallCosts
 from adadiff.serving.engine import Engine
 from adadiff.serving.requests import EngineState, Event, Failed, Ticket
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class _Child:
         except Exception as error:  # the service has checked the request: it concerns this one alone
             logger.exception(f"request {ticket.number} has failed")
             for image in range(len(ticket.request.seeds)):
-                publish(Failed(image, " ".join(str(error).split())))
+                publish(Failed(image, one_line(error)))
 
 
 def _compact(event: Event) -> Event:

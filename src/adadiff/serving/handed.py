@@ -58,6 +58,12 @@ class HandedRequest:
             event = replace(event, seconds=time.monotonic() - self.accepted)
         return event
 
+    def pass_on(self, event: Event, open_requests: MutableMapping[int, Any], cancel: Callable[[Ticket], None]) -> None:
+        """Tell the listener of a process's event, unless it has seen as much of an earlier one; as `tell` does."""
+        translated = self.translated(event)
+        if translated is not None:
+            self.tell(translated, open_requests, cancel)
+
     def tell(self, event: Event, open_requests: MutableMapping[int, Any], cancel: Callable[[Ticket], None]) -> None:
         """Tell the listener of a translated event.
 

@@ -47,7 +47,6 @@ from adadiff.serving.requests import (
     Running,
     Stopped,
     Ticket,
-    idle_state,
 )
 from adadiff.utils.errors import InputError
 
@@ -89,7 +88,7 @@ class IsolatedEngine:
         self._deadline: float | None = None  # when a stopping engine fails what is left
         self._open: dict[int, HandedRequest] = {}
         self._batching, self._estimate = Batching("mixed", width), WorkEstimate(CallCosts((1,), (0.0,), (0.0,)), width)
-        self._outlook, self._state = Outlook(0.0, slots, 0, 1.0), idle_state(slots)
+        self._outlook, self._state = Outlook(slots), EngineState(slots)
         self._reported = self._launched = time.monotonic()
         self._start_seconds = 0.0
         self._handed = 0  # requests that the process was handed
@@ -280,9 +279,8 @@ class IsolatedEngine:
         """Tell a request's listener, unless the request was cancelled, or has seen as much of an earlier process."""
         with self._lock:
             request = self._open.get(number)
-            translated = None if request is None else request.translated(event)
-            if request is not None and translated is not None:
-                request.tell(translated, self._open, self.cancel)
+            if request is not None:
+                request.pass_on(event, self._open, self.cancel)
 
     def _bury(self, how: str, failed_starts: int) -> bool:
         """Note the end of a process, fail the requests that no other one gets, and return whether to start another."""
@@ -306,7 +304,7 @@ class IsolatedEngine:
         """Keep the totals of a process that has ended, and nothing else."""
         self._totals.update({name: getattr(self._state, name) for name in TOTALS})
         self._batches.update(self._state.batches)
-        self._state, self._outlook = idle_state(self.slots), Outlook(0.0, self.slots, 0, 1.0)
+        self._state, self._outlook = EngineState(self.slots), Outlook(self.slots)
         self._reported, self._ready, self._handed = time.monotonic(), False, 0
         self._submitted.clear()
 

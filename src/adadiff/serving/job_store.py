@@ -15,7 +15,7 @@ from adadiff.sampling.images import image_path
 from adadiff.sampling.plan import plan_from
 from adadiff.serving.requests import ImageRequest
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import LOCK, atomic_folder, atomic_write, claim_folder, part_path, read_json, write_json
+from adadiff.utils.files import LOCK, atomic_folder, claim_folder, part_path, read_json, write_bytes, write_json
 
 MODEL = "model.json"
 RECORD = "job.json"
@@ -163,8 +163,7 @@ class JobStore:
 
     def write_image(self, record: JobRecord, k: int, content: bytes) -> None:
         """Write the file of image k."""
-        with atomic_write(image_path(self.folder / record.id, k)) as part:
-            part.write_bytes(content)
+        write_bytes(image_path(self.folder / record.id, k), content)
 
     def images(self, record: JobRecord) -> list[Path]:
         """Return the files of the images made so far, in order."""

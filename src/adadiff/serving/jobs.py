@@ -20,7 +20,7 @@ from adadiff.serving.job_store import JobRecord, JobStore
 from adadiff.serving.protocol import JobInfo
 from adadiff.serving.requests import Event, Failed, Finished, ImageEngine, ImageRequest, Overloaded, Stopped, Ticket
 from adadiff.serving.served import PlannedRequest
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class Jobs:
     def _break(self, name: str, k: int, error: Exception) -> None:
         """Fail a job because of an error that nobody has foreseen; the other jobs go on."""
         logger.error(f"{name} has failed at image {k}", exc_info=error)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         with self._lock:
             if name in self._unfinished:
                 self._fail(name, f"image {k} could not be made ({reason}): the service's log says more")

@@ -19,8 +19,6 @@ from adadiff.utils.errors import InputError
 DEPLOYMENT = "engine"
 ONGOING = 4
 """Requests at a replica for each of its slots; further ones wait for any replica with room, as many again."""
-STALLED = 60.0
-"""Seconds without a call of the model, with work at hand, after which a replica is replaced."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Replica:
     def check_health(self) -> None:
         """Raise if the engine has stopped or stalled; Ray Serve then replaces the replica."""
         state = self._engine.state
-        if not state.alive or ((state.running or state.waiting) and state.seconds_since_tick > STALLED):
+        if not state.alive or state.stalled:
             raise InputError("the engine has stopped, or has not called the model for a minute")
 
     def __del__(self) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 from adadiff.sampling import SamplingPlan
 from adadiff.serving.costs import Batching
 
+STALLED = 60.0
+"""Seconds without a call of the model, with samples waiting for one, after which an engine is unhealthy."""
+
 
 class Overloaded(RuntimeError):  # noqa: N818 - names the state
     """The work that waits would take longer than a request may wait; try again later.
@@ -160,15 +163,15 @@ class Running:
 
 @dataclass(frozen=True)
 class EngineState:
-    """The engine at one moment.
+    """The engine at one moment; by default, before its start.
 
     Args:
+        slots: Number of slots.
         alive: Whether its thread runs; False before the start, after a stop and after a failure.
         ready: Whether it takes requests.
         ticks: Calls of the model so far.
         seconds_since_tick: Seconds since its thread last went round; small while it idles, too.
         waiting: Images that wait for a slot.
-        slots: Number of slots.
         running: The samples in slots.
         rows_of_last_tick: Rows of the last call, two for a guided sample.
         images_done: Images finished.
@@ -181,27 +184,27 @@ class EngineState:
         restarting: Whether it is being started again.
     """
 
-    alive: bool
-    ready: bool
-    ticks: int
-    seconds_since_tick: float
-    waiting: int
     slots: int
-    running: tuple[Running, ...]
-    rows_of_last_tick: int
-    images_done: int
-    layers_run: int
-    layers_full: int
-    images_per_second: float
-    rejected: int
+    alive: bool = False
+    ready: bool = False
+    ticks: int = 0
+    seconds_since_tick: float = 0.0
+    waiting: int = 0
+    running: tuple[Running, ...] = ()
+    rows_of_last_tick: int = 0
+    images_done: int = 0
+    layers_run: int = 0
+    layers_full: int = 0
+    images_per_second: float = 0.0
+    rejected: int = 0
     batches: Mapping[tuple[int, int], int] = field(default_factory=dict)
     restarts: int = 0
     restarting: bool = False
 
-
-def idle_state(slots: int) -> EngineState:
-    """Return the state of an engine that has not started."""
-    return EngineState(False, False, 0, 0.0, 0, slots, (), 0, 0, 0, 0, 0.0, 0)
+    @property
+    def stalled(self) -> bool:
+        """Whether the model was not called for `STALLED` seconds, although samples wait for it."""
+        return bool(self.running or self.waiting) and self.seconds_since_tick > STALLED
 
 
 class ImageEngine(Protocol):

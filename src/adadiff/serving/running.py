@@ -15,6 +15,7 @@ from adadiff.serving.costs import Batching
 from adadiff.serving.requests import Event, Failed, Finished, Preview, Running
 from adadiff.serving.sampler import Sample, Sampler
 from adadiff.serving.waiting import Job, WaitingImages
+from adadiff.utils.errors import one_line
 
 NOT_FINITE = "the image came out NaN or infinite: try another scheduler, more steps or a smaller guidance scale"
 
@@ -114,7 +115,7 @@ class RunningSamples:
                 if job.tensors is None:
                     job.tensors = job.condition.tensors(self.pipeline, request.plan.guidance.scale > 1)
             except Exception as error:  # the text encoder's: it concerns this request alone
-                failed.append((job.ticket.number, Failed(image, " ".join(str(error).split()))))
+                failed.append((job.ticket.number, Failed(image, one_line(error))))
                 continue
             number = next(self._numbers)
             sample = self.sampler.begin(number, self.free.pop(), prepared, request.seeds[image], *job.tensors)

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from adadiff.sampling.folder import GRID_IMAGES, HOLDS, REQUEST, TRACE
 from adadiff.sampling.grid import image_grid
-from adadiff.sampling.images import SECONDS, image_path, read_image, write_noted_image
+from adadiff.sampling.images import SECONDS, image_path, noted_image, read_image
 from adadiff.stock.record import StockTrace
 from adadiff.stock.samples import StockSampler
 from adadiff.stock.switch import trace
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import atomic_write, claim_folder, exclusive_folder, write_json
+from adadiff.utils.files import atomic_write, claim_folder, exclusive_folder, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -95,4 +95,4 @@ def _sample_batch(sampler: StockSampler, out: Path, numbers: Sequence[int]) -> N
     seconds = (time.perf_counter() - start) / len(numbers)
     pictures: list[Image.Image] = DiffusionPipeline.numpy_to_pil(pixels)
     for k, picture in zip(numbers, pictures, strict=True):
-        write_noted_image(image_path(out, k), picture, {SECONDS: seconds})
+        write_bytes(image_path(out, k), noted_image(picture, {SECONDS: seconds}))

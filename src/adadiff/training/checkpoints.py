@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.files import CHECKSUMS, atomic_folder, part_path, verify_checksums, write_checksums
 
 EMA_WEIGHTS = "ema.safetensors"
@@ -49,7 +49,7 @@ def save_checkpoint(accelerator: Accelerator, ema: EMAModel, run: Path, step: in
                 save_file(dict(zip(names, ema.shadow_params, strict=True)), part / EMA_WEIGHTS)
                 write_checksums(part)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"the checkpoint {path} could not be written ({reason}): free some disk space, then run again with "
             f"--resume, which continues from the checkpoint before"
@@ -109,7 +109,7 @@ def load_checkpoint(accelerator: Accelerator, ema: EMAModel, checkpoint: Path) -
             }
         )
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"the checkpoint {checkpoint} cannot be read ({reason}): delete it to continue from the one before"
         ) from error

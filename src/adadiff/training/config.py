@@ -16,7 +16,7 @@ from adadiff.data import DataConfig
 from adadiff.exits import AdaptiveModel
 from adadiff.exits.losses import UalWeighting
 from adadiff.sampling.defaults import SamplingDefaults
-from adadiff.utils.errors import InputError, imported, suggestion
+from adadiff.utils.errors import InputError, imported, one_line, suggestion
 from adadiff.utils.ranges import (
     BelowOne,
     Count,
@@ -173,7 +173,7 @@ class ModelConfig:
         except (RuntimeError, TypeError, MemoryError) as error:
             raise InputError(
                 f"a model of width {self.backbone.width} and depth {self.backbone.depth} cannot be built here: make it "
-                f"smaller ({' '.join(str(error).split())})"
+                f"smaller ({one_line(error)})"
             ) from error
 
 

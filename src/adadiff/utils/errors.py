@@ -24,6 +24,11 @@ class Diverged(RuntimeError):  # noqa: N818 - names the event
     """
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's text in one line; the name of its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def lookup(name: str, table: Mapping[str, Value], kind: str) -> Value:
     """Return the table's entry of that name; raise InputError with the closest names if there is none."""
     if name in table:

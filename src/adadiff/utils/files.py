@@ -62,6 +62,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file's content, atomically."""
+    with atomic_write(path) as part:
+        part.write_bytes(content)
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write values as indented JSON, atomically."""
     with atomic_write(path) as part:

@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.files import read_json, verify_checksums, write_checksums
 
 
@@ -45,7 +45,7 @@ class VerifiedModel(ModelMixin, ConfigMixin):
         except InputError:
             raise
         except (OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"{pretrained_model_name_or_path} cannot be loaded as a model: {reason}") from error
         require_fitting(info, str(pretrained_model_name_or_path))
         require_finite(model, str(pretrained_model_name_or_path))
