@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from adadiff import AdaDiffPipeline
+from adadiff.runtime import Prediction, Session
 from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.cluster import ClusterEngine
 from adadiff.serving.engine import Engine
@@ -211,11 +212,24 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(animals, tmp
 # The service
 
 
+def load_gated(folder: Path) -> AdaptivePipeline:
+    """The model, which waits before each of its calls while the file `closed` is in its folder."""
+    pipeline = AdaptivePipeline.from_pretrained(folder)
+    predict, closed = Session.predict, folder / "closed"
+
+    def wait_and_predict(*args: Any, **kwargs: Any) -> Prediction:
+        eventually(lambda: not closed.exists(), SLOW)
+        return predict(*args, **kwargs)
+
+    Session.predict = wait_and_predict  # in the replica's process alone
+    return pipeline
+
+
 @pytest.fixture(scope="module")
 def engine(animals: Path) -> Iterator[ClusterEngine]:
     """Two replicas."""
-    load = partial(AdaptivePipeline.from_pretrained, animals)
-    engine = ClusterEngine(load(), load, 2, "animals", slots=4, width=4, max_wait=SLOW)
+    pipeline = AdaptivePipeline.from_pretrained(animals)
+    engine = ClusterEngine(pipeline, partial(load_gated, animals), 2, "animals", slots=4, width=4, max_wait=SLOW)
     engine.start()
     yield engine
     engine.stop(0)
@@ -265,13 +279,16 @@ def test_replicas_answer_as_one_process_does(client, engine, animals):
     assert "adadiff_slots 8.0" in figures
 
 
-def test_a_client_that_leaves_frees_its_slots(client, engine):
-    with client.stream("POST", "/v1/images/generations", json={"class_label": "cat", "n": 4, "stream": True,
-                       "num_inference_steps": 250, "partial_images": 3}) as answer:  # fmt: skip
-        next(events(answer.iter_lines()))
-        eventually(lambda: engine.state.running)
+def test_a_client_that_leaves_frees_its_slots(client, engine, animals):
     done = engine.state.images_done
-    eventually(lambda: not engine.state.running and not engine.state.waiting)
+    closed = animals / "closed"
+    closed.touch()
+    body = {"class_label": "cat", "n": 4, "stream": True, "num_inference_steps": 50}
+    with client.stream("POST", "/v1/images/generations", json=body):
+        eventually(lambda: len(engine.state.running) == 4, SLOW)
+    eventually(lambda: not engine.state.running, SLOW)  # given up here, while the model is in a call there
+    closed.unlink()
+    eventually(lambda: not any(replica.engine.running for replica in engine._replica_states.values()), SLOW)
     assert engine.state.images_done == done
 
 
