@@ -10,7 +10,8 @@ import torch
 from adadiff import AdaDiffPipeline
 from adadiff.baselines import FirstBlockCaching, SkipCaching
 from adadiff.sampling import Guidance, SamplingPlan
-from adadiff.serving.plans import Condition, Plans
+from adadiff.serving.conditions import Condition, ConditionEncoder
+from adadiff.serving.plans import Plans
 from adadiff.serving.sampler import Sample, Sampler
 from tests.serving.traffic import alone, class_pipeline, corrected, schedule_plans, threshold_plans
 
@@ -18,7 +19,7 @@ SLOTS = 12
 
 
 def begin(sampler: Sampler, plans: Plans, plan: SamplingPlan, number: int, slot: int, label: int = 1) -> Sample:
-    conditions, nothing = Condition(label).tensors(sampler.pipeline, plan.guidance.scale > 1)
+    conditions, nothing = ConditionEncoder(sampler.pipeline).tensors(Condition(label, guided=plan.guidance.scale > 1))
     return sampler.begin(number, slot, plans.prepare(plan), 100 + number, conditions, nothing)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadiff.sampling import SamplingPlan
-from adadiff.serving.plans import Condition
+from adadiff.serving.conditions import Condition
 from adadiff.serving.requests import ImageRequest, Ticket
 from adadiff.serving.waiting import YIELDS, Job, WaitingImages
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from adadiff.serving.plans import Condition, Plans, PreparedPlan
+from adadiff.serving.conditions import Condition, ConditionEncoder
+from adadiff.serving.plans import Plans, PreparedPlan
 from adadiff.serving.requests import ImageRequest, Overloaded
 from adadiff.utils.errors import InputError
 
 
-def prepare(request: ImageRequest, plans: Plans) -> tuple[PreparedPlan, Condition]:
+def prepare(request: ImageRequest, plans: Plans, encoder: ConditionEncoder) -> tuple[PreparedPlan, Condition]:
     """Check a request against the model and prepare it; no model is run.
 
     Raises:
@@ -19,8 +20,9 @@ def prepare(request: ImageRequest, plans: Plans) -> tuple[PreparedPlan, Conditio
     if not request.seeds or any(seed < 0 for seed in request.seeds) or request.previews < 0:
         raise InputError("a request has one seed of at least 0 for each image, and no fewer than 0 previews")
     prepared = plans.prepare(request.plan)
-    condition = Condition(request.class_label, request.prompt, request.negative_prompt)
-    condition.check(plans.pipeline, request.plan.guidance.scale > 1)
+    guided = request.plan.guidance.scale > 1
+    condition = Condition(request.class_label, request.prompt, request.negative_prompt, guided)
+    encoder.check(condition)
     return prepared, condition
 
 

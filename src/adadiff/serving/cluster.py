@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.admission import prepare
+from adadiff.serving.conditions import ConditionEncoder
 from adadiff.serving.costs import Batching
 from adadiff.serving.handed import HandedRequest
 from adadiff.serving.plans import Plans
@@ -95,7 +96,7 @@ class ClusterEngine:
     ) -> None:
         self.pipeline, self.slots, self.width, self.max_wait = pipeline, slots, min(width, slots), max_wait
         self._load, self._replicas, self._name, self._use_gpus = load, replicas, name, use_gpus
-        self._plans, self._numbers = Plans(pipeline), itertools.count()
+        self._plans, self._encoder, self._numbers = Plans(pipeline), ConditionEncoder(pipeline), itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="adadiff cluster", daemon=True)
         self._lock = threading.RLock()  # guards what follows
@@ -167,7 +168,7 @@ class ClusterEngine:
             Overloaded: If it would wait longer than `max_wait`, or too many requests wait for a replica already.
             Stopped: If the engine has not started or is stopping; Restarting, if no replica runs but soon will.
         """
-        prepare(request, self._plans)
+        prepare(request, self._plans, self._encoder)
         with self._lock:
             self.require_room()
             ticket = Ticket(next(self._numbers), request)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.admission import Outlook, prepare
+from adadiff.serving.conditions import ConditionEncoder
 from adadiff.serving.costs import (
     Batching,
     CallCosts,
@@ -102,9 +103,9 @@ class Engine:
                 f"the seconds above 0"
             )
         self.pipeline, self.slots, self.width, self.max_wait = pipeline, slots, min(width, slots), max_wait
-        self._plans, self._numbers = Plans(pipeline), itertools.count()
+        self._plans, self._encoder, self._numbers = Plans(pipeline), ConditionEncoder(pipeline), itertools.count()
         self._commands: queue.SimpleQueue[Job | _Cancel | _Stop] = queue.SimpleQueue()
-        self._waiting, self._running = WaitingImages(), RunningSamples(pipeline, slots)
+        self._waiting, self._running = WaitingImages(), RunningSamples(pipeline, slots, self._encoder)
         self._deadline: float | None = None  # when a stopping engine fails what is left
         self._thread = threading.Thread(target=self._run, name="adadiff engine", daemon=True)
         self._lock = threading.RLock()  # guards what other threads use too: all that follows
@@ -164,7 +165,7 @@ class Engine:
             Stopped: If the engine has not started, is stopping, or has failed.
         """
         self.require_room()  # before any work is spent on it
-        prepared, condition = prepare(request, self._plans)
+        prepared, condition = prepare(request, self._plans, self._encoder)
         with self._lock:
             ahead = self._estimate.ahead(Profile(prepared.layers, prepared.guided))
             images = [ahead[0]] * len(request.seeds)

@@ -18,6 +18,7 @@ import torch
 
 from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.admission import Outlook, prepare
+from adadiff.serving.conditions import ConditionEncoder
 from adadiff.serving.costs import Batching, CallCosts, Profile, WorkEstimate
 from adadiff.serving.engine_process import (
     GRACE,
@@ -78,7 +79,7 @@ class IsolatedEngine:
     ) -> None:
         self.slots, self.max_wait = slots, max_wait
         self._options = EngineOptions(load, slots, width, torch.get_num_threads())
-        self._plans, self._numbers = Plans(pipeline), itertools.count()
+        self._plans, self._encoder, self._numbers = Plans(pipeline), ConditionEncoder(pipeline), itertools.count()
         self._thread = threading.Thread(target=self._run, name="adadiff isolation", daemon=True)
         self._settled = threading.Event()  # the first process takes requests, or will not
         self._lock = threading.RLock()  # guards all that follows
@@ -136,7 +137,7 @@ class IsolatedEngine:
             Stopped: If the engine takes no requests; Restarting, if it soon will again.
         """
         self.require_room()
-        prepared, _ = prepare(request, self._plans)
+        prepared, _ = prepare(request, self._plans, self._encoder)
         with self._lock:
             work = self._estimate.ahead(Profile(prepared.layers, prepared.guided))[0]
             self._admit([work] * len(request.seeds))

@@ -1,4 +1,4 @@
-"""Requests made ready for the engine: a plan's times, coefficients and layers, known before anything is sampled."""
+"""Plans made ready for the engine: times, coefficients and layers, known before anything is sampled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from adadiff.sampling import AdaptivePipeline, SamplingPlan
 from adadiff.sampling.schedulers import started
 from adadiff.serving.mixed import require_independent
 from adadiff.serving.solvers import Row, Solver, solver_of
-from adadiff.utils.errors import InputError
 
 REMEMBERED = 256
 """Plans whose preparation is kept: the ones used last."""
@@ -115,50 +114,3 @@ class Plans:
             planned_layers(plan.policy, depth, guided, plan.guidance.tied),
             guided,
         )
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What an image shall show, as a request says it.
-
-    Args:
-        class_label: A class, by name or index.
-        prompt: A text.
-        negative_prompt: What guidance leads away from, in place of the empty prompt.
-    """
-
-    class_label: int | str | None = None
-    prompt: str | None = None
-    negative_prompt: str | None = None
-
-    def check(self, pipeline: AdaptivePipeline, guided: bool) -> None:
-        """Raise InputError if the condition does not fit the model; no model is run.
-
-        Args:
-            pipeline: The model.
-            guided: Whether sampling is guided.
-        """
-        if pipeline.transformer.backbone.context_shape is None:
-            self.tensors(pipeline, guided)
-            return
-        if pipeline.text_encoder is None:
-            raise InputError("the model takes text, but its folder holds no text encoder")
-        for text in (self.prompt, self.negative_prompt or ""):
-            if not isinstance(text, str):
-                raise InputError("the model needs a prompt: give a text")
-        if self.class_label is not None and pipeline.transformer.backbone.num_classes is None:
-            raise InputError("the model takes no class labels: leave them out")
-
-    @torch.no_grad()
-    def tensors(self, pipeline: AdaptivePipeline, guided: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Build the model's keyword arguments for the condition and for no condition, (1, ...) each.
-
-        The latter are empty where nothing is guided. A text encoder runs here.
-
-        Raises:
-            InputError: If the condition does not fit the model.
-        """
-        labels = None if self.class_label is None else [self.class_label]
-        prompts = None if self.prompt is None else [self.prompt]
-        conditions = pipeline.conditions(1, labels, prompts)
-        return conditions, pipeline.null_conditions(1, self.negative_prompt) if guided else {}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adadiff.sampling import AdaptivePipeline
 from adadiff.serving.batcher import Candidate, choose
+from adadiff.serving.conditions import ConditionEncoder
 from adadiff.serving.costs import Batching
 from adadiff.serving.requests import Event, Failed, Finished, Preview, Running
 from adadiff.serving.sampler import Sample, Sampler
@@ -92,12 +93,14 @@ class RunningSamples:
     Args:
         pipeline: The model.
         slots: Number of slots.
+        encoder: Encodes what images shall show.
 
     Attributes:
         batching: How samples run together; all at once unless set.
     """
 
-    def __init__(self, pipeline: AdaptivePipeline, slots: int) -> None:
+    def __init__(self, pipeline: AdaptivePipeline, slots: int, encoder: ConditionEncoder) -> None:
+        self.encoder = encoder
         self.pipeline, self.denoiser, self.batching = pipeline, pipeline.denoiser, Batching("mixed", slots)
         self.sampler, self.free, self.taken = Sampler(pipeline, slots), list(range(slots)), list[Slot]()
         self._numbers = itertools.count()
@@ -112,13 +115,12 @@ class RunningSamples:
             job, image = waiting.pop()
             request, prepared = job.ticket.request, job.prepared
             try:
-                if job.tensors is None:
-                    job.tensors = job.condition.tensors(self.pipeline, request.plan.guidance.scale > 1)
+                tensors = self.encoder.tensors(job.condition)
             except Exception as error:  # the text encoder's: it concerns this request alone
                 failed.append((job.ticket.number, Failed(image, one_line(error))))
                 continue
             number = next(self._numbers)
-            sample = self.sampler.begin(number, self.free.pop(), prepared, request.seeds[image], *job.tensors)
+            sample = self.sampler.begin(number, self.free.pop(), prepared, request.seeds[image], *tensors)
             previews = (prepared.evaluations * (k + 1) // (request.previews + 1) for k in range(request.previews))
             self.taken.append(Slot(job, image, sample, frozenset(previews)))
         return failed

@@ -6,9 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from adadiff.serving.plans import Condition, PreparedPlan
+from adadiff.serving.conditions import Condition
+from adadiff.serving.plans import PreparedPlan
 from adadiff.serving.requests import Ticket
 
 YIELDS = 1
@@ -25,7 +24,6 @@ class Job:
         condition: What its images shall show.
         submitted: When it was submitted, in seconds of `time.monotonic`.
         ahead: Work left of an image before each step.
-        tensors: The model's keyword arguments for the condition and for no condition; None until they are needed.
     """
 
     ticket: Ticket
@@ -33,7 +31,6 @@ class Job:
     condition: Condition
     submitted: float
     ahead: tuple[float, ...]
-    tensors: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 
 
 class WaitingImages:
