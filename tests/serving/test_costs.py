@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,13 @@ def test_where_rows_are_free_the_deepest_decides(layers: list[int]) -> None:
     assert FLAT.seconds(layers) == pytest.approx(0.001 + 0.001 * deepest if deepest else 0)
 
 
+def test_the_engines_own_work_is_by_call_and_row() -> None:
+    costs = replace(LINEAR, own=0.01, own_row=0.001)
+    assert costs.seconds([0, 3, 0, 9]) == pytest.approx(0.014 + LINEAR.seconds([3, 9]))
+    assert costs.seconds([0] * 5) == pytest.approx(0.015)
+    assert costs.seconds([]) == 0
+
+
 def test_seconds_beyond_the_measured_rows_grow_with_them() -> None:
     assert FLAT.seconds([3] * 128) == pytest.approx(2 * FLAT.seconds([3] * 64))
 
@@ -46,7 +54,7 @@ def test_measured_costs_cover_the_rows_and_rise() -> None:
     assert costs.rows == (1, 3, 6)
     for seconds in (costs.first, costs.layer):
         assert list(seconds) == sorted(seconds)
-    assert 0 < costs.seconds([1]) <= costs.seconds([DEPTH] * 6)
+    assert 0 < costs.seconds([0]) < costs.seconds([1]) <= costs.seconds([DEPTH] * 6)
 
 
 def test_simulation_without_choice_is_the_sum_of_its_calls() -> None:
@@ -78,6 +86,8 @@ def test_calls_are_as_narrow_as_is_fastest() -> None:
     cached = CallCosts(rows=(1, 8, 32), first=seconds, layer=seconds)
     guided = Profile((9, 1) * 5, (True,) * 10)
     assert fastest_batching(cached, guided, 9, slots=16, width=16).width == 4
+    busy = replace(cached, own=0.1)  # what every call costs besides is shared by more samples in wider ones
+    assert fastest_batching(busy, guided, 9, slots=16, width=16).width == 16
 
 
 def test_work_of_an_image_is_its_share_of_full_calls() -> None:

@@ -1,4 +1,4 @@
-"""Seconds of a call by depth and rows, measured on this machine, and what follows from them: a rule, expected waits."""
+"""Seconds of a tick by depth and rows, measured on this machine, and what follows: a rule, a width, expected waits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from adadiff.policies import FixedExit, NeverExit
+from adadiff.policies import CorrectedScheduleExit, FixedExit, NeverExit
 from adadiff.runtime import Inputs
-from adadiff.sampling import AdaptivePipeline
+from adadiff.sampling import AdaptivePipeline, SamplingPlan
 from adadiff.serving.batcher import Candidate, Rule, choose
+from adadiff.serving.plans import Plans
+from adadiff.serving.sampler import Sampler
 
 REPEATS = 3
 LONG_CALL = 0.5
@@ -24,12 +27,14 @@ GAIN = 1.05
 
 @dataclass(frozen=True)
 class CallCosts:
-    """Seconds of calls of the model.
+    """Seconds of calls of the model, and of the engine's own work on them.
 
     Args:
         rows: Numbers of rows that were measured, rising.
         first: Seconds of a call that runs one layer, by number of rows: embedding, the layer, and the output head.
         layer: Seconds of each further layer, by number of rows.
+        own: Seconds of the engine's own work on a call, whatever its layers: solvers, corrections carried on.
+        own_row: Seconds of it for each row.
 
     Examples:
         >>> costs = CallCosts(rows=(1, 16), first=(0.002, 0.008), layer=(0.001, 0.004))
@@ -42,17 +47,20 @@ class CallCosts:
     rows: tuple[int, ...]
     first: tuple[float, ...]
     layer: tuple[float, ...]
+    own: float = 0.0
+    own_row: float = 0.0
 
     def seconds(self, layers: Sequence[int]) -> float:
         """Predict the seconds of a call.
 
         Args:
-            layers: Layers that each row runs; rows at layer 0 cost nothing.
+            layers: Layers that each row runs; rows at layer 0 cost the engine's own work alone.
         """
+        own = self.own + self.own_row * len(layers) if layers else 0.0
         counts = np.array([sum(own >= layer for own in layers) for layer in range(1, max(layers, default=0) + 1)])
         if not len(counts):
-            return 0.0
-        return float(self._at(self.first, counts[:1]).sum() + self._at(self.layer, counts[1:]).sum())
+            return own
+        return own + float(self._at(self.first, counts[:1]).sum() + self._at(self.layer, counts[1:]).sum())
 
     def share(self, layers: int, rows: int, width: int) -> float:
         """Return one sample's share of the seconds of a full call in which all samples do the same.
@@ -86,7 +94,7 @@ def measure_costs(pipeline: AdaptivePipeline, most_rows: int) -> CallCosts:
         if full > LONG_CALL:
             break
     rows_of, first, layers = zip(*measured, strict=True)
-    return CallCosts(rows_of, _rising(first), _rising(layers))
+    return CallCosts(rows_of, _rising(first), _rising(layers), *_own_work(pipeline, rows_of[-1]))
 
 
 def _rising(seconds: tuple[float, ...]) -> tuple[float, ...]:
@@ -96,18 +104,47 @@ def _rising(seconds: tuple[float, ...]) -> tuple[float, ...]:
 def _call(pipeline: AdaptivePipeline, rows: int, layers: int) -> Callable[[], object]:
     """Return a call of the model in which all rows run so many layers."""
     backbone, device, dtype = pipeline.transformer.backbone, pipeline._execution_device, pipeline.transformer.dtype
-    denoiser = pipeline.denoiser
-    conditions = {}
-    if backbone.num_classes is not None:
-        conditions["class_labels"] = torch.zeros(rows, dtype=torch.int64, device=device)
-    if backbone.context_shape is not None:
-        conditions["encoder_hidden_states"] = torch.zeros(rows, *backbone.context_shape, dtype=dtype, device=device)
+    denoiser, conditions = pipeline.denoiser, _conditions(pipeline, rows)
     sample = torch.zeros(rows, backbone.in_channels, *backbone.sample_size, dtype=dtype, device=device)
     inputs = Inputs(sample, torch.full((rows,), 100.0, device=device), conditions)
     session, steps = denoiser.session(rows), torch.zeros(rows, dtype=torch.int64)
     # baselines have no exits, and take no other policy than one that never exits
     policy = NeverExit() if layers == denoiser.depth or denoiser is not pipeline.transformer else FixedExit(layers)
     return lambda: session.predict(inputs, steps, policy).exit_layers
+
+
+def _conditions(pipeline: AdaptivePipeline, rows: int) -> dict[str, Tensor]:
+    """Return the model's keyword arguments for some condition, (rows, ...) each."""
+    backbone, device, dtype = pipeline.transformer.backbone, pipeline._execution_device, pipeline.transformer.dtype
+    conditions = {}
+    if backbone.num_classes is not None:
+        conditions["class_labels"] = torch.zeros(rows, dtype=torch.int64, device=device)
+    if backbone.context_shape is not None:
+        conditions["encoder_hidden_states"] = torch.zeros(rows, *backbone.context_shape, dtype=dtype, device=device)
+    return conditions
+
+
+def _own_work(pipeline: AdaptivePipeline, rows: int) -> tuple[float, float]:
+    """Return the seconds of the engine's own work on a call, and on each row, by steps that run no layer.
+
+    Baselines, which have no such steps, count as if there were none.
+    """
+    denoiser = pipeline.denoiser
+    if denoiser is not pipeline.transformer:
+        return 0.0, 0.0
+    layers = (denoiser.depth,) * 2 + (0,) * (REPEATS + 2)
+    prepared = Plans(pipeline).prepare(SamplingPlan(len(layers), CorrectedScheduleExit(layers)))
+
+    def seconds(count: int) -> float:
+        sampler, conditions = Sampler(pipeline, count), _conditions(pipeline, 1)
+        samples = [sampler.begin(slot, slot, prepared, slot, conditions, {}) for slot in range(count)]
+        for _ in range(2):
+            sampler.step(samples)
+        return _fastest_seconds(lambda: sampler.step(samples))
+
+    one, many = seconds(1), seconds(rows)
+    each = max(many - one, 0.0) / max(rows - 1, 1)
+    return max(one - each, 0.0), each
 
 
 def _fastest_seconds(call: Callable[[], object]) -> float:
