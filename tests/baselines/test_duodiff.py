@@ -22,6 +22,13 @@ def test_the_shallow_network_predicts_the_first_steps():
         assert output.uncertainties.shape == (2, 5)
 
 
+@torch.no_grad()
+def test_the_shallow_network_follows_the_samples_to_their_device():
+    baseline = DuoDiff(make_model(depth=5).to("meta"), make_model(depth=3), switch=1)
+    output = predict(baseline.session(2), torch.randn(2, 1, 8, 8, device="meta"), torch.tensor(300.0, device="meta"))
+    assert output.sample.device == baseline.shallow.device == torch.device("meta")
+
+
 def test_networks_for_different_tasks_are_refused():
     with pytest.raises(InputError, match="other images or conditions"):
         DuoDiff(make_model(), make_model(depth=3, num_classes=4), switch=1)

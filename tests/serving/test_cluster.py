@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -17,7 +16,6 @@ from typing import Any
 
 import httpx2
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -30,31 +28,12 @@ from adadiff.serving.requests import Restarting
 from adadiff.serving.served import ServedModel
 from adadiff.training.config import DiffusionConfig
 from adadiff.utils.clusters import connected
+from tests.actors import WORKER, content, kill, ray_processes
 from tests.cli.conftest import run
 from tests.conftest import make_model
 from tests.serving.conftest import eventually, generate, serving
 
 SLOW = 240  # seconds that a busy machine may take to start a process or two
-
-
-def ray_processes(title: str = "ray::") -> list[psutil.Process]:
-    """The processes of Ray that this one has started, by the beginning of their title."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith(title):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def kill(title: str) -> int:
-    """Kill -9 all actors of that title, and return their number."""
-    processes = ray_processes(title)
-    for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
-    return len(processes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,16 +57,6 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Sampling into a folder
 
 
-def content(folder: Path) -> dict[str, Any]:
-    """Pixels and notes of every image, but for the seconds."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.glob("0*.png")):
-        with Image.open(path) as image:
-            notes = {name: value for name, value in image.info.items() if name != "seconds"}
-            found[path.name] = (np.array(image).tobytes(), notes)
-    return found
-
-
 def test_actors_go_on_with_an_interrupted_run_and_outlive_kills_to_the_images_of_one_process(
     animals, tmp_path, monkeypatch
 ):
@@ -104,7 +73,7 @@ def test_actors_go_on_with_an_interrupted_run_and_outlive_kills_to_the_images_of
     def write_and_kill(out, indices, images):
         written.append(indices)
         if len(written) == 2:
-            killed.append(kill("ray::Worker"))
+            killed.append(kill(WORKER))
         return write(out, indices, images)
 
     monkeypatch.setattr(folder, "_write_missing", interrupt)
@@ -120,7 +89,7 @@ def test_actors_go_on_with_an_interrupted_run_and_outlive_kills_to_the_images_of
     assert len(content(tmp_path / "one")) == 96
     one, many = (json.loads((tmp_path / name / "trace.json").read_text()) for name in ("one", "many"))
     assert one == many
-    eventually(lambda: not ray_processes("ray::Worker"), 30)  # Ray kills actors without waiting for their end
+    eventually(lambda: not ray_processes(WORKER), 30)  # Ray kills actors without waiting for their end
 
 
 def test_actors_that_die_again_and_again_are_given_up(monkeypatch):
@@ -137,7 +106,7 @@ def test_actors_that_die_again_and_again_are_given_up(monkeypatch):
             os._exit(1)
 
     with pytest.raises(InputError, match="3 actors on the cluster died one after the other without a result"):
-        list(Crew(Deadly.remote, 1).map(iter([1, 2])))
+        list(Crew(Deadly.remote, 1).map(iter([1, 2]), lambda actor, task: actor.run.remote(task)))
 
 
 @pytest.fixture
@@ -175,6 +144,8 @@ def deaf_port() -> Iterator[int]:
             "'ray://there:10001' is no address of a Ray",
         ),
         ("sample {model} --out {tmp}/out --cluster --device cuda", "the cluster has no GPUs: choose --device cpu"),
+        ("compare digits --out {tmp}/out --cluster 127.0.0.1:1", "no Ray answers at 127.0.0.1:1 (["),
+        ("tune {model} --data digits --out {tmp}/out --cluster 127.0.0.1:1", "no Ray answers at 127.0.0.1:1 (["),
         ("sample digits-dit --out {tmp}/out --cluster", "--cluster is for models of adadiff's own"),
         ("serve {model} --port 0 --replicas 2 --address 127.0.0.1:1", "no Ray answers at 127.0.0.1:1 (["),
         ("serve {model} --port 0 --replicas 9", "the cluster has room for 2 of 9 replicas, which take a core each"),

@@ -46,7 +46,7 @@ def sampled(monkeypatch):
         images.extend((seed, k) for k in indices)
         return sample_seeded(pipeline, indices, steps, policy, seed, conditions)
 
-    for module in ("tuning.measure", "calibration.adaptive"):
+    for module in ("sampling.folder", "calibration.adaptive"):
         monkeypatch.setattr(f"adadiff.{module}.sample_seeded", recording)
     return images
 
@@ -98,7 +98,7 @@ def test_fresh_images_have_no_part_in_the_search(search, sampled, monkeypatch):
 
 def test_a_search_that_was_killed_finds_what_one_run_through_does(search, found, sampled, monkeypatch):
     """Killed twice, and afterwards run once more, which samples nothing."""
-    original, calls = Measurer._sampled, []
+    original, calls = Measurer._features_of, []
 
     def killing(self, *args):
         calls.append(args)
@@ -106,7 +106,7 @@ def test_a_search_that_was_killed_finds_what_one_run_through_does(search, found,
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(Measurer, "_sampled", killing)
+    monkeypatch.setattr(Measurer, "_features_of", killing)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             search()

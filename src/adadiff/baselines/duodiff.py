@@ -50,7 +50,8 @@ class DuoDiffSession(BaselineSession):
         early = steps < self.denoiser.switch  # (batch,)
         sample = torch.empty_like(inputs.sample)
         layers_run, flops = torch.empty_like(steps), torch.empty_like(steps)
-        for network, mask in ((self.denoiser.shallow, early), (self.denoiser.model, ~early)):
+        shallow = self.denoiser.shallow.to(sample.device)  # as pipelines move their own network alone
+        for network, mask in ((shallow, early), (self.denoiser.model, ~early)):
             places = mask.nonzero().squeeze(1).to(sample.device)
             if len(places):
                 chosen = inputs.select(places)

@@ -47,11 +47,12 @@ class TensorCache:
 
     def compute_once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
         """Return the tensors cached under this name; make and cache them first if there are none."""
-        if self.folder is not None:
-            return self._from_file(self.folder, what, make)
-        if what not in self._known:
-            self._known[what] = make()
-        return self._known[what]
+        found = self.find(what)
+        return self.add(what, make()) if found is None else found
+
+    def find(self, what: str) -> Tensors | None:
+        """Return the tensors cached under this name, or None if there are none."""
+        return self._known.get(what) if self.folder is None else _sound_tensors(self._path(self.folder, what))
 
     def discard(self) -> None:
         """Delete the cached tensors, and the folder if it holds no other files."""
@@ -63,15 +64,20 @@ class TensorCache:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _from_file(self, folder: Path, what: str, make: Callable[[], Tensors]) -> Tensors:
-        path = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
-        if (found := _sound_tensors(path)) is not None:
-            return found
-        tensors = {name: tensor.contiguous() for name, tensor in make().items()}
-        claim_folder(folder, SETTINGS, self.settings, "a calibration")  # after `make`: its failure writes nothing
-        with atomic_write(path) as part:
+    def add(self, what: str, tensors: Tensors) -> Tensors:
+        """Cache tensors under this name, and return them."""
+        if self.folder is None:
+            self._known[what] = tensors
+            return tensors
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        claim_folder(self.folder, SETTINGS, self.settings, "a calibration")
+        with atomic_write(self._path(self.folder, what)) as part:
             save_file(tensors, part, metadata={"sha256": fingerprint(_parts(tensors))})
         return tensors
+
+    @staticmethod
+    def _path(folder: Path, what: str) -> Path:
+        return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _settings_in(note: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from adadiff.cli.options import Cluster
 from adadiff.cli.output import console
 from adadiff.utils.errors import InputError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from adadiff.comparison import CompareConfig, PlansConfig
 
 
-def compare_command(config: Positional[str], out: Path, so_far: bool = False) -> None:
+def compare_command(config: Positional[str], out: Path, so_far: bool = False, cluster: Cluster = None) -> None:
     """Compare our exits with other methods: train or search what is missing, evaluate everything, write the report.
 
     The folder gets index.html (everything on one page), report.md and results.json. After an interruption the same
@@ -27,6 +28,9 @@ def compare_command(config: Positional[str], out: Path, so_far: bool = False) ->
             method by the same search; or a JSON file like theirs.
         out: Folder for the report.
         so_far: Write the report of the finished cells, without training or sampling; not for tuned plans.
+        cluster: Sample the images on a Ray cluster: HOST:PORT, auto for the one that this machine is part of, or
+            nothing to start one of this machine's cores or GPUs. Networks are trained, exits recorded and methods timed
+            in this process. Needs adadiff[cluster].
     """
     from adadiff.comparison import PlansConfig, load_config
 
@@ -34,18 +38,20 @@ def compare_command(config: Positional[str], out: Path, so_far: bool = False) ->
     if isinstance(chosen, PlansConfig):
         if so_far:
             raise InputError("a comparison of tuned plans has no report before it has finished: leave --so-far out")
-        _compare_plans(chosen, out)
+        _compare_plans(chosen, out, cluster)
     else:
-        _compare(chosen, out, so_far)
+        _compare(chosen, out, so_far, cluster)
     console.print(f"the report is {out / 'index.html'}")
 
 
-def _compare(config: CompareConfig, out: Path, so_far: bool) -> None:
+def _compare(config: CompareConfig, out: Path, so_far: bool, cluster: str | None) -> None:
+    from adadiff.cli.shared import spread_over
     from adadiff.comparison import compare, winner_in_words, write_report
     from adadiff.training import Interrupted
 
     try:
-        results = compare(config, out, so_far)
+        with spread_over(cluster, "auto") as spread:
+            results = compare(config, out, so_far, spread)
     except Interrupted as interruption:
         console.print(f"{interruption}; run the same command again to continue")
         sys.exit(130)
@@ -53,18 +59,19 @@ def _compare(config: CompareConfig, out: Path, so_far: bool) -> None:
     console.print(winner_in_words(results))
 
 
-def _compare_plans(config: PlansConfig, out: Path) -> None:
-    from adadiff.cli.shared import device_of, load_with_default_plan
+def _compare_plans(config: PlansConfig, out: Path, cluster: str | None) -> None:
+    from adadiff.cli.shared import device_of, load_with_default_plan, spread_over
     from adadiff.comparison import compare_plans, verdicts_in_words, write_plans_report
     from adadiff.data import DataConfig
     from adadiff.evaluation.evaluator import evaluator_for
     from adadiff.utils.files import model_folder
 
     folder = model_folder(Path(config.model))
-    pipeline, default = load_with_default_plan(folder, config.dtype, "auto")
     data = DataConfig(source=config.reference, split=config.reference_split, image_column=config.image_column)
-    evaluator = evaluator_for(folder, data, (*config.features, *config.judges), None, device_of("auto"))
-    results = compare_plans(config, pipeline, default, evaluator, out)
+    with spread_over(cluster, "auto") as spread:
+        pipeline, default = load_with_default_plan(folder, config.dtype, "auto" if cluster is None else "cpu")
+        evaluator = evaluator_for(folder, data, (*config.features, *config.judges), None, device_of("auto"))
+        results = compare_plans(config, pipeline, default, evaluator, out, spread)
     write_plans_report(results, out)
     for sentence in verdicts_in_words(results):
         console.print(sentence, markup=False, highlight=False)

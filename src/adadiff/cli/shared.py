@@ -93,7 +93,7 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple
         guidance = replace(guidance, internal=InternalGuidance(*options.internal_guidance))
     classes = options.classes or options.class_index or pipeline.transformer.class_indices
     conditions = Conditions(classes, prompts, options.negative_prompt, guidance)
-    with _spread(options) as spread:
+    with spread_over(options.cluster, options.device) as spread:
         summary = sample_to_folder(
             pipeline, out, options.n, chosen.steps, chosen.policy, options.seed, conditions, options.batch_size, spread
         )
@@ -101,16 +101,21 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple
 
 
 @contextmanager
-def _spread(options: SampleOptions) -> Iterator[Spread]:
-    """Connect to the cluster that the options name, if any; yield what samples the batches."""
-    if options.cluster is None:
+def spread_over(cluster: str | None, device: str) -> Iterator[Spread]:
+    """Connect to a cluster during the block, if one is named, and yield what samples batches, there or here.
+
+    Args:
+        cluster: The cluster, as the option `--cluster` names it.
+        device: Device of the cluster's actors.
+    """
+    if cluster is None:
         yield one_by_one
         return
     from adadiff.sampling.cluster import OnActors
     from adadiff.utils.clusters import connected
 
-    with connected(None if options.cluster == LOCAL_CLUSTER else options.cluster):
-        yield OnActors(options.device)
+    with connected(None if cluster == LOCAL_CLUSTER else cluster), OnActors(device) as spread:
+        yield spread
 
 
 def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy | None:

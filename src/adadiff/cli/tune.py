@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from adadiff.cli.options import Dtype
+from adadiff.cli.options import Cluster, Dtype
 from adadiff.cli.output import console
 from adadiff.data import DataConfig
 from adadiff.tuning.config import JUDGED_BY, SEARCHED_BY, SEED, TuneConfig
@@ -42,6 +42,7 @@ def tune_command(
     seed: Seed = SEED,
     dtype: Dtype = "float32",
     device: str = "auto",
+    cluster: Cluster = None,
     out: Path | None = None,
     replace: bool = False,
 ) -> None:
@@ -75,6 +76,9 @@ def tune_command(
         seed: Seed of the noise and of the proposals, at least 0.
         dtype: Precision of the model.
         device: Device: cpu, cuda, ..., or auto for cuda if available.
+        cluster: Sample the images on a Ray cluster: HOST:PORT, auto for the one that this machine is part of, or
+            nothing to start one of this machine's cores or GPUs. Exits are recorded and plans timed in this process, on
+            its CPU; so is a budget in seconds. Needs adadiff[cluster].
         out: Folder for the plan, and for the search, in its folder tuning; by default the model's.
         replace: Replace an earlier exit_policy.json.
     """
@@ -85,7 +89,7 @@ def tune_command(
             "no real images are given: set --data to search for their quality, or use adadiff calibrate, which needs "
             "none and keeps the full model's images"
         )
-    _tune(model, data, config, clip, prompts, class_index, dtype, device, _place(model, out, replace))
+    _tune(model, data, config, clip, prompts, class_index, dtype, device, cluster, _place(model, out, replace))
 
 
 def _place(model: Path, out: Path | None, replace: bool) -> Path:
@@ -111,10 +115,11 @@ def _tune(
     class_index: tuple[int, ...],
     dtype: Dtype,
     device: str,
+    cluster: str | None,
     place: Path,
 ) -> None:
     """Search, print and store; for the arguments see `tune_command`."""
-    from adadiff.cli.shared import chosen_prompts, device_of, load_with_default_plan
+    from adadiff.cli.shared import chosen_prompts, device_of, load_with_default_plan, spread_over
     from adadiff.evaluation.evaluator import evaluator_for
     from adadiff.sampling import Conditions
     from adadiff.tuning import (
@@ -125,12 +130,13 @@ def _tune(
         tuning_table,
     )
 
-    folder = model_folder(model)
-    pipeline, default = load_with_default_plan(folder, dtype, device)
-    conditions = Conditions(class_index or pipeline.transformer.class_indices, chosen_prompts((), prompts))
     names = (*config.features, *config.judges)
-    evaluator = evaluator_for(folder, data, names, clip, device_of(device))
-    tuning = tune(pipeline, default, conditions, evaluator, config, place / SEARCH)
+    with spread_over(cluster, device) as spread:
+        folder = model_folder(model)
+        pipeline, default = load_with_default_plan(folder, dtype, device if cluster is None else "cpu")
+        conditions = Conditions(class_index or pipeline.transformer.class_indices, chosen_prompts((), prompts))
+        evaluator = evaluator_for(folder, data, names, clip, device_of(device))
+        tuning = tune(pipeline, default, conditions, evaluator, config, place / SEARCH, spread)
     console.print(tuning_table(tuning))
     console.print(plans_in_words(tuning), markup=False, highlight=False)
     draw_tuning(tuning, place / SEARCH / "front.png")

@@ -18,7 +18,7 @@ from adadiff.evaluation.evaluator import Evaluator
 from adadiff.policies import NeverExit
 from adadiff.runtime.trace import TraceTotals
 from adadiff.sampling import sample_seeded
-from adadiff.sampling.folder import sample_to_folder
+from adadiff.sampling.folder import Spread, one_by_one, sample_to_folder
 from adadiff.utils.files import write_json
 from adadiff.utils.timing import median_seconds
 
@@ -85,10 +85,11 @@ class Cells:
         bench: The networks and settings that methods are set up with.
         evaluator: The real images and networks that samples are evaluated with.
         folder: Folder of the cells, with one sub-folder per cell.
+        spread: Samples the cells' images, here or on many machines.
     """
 
-    def __init__(self, bench: Bench, evaluator: Evaluator, folder: Path) -> None:
-        self.bench, self.evaluator, self.folder = bench, evaluator, folder
+    def __init__(self, bench: Bench, evaluator: Evaluator, folder: Path, spread: Spread = one_by_one) -> None:
+        self.bench, self.evaluator, self.folder, self.spread = bench, evaluator, folder, spread
 
     def fill(self, tasks: Sequence[Task]) -> dict[str, Cell | None]:
         """Compute all missing cells; return the cells by name, None if a method has no setting.
@@ -129,7 +130,15 @@ class Cells:
         config, samples = self.bench.config, self.folder / task.name / SAMPLES
         conditions = self.bench.conditions(setup.pipeline)
         summary = sample_to_folder(
-            setup.pipeline, samples, task.images, setup.steps, setup.policy, config.seed, conditions, config.batch_size
+            setup.pipeline,
+            samples,
+            task.images,
+            setup.steps,
+            setup.policy,
+            config.seed,
+            conditions,
+            config.batch_size,
+            self.spread,
         )
         seconds = self._seconds(setup)
         compute, layers = self._spent(summary.totals, setup.steps)

@@ -19,6 +19,7 @@ from adadiff.data import DataConfig
 from adadiff.evaluation.estimator import EstimatorStudy, study_estimators
 from adadiff.evaluation.evaluator import evaluator_for
 from adadiff.policies import NeverExit, ThresholdExit
+from adadiff.sampling.folder import Spread, one_by_one
 from adadiff.utils.errors import InputError, lookup
 from adadiff.utils.files import claim_folder, read_json, write_json
 
@@ -50,13 +51,15 @@ class Results:
     unfilled: int = 0
 
 
-def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
+def compare(config: CompareConfig, out: Path, so_far: bool = False, spread: Spread = one_by_one) -> Results:
     """Compute all cells of a comparison, reusing stored ones and waiting for those of concurrent processes.
 
     Args:
         config: The configuration of the comparison.
         out: Folder of the report: new, empty, or one begun with the same configuration.
         so_far: Train and compute nothing; use the stored cells only.
+        spread: Samples the cells' images, here or on many machines; networks are trained, set up and timed in this
+            process.
 
     Raises:
         InputError: If a model, the data or the feature network is missing, or the folder holds another comparison.
@@ -74,7 +77,7 @@ def compare(config: CompareConfig, out: Path, so_far: bool = False) -> Results:
     evaluator = evaluator_for(networks.backbone, reference, [config.features], None, "cpu")
     evaluator.require_enough(min(config.images, config.headline_images))
     claim_folder(out, CONFIG, asdict(config), "a comparison")
-    cells = Cells(bench, evaluator, out / "cells")
+    cells = Cells(bench, evaluator, out / "cells", spread)
 
     full = Task("full", "full", 1.0, config.headline_images, partial(_full, bench))
     methods = _method_tasks(bench, compared)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -16,7 +15,7 @@ from adadiff.evaluation.clip import ClipScorer
 from adadiff.evaluation.evaluator import SATURATION, Evaluator, NetworkMetrics
 from adadiff.evaluation.features import BATCH
 from adadiff.sampling.folder import REQUEST, FolderSummary
-from adadiff.sampling.images import image_path, read_image
+from adadiff.sampling.images import image_path, pixels_of, read_image
 from adadiff.utils.files import read_json, write_json
 from adadiff.utils.text import with_error
 
@@ -115,9 +114,7 @@ def _batches(folder: Path, n: int, constant: list[int]) -> Iterator[Tensor]:
     """Yield batches of samples in [0, 1]; append the indices of single-coloured samples to `constant`."""
     for first in tqdm(range(0, n, BATCH), desc="features of samples"):
         indices = range(first, min(first + BATCH, n))
-        pixels = np.stack([np.array(read_image(image_path(folder, k))) for k in indices])
-        # (batch, channels, height, width); grey images have no channel axis on disk
-        images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2) / 255
+        images = pixels_of([read_image(image_path(folder, k)) for k in indices])
         alike = (images == images[:, :, :1, :1]).flatten(1).all(1)
         constant.extend(k for k, same in zip(indices, alike, strict=True) if same)
         yield images

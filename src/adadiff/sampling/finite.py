@@ -14,21 +14,13 @@ class NonFiniteImagesError(InputError):
     """Sampled images are NaN or infinite.
 
     Args:
+        message: The error in one line.
         positions: Positions of these images in the batch, counted from 0.
-        batch_size: Number of images in the batch.
-        computed_in: Precision that the model computes in, if it is known.
     """
 
-    def __init__(self, positions: Sequence[int], batch_size: int, computed_in: torch.dtype | None = None) -> None:
+    def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
+        super().__init__(message)
         self.positions = tuple(positions)
-        named = ", ".join(str(position) for position in self.positions[:5])
-        more = ", ..." if len(self.positions) > 5 else ""
-        reduced = computed_in in (torch.float16, torch.bfloat16)
-        cause = f"the likely cause is that the model computes in {computed_in}; " if reduced else ""
-        super().__init__(
-            f"{len(self.positions)} of {batch_size} images are NaN or infinite (at positions {named}{more}): {cause}"
-            f"try float32, another scheduler or more steps"
-        )
 
 
 def require_finite_images(images: Tensor, computed_in: torch.dtype | None = None) -> None:
@@ -39,5 +31,15 @@ def require_finite_images(images: Tensor, computed_in: torch.dtype | None = None
         computed_in: Precision that the model computes in, if it is known.
     """
     broken = ~images.isfinite().flatten(1).all(1)
-    if broken.any():
-        raise NonFiniteImagesError(broken.nonzero().flatten().tolist(), len(images), computed_in)
+    if not broken.any():
+        return
+    positions = broken.nonzero().flatten().tolist()
+    named = ", ".join(str(position) for position in positions[:5])
+    more = ", ..." if len(positions) > 5 else ""
+    reduced = computed_in in (torch.float16, torch.bfloat16)
+    cause = f"the likely cause is that the model computes in {computed_in}; " if reduced else ""
+    raise NonFiniteImagesError(
+        f"{len(positions)} of {len(images)} images are NaN or infinite (at positions {named}{more}): {cause}"
+        f"try float32, another scheduler or more steps",
+        positions,
+    )

@@ -88,16 +88,17 @@ class ImageSampler:
         """Sample a batch; return each image as the content of a PNG file, with its trace and its share of the seconds.
 
         Raises:
-            InputError: If an image is NaN or infinite.
+            NonFiniteImagesError: If an image is NaN or infinite.
         """
         start = time.perf_counter()
         try:
             output = sample_seeded(self.pipeline, indices, self.steps, self.policy, self.seed, self.conditions)
         except NonFiniteImagesError as error:
             others = f" (and {len(error.positions) - 1} more of its batch)" if len(error.positions) > 1 else ""
-            raise InputError(
+            raise NonFiniteImagesError(
                 f"image {indices[error.positions[0]]} is NaN or infinite{others}: try --dtype float32, another "
-                f"scheduler or more steps"
+                f"scheduler or more steps",
+                error.positions,
             ) from error
         pixels = output.images.permute(0, 2, 3, 1).float().cpu().numpy()
         seconds = (time.perf_counter() - start) / len(indices)

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from adadiff.runtime.trace import Trace
 from adadiff.utils.errors import InputError
@@ -62,6 +64,19 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(
             f"{path} is missing or damaged ({error}): delete it, and run the same command again"
         ) from error
+
+
+def decoded_images(contents: Sequence[bytes]) -> tuple[list[Image.Image], int]:
+    """Decode images that `traced_image` made; return them with the FLOPs of all of them."""
+    images: list[Image.Image] = [Image.open(io.BytesIO(content), formats=["PNG"]) for content in contents]
+    return images, sum(sum(json.loads(image.info["flops"])) for image in images)
+
+
+def pixels_of(images: Sequence[Image.Image]) -> Tensor:
+    """Return the values of images of one size as a tensor, (images, channels, height, width) in [0, 1]."""
+    pixels = np.stack([np.array(image) for image in images])
+    # grey images have no axis of channels
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2) / 255
 
 
 def read_traces(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adadiff.calibration.cache import TensorCache, Tensors
-from adadiff.evaluation.clip import ClipScorer
 from adadiff.evaluation.evaluator import Evaluator, class_agreement
 from adadiff.evaluation.features import BATCH
 from adadiff.evaluation.metrics import bootstrap
-from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan, sample_seeded
+from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
+from adadiff.sampling.folder import ImageSampler, Spread, one_by_one
+from adadiff.sampling.images import decoded_images, pixels_of
 from adadiff.utils.errors import InputError
 
-CHUNK = 250  # images whose features are stored together: so many are sampled again after an interruption, at most
+CHUNK = 250  # images whose features are stored together; those of an incomplete chunk are lost by an interruption
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Measurer:
         cache: Cache for the features.
         batch_size: Images per batch.
         progress: Called, once for each chunk, with the FLOPs of its images, and whether they were sampled now.
+        spread: Samples the batches, here or on many machines.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Measurer:
         cache: TensorCache,
         batch_size: int = 50,
         progress: Callable[[int, bool], None] = lambda flops, sampled: None,
+        spread: Spread = one_by_one,
     ) -> None:
         self.pipeline, self.conditions, self.evaluator = pipeline, conditions, evaluator
-        self.cache, self.batch_size, self.progress = cache, batch_size, progress
+        self.cache, self.batch_size, self.progress, self.spread = cache, batch_size, progress, spread
         self._counted: set[str] = set()
 
     def measure(
@@ -144,45 +146,48 @@ class Measurer:
             raise InputError("a floor of the CLIP score needs prompts and a CLIP model: set --prompts and --clip")
 
     def _features(self, plan: SamplingPlan, images: int, seed: int) -> Tensors:
-        pipeline, chunks = self.pipeline.with_plan(plan), []
-        for first in range(0, images, CHUNK):
-            chunks.append(self._chunk(pipeline, plan, range(first, min(first + CHUNK, images)), seed))
-        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        chunks = [range(first, min(first + CHUNK, images)) for first in range(0, images, CHUNK)]
+        names = {numbers: f"{plan.describe()}, seed {seed}, images {numbers}" for numbers in chunks}
+        found = {numbers: tensors for numbers in chunks if (tensors := self.cache.find(names[numbers])) is not None}
+        for numbers, tensors in found.items():
+            self._count(names[numbers], tensors, sampled=False)
+        for numbers, contents in self._sampled(plan, [each for each in chunks if each not in found], seed):
+            found[numbers] = self.cache.add(names[numbers], self._features_of(numbers, contents))
+            self._count(names[numbers], found[numbers], sampled=True)
+        return {name: torch.cat([found[numbers][name] for numbers in chunks]) for name in found[chunks[0]]}
 
-    def _chunk(self, pipeline: AdaptivePipeline, plan: SamplingPlan, numbers: Sequence[int], seed: int) -> Tensors:
-        name, sampled = f"{plan.describe()}, seed {seed}, images {numbers}", False
-
-        def sample() -> Tensors:
-            nonlocal sampled
-            sampled = True
-            return self._sampled(pipeline, plan, numbers, seed)
-
-        tensors = self.cache.compute_once(name, sample)
+    def _count(self, name: str, tensors: Tensors, sampled: bool) -> None:
         if name not in self._counted:
             self._counted.add(name)
             self.progress(int(tensors["flops"].sum()), sampled)
-        return tensors
 
-    def _sampled(self, pipeline: AdaptivePipeline, plan: SamplingPlan, numbers: Sequence[int], seed: int) -> Tensors:
-        conditions, images, flops = replace(self.conditions, guidance=plan.guidance), [], 0
-        for first in range(0, len(numbers), self.batch_size):
-            some = numbers[first : first + self.batch_size]
-            output = sample_seeded(pipeline, some, plan.steps, plan.policy, seed, conditions)
-            images.append((255 * output.images.float().cpu()).round() / 255)  # as image files hold them
-            flops += int(output.trace.flops.sum())
-        sampled = torch.cat(images)
+    def _sampled(
+        self, plan: SamplingPlan, chunks: Sequence[range], seed: int
+    ) -> Iterator[tuple[range, Sequence[bytes]]]:
+        """Sample chunks of images, and yield each once it is complete, its images as the content of PNG files."""
+        if not chunks:
+            return
+        conditions = replace(self.conditions, guidance=plan.guidance)
+        sampler = ImageSampler(self.pipeline.with_plan(plan), plan.steps, plan.policy, seed, conditions)
+        size = self.batch_size
+        batches = (numbers[first : first + size] for numbers in chunks for first in range(0, len(numbers), size))
+        incomplete: dict[range, dict[int, bytes]] = {numbers: {} for numbers in chunks}
+        for indices, contents in self.spread(sampler, batches):
+            numbers = next(each for each in incomplete if indices[0] in each)
+            incomplete[numbers].update(zip(indices, contents, strict=True))
+            if len(incomplete[numbers]) == len(numbers):
+                images = incomplete.pop(numbers)
+                yield numbers, [images[k] for k in numbers]
+
+    def _features_of(self, numbers: Sequence[int], contents: Sequence[bytes]) -> Tensors:
+        images, flops = decoded_images(contents)
+        pixels = pixels_of(images).contiguous()  # else the networks round otherwise
         tensors: Tensors = {"flops": torch.tensor([flops])}
-        for name, features in self.evaluator.features(sampled.split(BATCH)).items():
+        for name, features in self.evaluator.features(pixels.split(BATCH)).items():
             tensors[f"{name}/vectors"] = torch.from_numpy(features.vectors)
             if features.guesses is not None:
                 tensors[f"{name}/guesses"] = torch.from_numpy(features.guesses)
         if (clip := self.evaluator.clip) is not None:
-            tensors["clip"] = self._clip_scores(clip, pipeline, sampled, numbers)
+            prompts = self.conditions.prompts
+            tensors["clip"] = clip.score(images, [prompts[k % len(prompts)] for k in numbers])
         return tensors
-
-    def _clip_scores(
-        self, clip: ClipScorer, pipeline: AdaptivePipeline, images: Tensor, numbers: Sequence[int]
-    ) -> Tensor:
-        pictures = pipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy())
-        prompts = self.conditions.prompts
-        return clip.score(pictures, [prompts[k % len(prompts)] for k in numbers])

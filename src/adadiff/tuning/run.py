@@ -12,7 +12,7 @@ from adadiff.calibration.cache import TensorCache
 from adadiff.evaluation.evaluator import Evaluator
 from adadiff.policies import NeverExit
 from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
-from adadiff.sampling.folder import sampling_request
+from adadiff.sampling.folder import Spread, one_by_one, sampling_request
 from adadiff.sampling.schedulers import scheduler_name, spacing_of
 from adadiff.tuning.config import TuneConfig
 from adadiff.tuning.confirm import confirm, seconds_of
@@ -39,6 +39,7 @@ def tune(
     evaluator: Evaluator,
     config: TuneConfig,
     folder: Path,
+    spread: Spread = one_by_one,
 ) -> Tuning:
     """Search the sampling plans of a model for the best images under a budget and floors.
 
@@ -54,12 +55,14 @@ def tune(
             none.
         config: How to search.
         folder: A new or empty folder, or that of the same search, which goes on.
+        spread: Samples the images that are measured, here or on many machines; exits are recorded and plans are timed
+            in this process.
 
     Raises:
         InputError: If there are too few images for the features, the budget is below one full step, a floor cannot be
             measured, or the folder holds another search.
     """
-    job = _Job(pipeline, default, conditions, evaluator, config, folder)
+    job = _Job(pipeline, default, conditions, evaluator, config, folder, spread)
     job.check()
     with exclusive_folder(folder):
         claim_folder(folder, NOTE, _description(job), "a search")
@@ -84,13 +87,14 @@ class _Job:
         evaluator: Evaluator,
         config: TuneConfig,
         folder: Path,
+        spread: Spread,
     ) -> None:
         self.pipeline, self.default, self.conditions, self.config = pipeline, default, conditions, config
         self.evaluator, self.folder, self.goal = evaluator, folder, config.goal
         self.parts = pipeline.transformer.part_flops
         self.progress = Progress()
         cache = TensorCache(folder / FEATURES, {})
-        self.measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, self._count)
+        self.measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, self._count, spread)
 
     def check(self) -> None:
         """Raise InputError, before anything is sampled, if the search cannot be made."""

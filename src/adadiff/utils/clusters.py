@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
+from typing_extensions import Self
+
 from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -116,70 +118,97 @@ def _require_answer(address: str) -> None:
 class Crew:
     """Actors that each run one task at a time; one that dies is replaced, and its task is done again.
 
+    The first call of `map` starts the actors, and later calls use them again, until the end of a `with` block.
+
     Args:
-        start: Starts an actor, whose method `ready` returns once it can work, and whose method `run` runs a task.
-        size: Number of actors.
+        start: Starts an actor, whose method `ready` returns once it can work.
+        size: Number of actors, at most.
     """
 
     def __init__(self, start: Callable[[], Any], size: int) -> None:
         self._start, self._size = start, size
+        self._idle: list[Any] = []
         self._calls: dict[Any, tuple[Any, Any]] = {}  # by reference to the result: the actor, and its task or None
         self._deaths = 0  # in a row
 
-    def map(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import ray
+
+        for actor in (*self._idle, *(actor for actor, _ in self._calls.values())):
+            ray.kill(actor)
+        self._idle.clear()
+        self._calls.clear()
+
+    def map(self, tasks: Iterator[Task], call: Callable[[Any, Task], Any]) -> Iterator[tuple[Task, Any]]:
         """Run tasks, and yield each with its result, in the order in which they end.
 
         An actor gets its first task once it runs, so that no task waits for room on the cluster while other actors are
-        free. Tasks are taken out as actors come to them, so that there may be any number.
+        free. Tasks are taken out as actors come to them, so that there may be any number. What actors still run of an
+        earlier call, which an error or its caller ended, is dropped.
+
+        Args:
+            tasks: The tasks.
+            call: Begins a task on an actor, and returns the reference to its result.
 
         Raises:
             InputError: If actors cannot be started, or die again and again.
         """
+        self._calls = {result: (actor, None) for result, (actor, _) in self._calls.items()}
+        waiting: deque[Task] = deque()
+        while True:
+            self._assign(waiting, tasks, call)
+            if not waiting and not self._is_busy:
+                return  # other actors may not have begun
+            done = self._wait(waiting)
+            if done is not None:
+                self._assign(waiting, tasks, call)  # no actor waits while the result is used
+                yield done
+
+    def _assign(self, waiting: deque[Task], tasks: Iterator[Task], call: Callable[[Any, Task], Any]) -> None:
+        """Give tasks to idle actors, and start actors for as many of the others as the crew has room for."""
+        waiting.extend(islice(tasks, max(0, self._size - len(waiting))))
+        while waiting and self._idle:
+            actor, task = self._idle.pop(), waiting.popleft()
+            self._calls[call(actor, task)] = (actor, task)
+        coming = sum(task is None for _, task in self._calls.values())
+        for _ in range(min(len(waiting) - coming, self._size - len(self._calls))):
+            actor = self._start()
+            self._calls[actor.ready.remote()] = (actor, None)
+
+    def _wait(self, waiting: deque[Task]) -> tuple[Task, Any] | None:
+        """Wait for the end of a call; return the task with its result if it has one."""
         import ray
 
-        waiting = deque(islice(tasks, self._size))
+        done, _ = ray.wait(list(self._calls), timeout=PATIENCE)
+        if not done:
+            if not self._is_busy:
+                logger.warning(f"the cluster has had no room for an actor for {PATIENCE:.0f} s: waiting")
+            return None
+        actor, task = self._calls.pop(done[0])
         try:
-            for _ in range(len(waiting)):
-                self._hire()
-            while self._calls:
-                done, _ = ray.wait(list(self._calls), timeout=PATIENCE)
-                if not done:
-                    if not self._is_busy:
-                        logger.warning(f"the cluster has had no room for an actor for {PATIENCE:.0f} s: waiting")
-                    continue
-                actor, task = self._calls.pop(done[0])
-                try:
-                    result = ray.get(done[0])
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
-                except ray.exceptions.RayError as error:
-                    ray.kill(actor)
-                    self._bury(error)
-                    self._hire()
-                    waiting.extend([] if task is None else [task])
-                    continue
-                if task is not None:
-                    self._deaths = 0
-                    yield task, result
-                following = waiting.popleft() if waiting else next(tasks, None)
-                if following is not None:
-                    self._calls[actor.run.remote(following)] = (actor, following)
-                    continue
-                ray.kill(actor)
-                if not self._is_busy:
-                    return  # only actors that have not begun are left
-        finally:
-            for actor, _ in self._calls.values():
-                ray.kill(actor)
-            self._calls.clear()
+            result = ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            self._idle.append(actor)
+            if task is None:
+                return None  # of an earlier call of `map`
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            ray.kill(actor)
+            self._bury(error)
+            waiting.extend([] if task is None else [task])
+            return None
+        self._idle.append(actor)
+        if task is None:
+            return None
+        self._deaths = 0
+        return task, result
 
     @property
     def _is_busy(self) -> bool:
         return any(task is not None for _, task in self._calls.values())
-
-    def _hire(self) -> None:
-        actor = self._start()
-        self._calls[actor.ready.remote()] = (actor, None)
 
     def _bury(self, error: Exception) -> None:
         """Count the death of an actor; raise InputError if it is one too many."""

@@ -62,7 +62,7 @@ def test_the_judges_name_the_plan_at_a_target(compared):
 def test_a_comparison_that_was_interrupted_goes_on(
     compared, classes_pipeline, default, evaluator, tmp_path, monkeypatch
 ):
-    original, sampled = Measurer._sampled, []
+    original, sampled = Measurer._features_of, []
 
     def interrupted(self, *args):
         sampled.append(args)
@@ -70,7 +70,7 @@ def test_a_comparison_that_was_interrupted_goes_on(
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(Measurer, "_sampled", interrupted)
+    monkeypatch.setattr(Measurer, "_features_of", interrupted)
     config = replace(CONFIG, methods=("ours", "extrapolation"), floors=(0.2,))
     arguments = (config, classes_pipeline, default, evaluator, tmp_path / "report")
     with pytest.raises(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from adadiff.comparison.plans.config import PlansConfig
 from adadiff.comparison.plans.methods import METHODS, FullModel, PlanMethod
 from adadiff.evaluation.evaluator import Evaluator
 from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
+from adadiff.sampling.folder import Spread, one_by_one
 from adadiff.tuning import TuneConfig, TuningGoal
 from adadiff.tuning.confirm import confirm
 from adadiff.tuning.depth import DepthPlanner
@@ -77,6 +78,7 @@ def compare_plans(
     default: SamplingPlan,
     evaluator: Evaluator,
     out: Path,
+    spread: Spread = one_by_one,
 ) -> PlanResults:
     """Search the best plans of every method under every floor, and measure them on fresh images.
 
@@ -88,6 +90,8 @@ def compare_plans(
         default: Its default plan with all layers, which compute and distances are relative to.
         evaluator: The networks of the configuration: those that the searches go by first.
         out: Folder of the report: new, empty, or one begun with the same configuration, which is continued.
+        spread: Samples the images that are measured, here or on many machines; exits are recorded and plans are timed
+            in this process.
 
     Raises:
         InputError: If the folder holds another comparison, a floor cannot be measured, or there are too few images.
@@ -100,7 +104,7 @@ def compare_plans(
         progress.add(flops / full, sampled)
 
     cache = TensorCache(out / FEATURES, {})
-    measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, count)
+    measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, count, spread)
     if any(config.floors):
         measurer.require(("agreement",))
     with exclusive_folder(out), progress:
