@@ -1,6 +1,6 @@
 """Work killed at a random moment goes on to the same bytes as work that was left alone.
 
-The suite kills 10 times, `make crash` 100 times: ADADIFF_CRASHES says how often.
+The suite kills 6 times, `make crash` 100 times: ADADIFF_CRASHES says how often.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 from adadiff.cli import main
 
-CRASHES = int(os.environ.get("ADADIFF_CRASHES", "10"))
+CRASHES = int(os.environ.get("ADADIFF_CRASHES", "6"))
 TINY_MODEL = "--model.patch-size 4 --model.width 16 --model.depth 3 --model.num-heads 2 --mixed-precision no"
 TRAIN = f"train digits {TINY_MODEL} --batch-size 8 --steps 40 --checkpoint-every 5 --sample-every 20 --out"
 SAMPLE = "sample MODEL -n 24 --steps 8 --tau 0.4 --batch-size 2 --device cpu --out"

@@ -233,7 +233,8 @@ class Trace:
         """Draw the exit layers as a heat map, steps by samples, into an image file."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 4), layout="constrained")
+        figure = Figure(figsize=(8, 4))
+        figure.subplots_adjust(left=0.09, right=1.04, bottom=0.13, top=0.91)  # in half the time of a layout
         self.draw(figure.add_subplot())
         with atomic_write(Path(path)) as part:
             figure.savefig(part, dpi=120)
