@@ -67,3 +67,11 @@ def test_where_guidance_differs_it_is_said():
     assert words.endswith("Guidance differs: the default: scale 6; the full model's best: scale 4; the plan: scale 6.")
     assert guidance_in_words(Guidance(3, (0.25, 0.75))) == "scale 3 in [0.25, 0.75)"
     assert guidance_in_words(Guidance()) == "unguided"
+
+
+def test_networks_of_the_search_that_call_the_plan_worse_are_named():
+    rival = confirmed(8, 0.4, 4.0, 1.0, 1.0)  # 4.0 +- 0.1 against the full model's 3.0 +- 0.1 by the search's network
+    assert "By the networks of the search, it has 1.333 ± 0.056 (searched: worse) of that" in outcome_in_words(
+        tuning(0.5, (rival,))
+    )
+    assert "it has 0.833 ± 0.043 (searched) of that distance" in outcome_in_words(tuning(0.5))

@@ -89,7 +89,18 @@ def outcome_in_words(tuning: Tuning) -> str:
         said = f"all three have the same guidance: {guidance_in_words(chosen.plan.guidance)}"
     else:
         said = "guidance differs: " + "; ".join(f"{name}: {guidance_in_words(g)}" for name, g in guidances.items())
-    return f"by {', '.join(tuning.judges)}, the plan has {against}, and {default}. {said[0].upper()}{said[1:]}."
+    judged = f"by {', '.join(tuning.judges)}, the plan has {against}, and {default}"
+    return f"{judged}. By the networks of the search, {_others_in_words(tuning, chosen)}. {said[0].upper()}{said[1:]}."
+
+
+def _others_in_words(tuning: Tuning, chosen: Confirmed) -> str:
+    """Say how a plan compares with the full model at its best by each network that the search went by."""
+    best, said = tuning.best_full.fresh, []
+    for name in tuning.networks:
+        ratio, error = chosen.fresh.relative((name,), best), chosen.fresh.relative_error((name,), best)
+        worse = ": worse" if ratio > 1 + 2 * error else ""
+        said.append(f"{with_error(ratio, error)} ({name}{worse})")
+    return f"it has {', '.join(said)} of that distance"
 
 
 def draw_tuning(tuning: Tuning, path: Path) -> None:
