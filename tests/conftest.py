@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ["RAY_worker_niceness"] = "0"  # else actors stand still where other tests take all cores
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - else actors stand still where other tests take all cores
 
 import subprocess
 import sys
