@@ -27,6 +27,13 @@ def test_a_plan_takes_its_share_and_no_more(planner, guidance):
     assert planner.plan(replace(choices, depth=1.0)).policy == NeverExit()
 
 
+@pytest.mark.parametrize("guidance", GUIDANCES)
+@pytest.mark.parametrize("depth", [0.4, 0.6, 0.8])
+def test_the_last_step_runs_all_layers(planner, guidance, depth):
+    plan = planner.plan(Choices(8, "dpm-solver++", "leading", guidance, depth))
+    assert plan.policy.layers[-1] == planner.pipeline.transformer.depth
+
+
 def test_exits_are_recorded_once_for_each_setting(planner, classes_pipeline, conditions, tmp_path, monkeypatch):
     recorded, original = [], AdaptiveSampling.record
 

@@ -70,13 +70,20 @@ def test_a_search_begins_with_the_full_models_that_are_known_with_less_depth_and
     internal = InternalGuidance(2, 0.75, (0.1, 0.9))
     guidance = Guidance(3.5, (0.05, 0.85), internal=internal)
     best = replace(default, steps=5, scheduler="unipc", spacing="trailing", guidance=guidance)
-    first, second, third, *_ = started(space, default, 0.9, [best])
-    assert (first.with_all_layers, first.depth) == (best, 1.0)  # the budget cuts its depth
-    assert (second.with_all_layers, second.depth) == (replace(best, steps=6), 1.0)
-    assert third.with_all_layers == replace(best, steps=4)
-    first, second, third, *_ = started(space, default, None, [best])
-    assert (first.depth, second.depth, third.depth) == (0.5, 0.5, 1.0)
-    assert {each.guidance for each in (first, second, third)} == {best.guidance}
+    other = replace(best, guidance=Guidance(2.0))
+    plans = started(space, default, 0.9, [best, other])
+    lower = replace(guidance, scale=3.0)
+    assert [plan.with_all_layers for plan in plans[:7]] == [
+        best,
+        replace(best, steps=6),
+        replace(best, steps=6, guidance=lower),
+        replace(best, steps=4),
+        other,
+        replace(other, steps=6),
+        replace(other, steps=4),
+    ]
+    assert {plan.depth for plan in plans[:3]} == {1.0}  # the budget cuts it
+    assert [plan.depth for plan in started(space, default, None, [best])[:4]] == [0.5, 0.5, 0.5, 1.0]
 
 
 def filled(space):

@@ -103,7 +103,8 @@ class Space:
         """Return the parameters of a search's first trials; what they leave out is chosen at random.
 
         They are the best full models that are known, with less depth at their steps and at the most steps, and with
-        fewer steps; the default plan; as few of its steps with all layers as the budget takes; the default plan at
+        fewer steps; the first of them at the most steps and the next lower scale, since more steps can leave room under
+        a floor; the default plan; as few of its steps with all layers as the budget takes; the default plan at
         lower scales; and the default plan guided in the middle of the sampling only, without and with internal
         guidance.
 
@@ -119,10 +120,13 @@ class Space:
         for plan in full:
             deep = {**self.parameters(plan), **depth}
             starts += [deep, {**deep, "steps": self.steps[1]}, self._fewer(plan, share)]
+        if full and self.scale is not None:
+            lower = max(self.scale[0], _on_grid(full[0].guidance.scale) - SCALE_GRID)
+            starts.insert(2, {**starts[1], "scale": lower})
         starts += [own, self._fewer(default, share)]
         if self.scale is not None:
-            lower = [max(self.scale[0], _on_grid(default.guidance.scale * part)) for part in LOWER_SCALES]
-            starts += [{**own, "scale": scale} for scale in lower]
+            scales = [max(self.scale[0], _on_grid(default.guidance.scale * part)) for part in LOWER_SCALES]
+            starts += [{**own, "scale": scale} for scale in scales]
             starts.append(middle := {**own, "start": 0.25, "end": 0.75})
             if self.internal_layers:
                 starts.append({**middle, "internal_weight": 0.5})
