@@ -15,8 +15,11 @@ from adadiff.tuning.space import Choices
 from adadiff.utils.fingerprints import fingerprint
 
 LAST_STEP = 1000.0
-"""What an error at the last step counts, over one at the step of most influence: no later step takes fine noise out of
-the image. To the squared error it is next to nothing, but noise in the colours tells generated images from real ones."""
+"""What an error at the last step counts, over one at the step of most influence.
+
+No later step takes fine noise out of the image. To the squared error it is next to nothing, but noise in the colours
+tells generated images from real ones (`benchmarks/last_step.py`).
+"""
 
 
 class DepthPlanner:
