@@ -47,7 +47,7 @@ def main() -> None:
     evaluator = evaluator_for(folder, DataConfig(source=options.data), options.features, None, "cpu")
     evaluator.require_enough(options.n)
     conditions = Conditions(pipeline.transformer.class_indices)
-    measurer = Measurer(pipeline, conditions, evaluator, TensorCache(options.out, {}))
+    measurer = Measurer(pipeline, conditions, evaluator, TensorCache(options.out / "features", {}))
     parts = pipeline.transformer.part_flops
     whole = default.flops(parts)
 
