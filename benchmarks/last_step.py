@@ -2,7 +2,7 @@
 
 The full model at its default number of steps, and the plan that `adadiff tune` finds for a number of steps, a guidance
 scale and a budget, with the last step in full and with its prediction carried on, where errors at it count as little as
-elsewhere. The same noise for all. Samples are kept in --out, so that an interrupted run continues. Results are printed,
+their influence says. The same noise for all. Samples are kept in --out, so that an interrupted run continues. Results are printed,
 not asserted.
 """
 
@@ -27,6 +27,8 @@ from adadiff.tuning.measure import Measurer
 from adadiff.tuning.space import Choices
 from adadiff.utils.files import model_folder
 from adadiff.utils.text import with_error
+
+MEASURED = 0.08  # influence of the last step over the largest, as measured with 30 steps of DPM-Solver++
 
 
 def main() -> None:
@@ -60,7 +62,7 @@ def main() -> None:
 
     plans = {
         f"all layers, {default.steps} steps": replace(default, guidance=Guidance(options.scale)),
-        "the last step carried on": planned(1.0),
+        "the last step carried on": planned(MEASURED),
         "the last step in full": planned(depth.LAST_STEP),
     }
     table = Table("", "compute", *evaluator.references, "agreement", title=f"scale {options.scale:g}")
