@@ -1,9 +1,9 @@
 """What a plan's images are like with and without its last step in full, by several feature networks.
 
 The full model at its default number of steps, and the plan that `adadiff tune` finds for a number of steps, a guidance
-scale and a budget, with the last step in full and with its prediction carried on, where errors at it count as little as
-their influence says. The same noise for all. Samples are kept in --out, so that an interrupted run continues. Results are printed,
-not asserted.
+scale and a budget, with the last step in full and with its prediction carried on, where errors at it count as little
+as their influence says. The same noise for all. Samples are kept in --out, so that an interrupted run continues.
+Results are printed, not asserted.
 """
 
 from __future__ import annotations
