@@ -33,6 +33,20 @@ def test_a_text_is_encoded_once_while_it_is_among_the_last(text_pipeline, monkey
     assert encoded.count("a cat") == 2
 
 
+def test_what_guidance_leads_away_from_is_encoded_once_for_all_prompts(text_pipeline, monkeypatch):
+    encoded, encode = [], type(text_pipeline.text_encoder).encode
+    monkeypatch.setattr(
+        type(text_pipeline.text_encoder), "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts)
+    )
+    encoder = ConditionEncoder(text_pipeline)
+    nulls = [encoder.tensors(Condition(prompt=prompt, guided=True))[1] for prompt in ("a cat", "a dog")]
+    other = encoder.tensors(Condition(prompt="a cat", negative_prompt="a dog", guided=True))[1]
+    assert encoded == ["a cat", "", "a dog", "a dog"]
+    wanted = text_pipeline.null_conditions(1)["encoder_hidden_states"]
+    assert all(torch.equal(null["encoder_hidden_states"], wanted) for null in nulls)
+    assert not torch.equal(other["encoder_hidden_states"], wanted)
+
+
 def test_a_failure_is_not_remembered(text_pipeline, monkeypatch):
     encoder, encode = ConditionEncoder(text_pipeline), type(text_pipeline.text_encoder).encode
 

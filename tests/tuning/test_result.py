@@ -71,7 +71,8 @@ def test_where_guidance_differs_it_is_said():
 
 def test_networks_of_the_search_that_call_the_plan_worse_are_named():
     rival = confirmed(8, 0.4, 4.0, 1.0, 1.0)  # 4.0 +- 0.1 against the full model's 3.0 +- 0.1 by the search's network
-    assert "By the networks of the search, it has 1.333 ± 0.056 (searched: worse) of that" in outcome_in_words(
-        tuning(0.5, (rival,))
+    assert (
+        "By the networks of the search, it has 1.333 ± 0.056 (searched: worse) of the full model's."
+        in outcome_in_words(tuning(0.5, (rival,)))
     )
-    assert "it has 0.833 ± 0.043 (searched) of that distance" in outcome_in_words(tuning(0.5))
+    assert "it has 0.833 ± 0.043 (searched) of the full model's." in outcome_in_words(tuning(0.5))

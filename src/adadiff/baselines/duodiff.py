@@ -38,6 +38,7 @@ class DuoDiff(Baseline):
 
     def session(self, rows: int) -> DuoDiffSession:
         """Begin samplings: return a session of `rows` rows."""
+        self.shallow.to(self.model.device)  # pipelines move the full network alone
         return DuoDiffSession(self, rows)
 
 
@@ -50,8 +51,7 @@ class DuoDiffSession(BaselineSession):
         early = steps < self.denoiser.switch  # (batch,)
         sample = torch.empty_like(inputs.sample)
         layers_run, flops = torch.empty_like(steps), torch.empty_like(steps)
-        shallow = self.denoiser.shallow.to(sample.device)  # as pipelines move their own network alone
-        for network, mask in ((shallow, early), (self.denoiser.model, ~early)):
+        for network, mask in ((self.denoiser.shallow, early), (self.denoiser.model, ~early)):
             places = mask.nonzero().squeeze(1).to(sample.device)
             if len(places):
                 chosen = inputs.select(places)

@@ -60,7 +60,7 @@ def _compare(config: CompareConfig, out: Path, so_far: bool, cluster: str | None
 
 
 def _compare_plans(config: PlansConfig, out: Path, cluster: str | None) -> None:
-    from adadiff.cli.shared import device_of, load_with_default_plan, spread_over
+    from adadiff.cli.shared import device_here, device_of, load_with_default_plan, spread_over
     from adadiff.comparison import compare_plans, verdicts_in_words, write_plans_report
     from adadiff.data import DataConfig
     from adadiff.evaluation.evaluator import evaluator_for
@@ -69,7 +69,7 @@ def _compare_plans(config: PlansConfig, out: Path, cluster: str | None) -> None:
     folder = model_folder(Path(config.model))
     data = DataConfig(source=config.reference, split=config.reference_split, image_column=config.image_column)
     with spread_over(cluster, "auto") as spread:
-        pipeline, default = load_with_default_plan(folder, config.dtype, "auto" if cluster is None else "cpu")
+        pipeline, default = load_with_default_plan(folder, config.dtype, device_here("auto", cluster))
         evaluator = evaluator_for(folder, data, (*config.features, *config.judges), None, device_of("auto"))
         results = compare_plans(config, pipeline, default, evaluator, out, spread)
     write_plans_report(results, out)

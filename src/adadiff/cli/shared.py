@@ -73,7 +73,7 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple
     if options.classes and options.class_index:
         raise InputError("give either --class or --class-index, not both")
     prompts = chosen_prompts(options.prompt, options.prompts)
-    device = options.device if options.cluster is None else "cpu"  # the cluster's machines move it to theirs
+    device = device_here(options.device, options.cluster)
     pipeline = load_pipeline(model, options.dtype, device, options.scheduler)
     budgets = Budgets(pipeline)
     if options.budget is not None:
@@ -98,6 +98,16 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple
             pipeline, out, options.n, chosen.steps, chosen.policy, options.seed, conditions, options.batch_size, spread
         )
     return summary, budgets
+
+
+def device_here(device: str, cluster: str | None) -> str:
+    """Return where this process loads a model: on the CPU if it samples on a cluster, whose machines move it to theirs.
+
+    Args:
+        device: Device to sample on.
+        cluster: The cluster, as the option `--cluster` names it, or None.
+    """
+    return device if cluster is None else "cpu"
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def _tune(
     place: Path,
 ) -> None:
     """Search, print and store; for the arguments see `tune_command`."""
-    from adadiff.cli.shared import chosen_prompts, device_of, load_with_default_plan, spread_over
+    from adadiff.cli.shared import chosen_prompts, device_here, device_of, load_with_default_plan, spread_over
     from adadiff.evaluation.evaluator import evaluator_for
     from adadiff.sampling import Conditions
     from adadiff.tuning import (
@@ -133,7 +133,7 @@ def _tune(
     names = (*config.features, *config.judges)
     with spread_over(cluster, device) as spread:
         folder = model_folder(model)
-        pipeline, default = load_with_default_plan(folder, dtype, device if cluster is None else "cpu")
+        pipeline, default = load_with_default_plan(folder, dtype, device_here(device, cluster))
         conditions = Conditions(class_index or pipeline.transformer.class_indices, chosen_prompts((), prompts))
         evaluator = evaluator_for(folder, data, names, clip, device_of(device))
         tuning = tune(pipeline, default, conditions, evaluator, config, place / SEARCH, spread)

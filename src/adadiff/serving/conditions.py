@@ -12,7 +12,7 @@ from adadiff.sampling import AdaptivePipeline
 from adadiff.utils.errors import InputError
 
 REMEMBERED = 64
-"""ConditionEncoder whose tensors are kept: the ones used last."""
+"""Conditions, and texts to lead away from, whose tensors are kept: the ones used last."""
 
 Tensors = dict[str, Tensor]
 """The model's keyword arguments, (1, ...) each."""
@@ -38,13 +38,16 @@ class Condition:
 class ConditionEncoder:
     """Checks and encodes conditions for a model, each once as long as it is among the last `REMEMBERED`.
 
+    What guidance leads away from is kept by itself, since most requests share it.
+
     Args:
         pipeline: The model.
     """
 
     def __init__(self, pipeline: AdaptivePipeline) -> None:
         self.pipeline = pipeline
-        self._encoded = lru_cache(REMEMBERED)(self._encode)
+        self._shown = lru_cache(REMEMBERED)(self._encode)
+        self._null = lru_cache(REMEMBERED)(self._encode_null)
 
     def check(self, condition: Condition) -> None:
         """Raise InputError if the condition does not fit the model; no model is run."""
@@ -68,13 +71,14 @@ class ConditionEncoder:
         Raises:
             InputError: If the condition does not fit the model.
         """
-        return self._encoded(condition)
+        shown = self._shown(condition.class_label, condition.prompt)
+        return shown, self._null(condition.negative_prompt) if condition.guided else {}
 
     @torch.no_grad()
-    def _encode(self, condition: Condition) -> tuple[Tensors, Tensors]:
-        labels = None if condition.class_label is None else [condition.class_label]
-        prompts = None if condition.prompt is None else [condition.prompt]
-        conditions = self.pipeline.conditions(1, labels, prompts)
-        if not condition.guided:
-            return conditions, {}
-        return conditions, self.pipeline.null_conditions(1, condition.negative_prompt)
+    def _encode(self, class_label: int | str | None, prompt: str | None) -> Tensors:
+        labels = None if class_label is None else [class_label]
+        return self.pipeline.conditions(1, labels, None if prompt is None else [prompt])
+
+    @torch.no_grad()
+    def _encode_null(self, negative_prompt: str | None) -> Tensors:
+        return self.pipeline.null_conditions(1, negative_prompt)

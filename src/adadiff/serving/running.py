@@ -100,8 +100,8 @@ class RunningSamples:
     """
 
     def __init__(self, pipeline: AdaptivePipeline, slots: int, encoder: ConditionEncoder) -> None:
-        self.encoder = encoder
-        self.pipeline, self.denoiser, self.batching = pipeline, pipeline.denoiser, Batching("mixed", slots)
+        self.pipeline, self.denoiser, self.encoder = pipeline, pipeline.denoiser, encoder
+        self.batching = Batching("mixed", slots)
         self.sampler, self.free, self.taken = Sampler(pipeline, slots), list(range(slots)), list[Slot]()
         self._numbers = itertools.count()
 

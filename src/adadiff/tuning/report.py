@@ -100,7 +100,7 @@ def _others_in_words(tuning: Tuning, chosen: Confirmed) -> str:
         ratio, error = chosen.fresh.relative((name,), best), chosen.fresh.relative_error((name,), best)
         worse = ": worse" if ratio > 1 + 2 * error else ""
         said.append(f"{with_error(ratio, error)} ({name}{worse})")
-    return f"it has {', '.join(said)} of that distance"
+    return f"it has {', '.join(said)} of the full model's"
 
 
 def draw_tuning(tuning: Tuning, path: Path) -> None:
