@@ -22,7 +22,7 @@ from adadiff.data import DataConfig
 from adadiff.evaluation.evaluator import evaluator_for
 from adadiff.evaluation.packaged import PACKAGED
 from adadiff.sampling import Conditions, Guidance, SamplingPlan
-from adadiff.tuning import depth
+from adadiff.tuning import TunablePipeline, depth
 from adadiff.tuning.measure import Measurer
 from adadiff.tuning.space import Choices
 from adadiff.utils.files import model_folder
@@ -48,16 +48,15 @@ def main() -> None:
     pipeline, default = load_with_default_plan(folder, options.dtype, "cpu")
     evaluator = evaluator_for(folder, DataConfig(source=options.data), options.features, None, "cpu")
     evaluator.require_enough(options.n)
-    conditions = Conditions(pipeline.transformer.class_indices)
-    measurer = Measurer(pipeline, conditions, evaluator, TensorCache(options.out / "features", {}))
-    parts = pipeline.transformer.part_flops
-    whole = default.flops(parts)
+    model = TunablePipeline(pipeline, default, Conditions(pipeline.transformer.class_indices))
+    measurer = Measurer(model, evaluator, TensorCache(options.out / "features", {}))
+    whole = model.flops(default)
 
     def planned(last_step: float) -> SamplingPlan:
         guidance, spacing = Guidance(options.scale), default.spacing or "leading"
         choices = Choices(options.steps, str(default.scheduler), spacing, guidance, 1.0)
         with patch.object(depth, "LAST_STEP", last_step):
-            planner = depth.DepthPlanner(pipeline, conditions, options.out / "recordings", options.seed)
+            planner = depth.DepthPlanner(model, options.out / "recordings", options.seed)
             return planner.plan(choices, options.compute * whole)
 
     plans = {

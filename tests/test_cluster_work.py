@@ -24,6 +24,7 @@ from adadiff.sampling import Conditions
 from adadiff.sampling.cluster import OnActors, Worker
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.sampling.folder import Batch, ImageSampler, one_by_one
+from adadiff.tuning import TunablePipeline
 from adadiff.tuning.measure import Measurer
 from adadiff.utils.clusters import connected
 from tests.actors import WORKER, content, kill, ray_processes
@@ -142,14 +143,9 @@ def test_measurements_of_plans_are_those_of_one_process(
     for spread in (one_by_one, actors):
         counts: list[tuple[int, bool]] = []
         cache = TensorCache(tmp_path / str(len(measured)), {})
+        model = TunablePipeline(classes_pipeline, default, conditions, spread)
         measurer = Measurer(
-            classes_pipeline,
-            conditions,
-            evaluator,
-            cache,
-            8,
-            lambda flops, sampled, counts=counts: counts.append((flops, sampled)),
-            spread,
+            model, evaluator, cache, 8, lambda flops, sampled, counts=counts: counts.append((flops, sampled))
         )
         measured.append([measurer.measure(default, images, 0, shares, errors=True) for images in (20, 50)])
         counted.append(sorted(counts))
@@ -177,7 +173,8 @@ def test_chunks_that_were_complete_outlive_an_interruption(
 
     def measure(spread, folder="search"):
         cache = TensorCache(tmp_path / folder, {})
-        return Measurer(classes_pipeline, conditions, evaluator, cache, 10, spread=spread).measure(default, 50, 0)
+        model = TunablePipeline(classes_pipeline, default, conditions, spread)
+        return Measurer(model, evaluator, cache, 10).measure(default, 50, 0)
 
     with pytest.raises(KeyboardInterrupt):
         measure(backwards)  # images 40 to 49, 30 to 39 and 20 to 29 are there

@@ -44,6 +44,23 @@ def test_tune_and_what_takes_its_plan_from_there(three_steps, tmp_path, capsys):
     assert files(three_steps) == before
 
 
+def test_the_default_is_what_the_options_say(three_steps, capsys):
+    run(f"tune {three_steps} --compute 0.9 --steps 2 --scheduler dpm-solver++ {TINY}")
+    found = json.loads((three_steps / "exit_policy.json").read_text())["found"]
+    assert (found["default"]["plan"]["steps"], found["default"]["plan"]["scheduler"]) == (2, "dpm-solver++")
+
+
+def test_tune_a_stock_pipeline_and_what_samples_by_its_plan(tmp_path, capsys):
+    run(f"tune digits-dit --compute 0.7 --steps 3 --class-index 0 1 --out {tmp_path}/plan {TINY}")
+    stored = json.loads((tmp_path / "plan/exit_policy.json").read_text())
+    assert stored["found"]["default"]["plan"]["steps"] == 3
+    assert stored["found"]["compute"] <= 0.7
+    run(f"sample digits-dit --policy {tmp_path}/plan -n 2 --out {tmp_path}/images")
+    request = json.loads((tmp_path / "images/request.json").read_text())
+    assert request["arguments"] == stored["calibrated_for"]["arguments"]
+    assert request["policy"] == stored["policy"]
+
+
 def test_floors_that_nothing_meets_overwrite_nothing(three_steps, capsys):
     (three_steps / "exit_policy.json").write_text("an earlier plan")
     with pytest.raises(SystemExit) as error:
@@ -69,9 +86,17 @@ def test_floors_that_nothing_meets_overwrite_nothing(three_steps, capsys):
             "the 4 images that --images begins with are too few",
         ),
         ("{model} --agreement 0.5 " + TINY, "do not know the model's classes"),
-        ("digits --data digits --judges other", "is a packaged model, which is never written to: set --out"),
+        (
+            "digits --data digits --judges other",
+            "digits is no folder of yours: say where the plan goes, with --out FOLDER",
+        ),
         ("{model} --data digits --judges", "and there is none of one kind"),
-        ("cifar10-dit --data digits --judges other", "adadiff calibrate finds its policy"),
+        ("cifar10-dit --data digits --judges other", "say where the plan goes, with --out FOLDER"),
+        (
+            "digits-dit --out {model}/plan --cluster --judges other --data digits",
+            "--cluster is for models of adadiff's",
+        ),
+        ("{model} --argument eta=1 --data digits --judges other", "--argument is for stock pipelines: leave it out"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_writes_nothing(three_steps, capsys, words, message):

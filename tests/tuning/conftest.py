@@ -10,7 +10,7 @@ from adadiff.evaluation.evaluator import Evaluator, Reference
 from adadiff.evaluation.features import FeatureNetwork
 from adadiff.sampling import Conditions, Guidance, SamplingPlan
 from adadiff.training.config import DiffusionConfig
-from adadiff.tuning.run import default_plan
+from adadiff.tuning import TunablePipeline, default_plan
 from tests.conftest import make_model
 
 NAMES = ("cat", "dog", "owl")
@@ -70,3 +70,8 @@ def classes_pipeline():
 @pytest.fixture(scope="session")
 def default(classes_pipeline):
     return default_plan(classes_pipeline, SamplingPlan(4, guidance=Guidance(3.0)))
+
+
+@pytest.fixture(scope="session")
+def tunable(classes_pipeline, default, conditions):
+    return TunablePipeline(classes_pipeline, default, conditions)

@@ -14,16 +14,16 @@ GUIDANCES = [Guidance(), Guidance(3.0, (0.25, 0.75)), Guidance(2.0, internal=Int
 
 
 @pytest.fixture
-def planner(classes_pipeline, conditions, tmp_path):
-    return DepthPlanner(classes_pipeline, conditions, tmp_path, seed=0)
+def planner(tunable, tmp_path):
+    return DepthPlanner(tunable, tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("guidance", GUIDANCES)
 def test_a_plan_takes_its_share_and_no_more(planner, guidance):
     choices = Choices(8, "ddim", "leading", guidance, depth=0.6)
-    full = choices.with_all_layers.flops(planner.parts)
-    assert 0.4 < planner.plan(choices).flops(planner.parts) / full <= 0.6
-    assert planner.plan(choices, 0.4 * full).flops(planner.parts) <= 0.4 * full
+    full = planner.model.flops(choices.with_all_layers)
+    assert 0.4 < planner.model.flops(planner.plan(choices)) / full <= 0.6
+    assert planner.model.flops(planner.plan(choices, 0.4 * full)) <= 0.4 * full
     assert planner.plan(replace(choices, depth=1.0)).policy == NeverExit()
 
 
@@ -31,10 +31,10 @@ def test_a_plan_takes_its_share_and_no_more(planner, guidance):
 @pytest.mark.parametrize("depth", [0.4, 0.6, 0.8])
 def test_the_last_step_runs_all_layers(planner, guidance, depth):
     plan = planner.plan(Choices(8, "dpm-solver++", "leading", guidance, depth))
-    assert plan.policy.layers[-1] == planner.pipeline.transformer.depth
+    assert plan.policy.layers[-1] == planner.model.depth
 
 
-def test_exits_are_recorded_once_for_each_setting(planner, classes_pipeline, conditions, tmp_path, monkeypatch):
+def test_exits_are_recorded_once_for_each_setting(planner, tunable, tmp_path, monkeypatch):
     recorded, original = [], AdaptiveSampling.record
 
     def recording(self, numbers):
@@ -45,6 +45,6 @@ def test_exits_are_recorded_once_for_each_setting(planner, classes_pipeline, con
     choices = Choices(5, "ddim", "leading", Guidance(), depth=0.5)
     plans = [planner.plan(choices), planner.plan(replace(choices, depth=0.7)), planner.plan(replace(choices, steps=6))]
     assert recorded == [5, 6]
-    again = DepthPlanner(classes_pipeline, conditions, tmp_path, seed=0)  # as after an interruption
+    again = DepthPlanner(tunable, tmp_path, seed=0)  # as after an interruption
     assert again.plan(choices) == plans[0]
     assert recorded == [5, 6]

@@ -5,13 +5,14 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from adadiff.sampling import Guidance, InternalGuidance, SamplingPlan
-from adadiff.tuning.space import DETERMINISTIC, Space
+from adadiff.sampling import UNCONDITIONAL, Guidance, InternalGuidance, SamplingPlan
+from adadiff.tuning import TunablePipeline
+from adadiff.tuning.space import DETERMINISTIC
 
 
 @pytest.fixture
-def space(classes_pipeline, default):
-    return Space.of(classes_pipeline, default)
+def space(tunable):
+    return tunable.space()
 
 
 def chosen(space, n=200, seed=0):
@@ -24,7 +25,7 @@ def test_its_ranges_follow_from_the_model(space, pipeline, default):
     assert space.scale == (1.0, 8.0)
     assert space.internal_layers == 4
     assert set(DETERMINISTIC) <= set(space.schedulers)
-    unconditional = Space.of(pipeline, SamplingPlan(20))
+    unconditional = TunablePipeline(pipeline, SamplingPlan(20), UNCONDITIONAL).space()
     assert unconditional.scale is None
     assert unconditional.steps == (4, 30)
     assert all(each.guidance.scale == 1 for each in chosen(unconditional))
@@ -52,9 +53,12 @@ def started(space, *args):
     return [space.suggest(optuna.trial.FixedTrial({**filled(space), **start})) for start in space.starts(*args)]
 
 
-def test_the_first_start_is_the_default_and_the_second_spends_the_budget_on_steps(classes_pipeline, default):
+def test_the_first_start_is_the_default_and_the_second_spends_the_budget_on_steps(
+    classes_pipeline, default, conditions
+):
     default = replace(default, steps=20, guidance=Guidance(6.0))
-    plans = [each.with_all_layers for each in started(Space.of(classes_pipeline, default), default, 0.5)]
+    space = TunablePipeline(classes_pipeline, default, conditions).space()
+    plans = [each.with_all_layers for each in started(space, default, 0.5)]
     assert plans[:2] == [default, replace(default, steps=10)]
     guidances = [plan.guidance for plan in plans[2:]]
     assert [(each.scale, each.interval, each.internal is None) for each in guidances] == [

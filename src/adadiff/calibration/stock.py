@@ -123,6 +123,22 @@ class StockSampling(Sampling):
             if 0 < fewer < self._context.steps
         }
 
+    @property
+    def rows_per_evaluation(self) -> float:
+        """Predictions of the transformers for a sample at each evaluation: 2 where it is guided, else 1."""
+        return self._pilot.rows / self._pilot.steps
+
+    @property
+    def values_per_row(self) -> float:
+        """Number of values of a prediction, averaged over the shapes that the transformers predict."""
+        return float(np.mean([math.prod(shape) for shape in self._pilot.shapes]))
+
+    def like(self, seed: int, output_type: str) -> StockSampling:
+        """Return the same sampling from other noise, to `latent` or to images, `pt`."""
+        other = copy.copy(self)
+        other.sampler, other.output_type = replace(self.sampler, seed=seed), output_type
+        return other
+
     def _with_steps(self, steps: int) -> StockSampling:
         other = copy.copy(self)  # what is known of the costs included
         other.sampler = replace(self.sampler, arguments={**self.sampler.arguments, "num_inference_steps": steps})

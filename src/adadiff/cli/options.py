@@ -124,6 +124,6 @@ class FitOptions:
     device: str = "auto"
     """Device: cpu, cuda, ..., or auto for cuda if available."""
     out: Path | None = None
-    """For a stock pipeline, the folder to store the result in; by default the model's."""
+    """Folder to store the result in, for a stock pipeline or by `adadiff tune`; by default the model's."""
     replace: bool = False
     """Replace an earlier result."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers.utils.logging import disable_progress_bar
 
-from adadiff.cli.options import LOCAL_CLUSTER, Dtype, SampleOptions
+from adadiff.cli.options import LOCAL_CLUSTER, Dtype, FitOptions, SampleOptions
 from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.policies.stored import save_policies
@@ -43,13 +43,23 @@ def load_pipeline(
     return pipeline
 
 
-def load_with_default_plan(folder: Path, dtype: Dtype, device: str) -> tuple[AdaptivePipeline, SamplingPlan]:
-    """Load a model folder's pipeline without its policy, which is no reference, and its default plan, all layers."""
+def load_with_default_plan(
+    folder: Path, dtype: Dtype, device: str, options: FitOptions | None = None
+) -> tuple[AdaptivePipeline, SamplingPlan]:
+    """Load a model folder's pipeline without its policy, which is no reference, and its default plan, all layers.
+
+    Args:
+        folder: The model folder.
+        dtype: Precision of the model.
+        device: Its device.
+        options: May name another scheduler, number of steps and guidance scale than the model's own.
+    """
     from adadiff.tuning import default_plan
 
-    own = FolderSettings.load(folder, policy=False)
-    pipeline = load_pipeline(folder, dtype, device, own.scheduler, own_settings=False)
-    return pipeline, default_plan(pipeline, resolve(own, pipeline.scheduler, policy=NeverExit()))
+    chosen, own = options or FitOptions(), FolderSettings.load(folder, policy=False)
+    pipeline = load_pipeline(folder, dtype, device, chosen.scheduler or own.scheduler, own_settings=False)
+    plan = resolve(own, pipeline.scheduler, chosen.steps, chosen.guidance_scale, policy=NeverExit())
+    return pipeline, default_plan(pipeline, plan)
 
 
 def device_of(name: str) -> torch.device:

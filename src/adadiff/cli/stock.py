@@ -27,6 +27,7 @@ from adadiff.stock.adapting.adaptation import ADAPTATION
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import weights_fingerprint
 from adadiff.stock.switch import transformers_of
+from adadiff.tuning.stock import TunableStockPipeline
 from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.fingerprints import settings_of
 from adadiff.utils.hub import require_on_hub
@@ -101,6 +102,13 @@ def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[i
     pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
     conditions = stock_conditions(pipe, chosen_prompts((), options.prompts), (), options.class_index)
     return pipe, conditions, call_arguments(options.argument, options.steps, options.guidance_scale)
+
+
+def tunable_stock(model: Path, options: FitOptions) -> TunableStockPipeline:
+    """Return a stock pipeline to search plans for; those arguments that its stored policy was made for are its own."""
+    pipe, conditions, arguments = to_sample(model, options)
+    own = _own_arguments(StockPolicy.load(model)) if (model / EXIT_POLICY).is_file() else {}
+    return TunableStockPipeline(pipe, conditions, **own | arguments)
 
 
 def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary:

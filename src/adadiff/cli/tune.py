@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from adadiff.cli.options import Cluster, Dtype
+from adadiff.cli.options import Cluster, FitOptions
 from adadiff.cli.output import console
 from adadiff.data import DataConfig
 from adadiff.tuning.config import JUDGED_BY, SEARCHED_BY, SEED, TuneConfig
 from adadiff.tuning.goal import TuningGoal
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import is_stock, model_folder
-from adadiff.utils.ranges import Count, CountOrZero, Fraction, Positive, Seed, checked
+from adadiff.utils.ranges import Count, Fraction, Positive, Seed, checked
+
+if TYPE_CHECKING:
+    from adadiff.tuning import Tunable
 
 NO_DATA = DataConfig(source="")
 SEARCH = "tuning"
@@ -36,15 +42,11 @@ def tune_command(
     trials: Count = 60,
     images: tuple[Count, ...] = (250, 1000, 4000),
     confirm: Count = 10_000,
-    prompts: Path | None = None,
-    class_index: tuple[CountOrZero, ...] = (),
     batch_size: Count = 50,
     seed: Seed = SEED,
-    dtype: Dtype = "float32",
-    device: str = "auto",
     cluster: Cluster = None,
-    out: Path | None = None,
-    replace: bool = False,
+    *,
+    options: Annotated[FitOptions, arg(name="")],
 ) -> None:
     """Search the steps, guidance and depth that give the best images for a budget, and store them with the model.
 
@@ -54,7 +56,8 @@ def tune_command(
     `adadiff sample` finds it. After an interruption the same command continues.
 
     Args:
-        model: Model folder, as `adadiff train` makes it, or with --out the name of a packaged model.
+        model: Model folder, as `adadiff train` makes it, or with --out the name of a packaged model; or a stock
+            diffusers pipeline of images: its folder, or with --out its name on the Hugging Face Hub.
         data: Real images; they are converted to the size and channels of the model's.
         compute: Budget: FLOPs of an image over those of the model's default steps and guidance with all layers. Without
             any budget the whole front is searched.
@@ -70,17 +73,13 @@ def tune_command(
         trials: Number of plans tried, and of settings of the full model.
         images: Images of a trial in each round, growing.
         confirm: Fresh images that the best are measured on.
-        prompts: Text file with one prompt per line, for a model that takes text.
-        class_index: Indices of the classes to sample in turn; by default all classes of the model.
         batch_size: Images per batch.
         seed: Seed of the noise and of the proposals, at least 0.
-        dtype: Precision of the model.
-        device: Device: cpu, cuda, ..., or auto for cuda if available.
         cluster: Sample the images on a Ray cluster: HOST:PORT, auto for the one that this machine is part of, or
             nothing to start one of this machine's cores or GPUs. Exits are recorded and plans timed in this process, on
             its CPU; so is a budget in seconds. Needs adadiff[cluster].
-        out: Folder for the plan, and for the search, in its folder tuning; by default the model's.
-        replace: Replace an earlier exit_policy.json.
+        options: The default that compute is relative to, what is sampled, and where the plan is stored: in --out or the
+            model's folder, with the search in its folder tuning.
     """
     goal = TuningGoal(compute, gflops, seconds, agreement, precision, recall, clip_score)
     config = TuneConfig(goal, features, judges, trials, images, confirm, batch_size, seed)
@@ -89,19 +88,17 @@ def tune_command(
             "no real images are given: set --data to search for their quality, or use adadiff calibrate, which needs "
             "none and keeps the full model's images"
         )
-    _tune(model, data, config, clip, prompts, class_index, dtype, device, cluster, _place(model, out, replace))
+    _tune(model, data, config, clip, cluster, options, _place(model, options))
 
 
-def _place(model: Path, out: Path | None, replace: bool) -> Path:
+def _place(model: Path, options: FitOptions) -> Path:
     """Return the folder for the plan; raise InputError if it may not be written to."""
     from adadiff.policies.stored import EXIT_POLICY
 
-    if is_stock(model_folder(model)):
-        raise InputError(f"{model} is a pipeline of diffusers' own: adadiff calibrate finds its policy")
-    if out is None and model_folder(model) != model:
-        raise InputError(f"{model} is a packaged model, which is never written to: set --out FOLDER for the plan")
-    place = out or model
-    if (place / EXIT_POLICY).exists() and not replace:
+    if options.out is None and (model_folder(model) != model or not model.is_dir()):
+        raise InputError(f"{model} is no folder of yours: say where the plan goes, with --out FOLDER")
+    place = options.out or model
+    if (place / EXIT_POLICY).exists() and not options.replace:
         raise InputError(f"{place} already holds an {EXIT_POLICY}: add --replace, or move it away")
     return place
 
@@ -111,37 +108,50 @@ def _tune(
     data: DataConfig,
     config: TuneConfig,
     clip: str | None,
-    prompts: Path | None,
-    class_index: tuple[int, ...],
-    dtype: Dtype,
-    device: str,
     cluster: str | None,
+    options: FitOptions,
     place: Path,
 ) -> None:
     """Search, print and store; for the arguments see `tune_command`."""
-    from adadiff.cli.shared import chosen_prompts, device_here, device_of, load_with_default_plan, spread_over
-    from adadiff.evaluation.evaluator import evaluator_for
-    from adadiff.sampling import Conditions
-    from adadiff.tuning import (
-        draw_tuning,
-        outcome_in_words,
-        plans_in_words,
-        tune,
-        tuning_table,
-    )
+    from adadiff.cli.shared import device_of
+    from adadiff.evaluation.evaluator import evaluator_of
+    from adadiff.tuning import draw_tuning, outcome_in_words, plans_in_words, tune, tuning_table
 
     names = (*config.features, *config.judges)
-    with spread_over(cluster, device) as spread:
-        folder = model_folder(model)
-        pipeline, default = load_with_default_plan(folder, dtype, device_here(device, cluster))
-        conditions = Conditions(class_index or pipeline.transformer.class_indices, chosen_prompts((), prompts))
-        evaluator = evaluator_for(folder, data, names, clip, device_of(device))
-        tuning = tune(pipeline, default, conditions, evaluator, config, place / SEARCH, spread)
+    with _tunable(model_folder(model), options, cluster) as tunable:
+        shape, takes_text = tunable.image_shape, bool(tunable.prompts)
+        evaluator = evaluator_of(shape, takes_text, data, names, clip, device_of(options.device))
+        tuning = tune(tunable, evaluator, config, place / SEARCH)
     console.print(tuning_table(tuning))
     console.print(plans_in_words(tuning), markup=False, highlight=False)
     draw_tuning(tuning, place / SEARCH / "front.png")
     if tuning.chosen is None:
         raise InputError(f"{outcome_in_words(tuning)}; nothing was stored")
     console.print(outcome_in_words(tuning), markup=False, highlight=False)
-    path = tuning.stored(pipeline).save(place)
+    path = tuning.stored(tunable).save(place)
     console.print(f"the plan is in {path}, the drawn front in {place / SEARCH / 'front.png'}")
+
+
+@contextmanager
+def _tunable(folder: Path, options: FitOptions, cluster: str | None) -> Iterator[Tunable]:
+    """Load a model, and connect to the cluster that its images are sampled on, if any."""
+    from adadiff.cli.shared import chosen_prompts, device_here, load_with_default_plan, spread_over
+    from adadiff.sampling import Conditions
+    from adadiff.tuning import TunablePipeline
+
+    if is_stock(folder):
+        from adadiff.cli.stock import tunable_stock
+
+        if cluster is not None:
+            raise InputError("--cluster is for models of adadiff's own: leave it out")
+        yield tunable_stock(folder, options)
+        return
+    if options.argument:
+        raise InputError("--argument is for stock pipelines: leave it out")
+    with spread_over(cluster, options.device) as spread:
+        device = device_here(options.device, cluster)
+        pipeline, default = load_with_default_plan(folder, options.dtype, device, options)
+        conditions = Conditions(
+            options.class_index or pipeline.transformer.class_indices, chosen_prompts((), options.prompts)
+        )
+        yield TunablePipeline(pipeline, default, conditions, spread)

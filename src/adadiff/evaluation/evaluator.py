@@ -186,15 +186,27 @@ def evaluator_for(
         InputError: If the model, the data or a network is missing; or the real images are smaller than the model's,
             grey although the model's have colours, or too few for the metrics.
     """
+    pipeline = AdaptivePipeline.from_pretrained(model, own_settings=False)
+    return evaluator_of(pipeline.image_shape, pipeline.text_encoder is not None, data, features, clip, device)
+
+
+def evaluator_of(
+    image_shape: tuple[int, int, int],
+    takes_text: bool,
+    data: DataConfig,
+    features: Sequence[str],
+    clip: str | None,
+    device: str | torch.device,
+) -> Evaluator:
+    """Build the evaluator of images of a shape, (channels, height, width); for the rest see `evaluator_for`."""
     if not features:
         raise InputError("no feature network is named: set --features")
-    pipeline = AdaptivePipeline.from_pretrained(model, own_settings=False)
-    channels, height, width = pipeline.image_shape
+    channels, height, width = image_shape
     if height != width or channels not in (1, 3):
         raise InputError(
             f"the model's images are {channels}x{height}x{width}: only square grey or RGB images can be evaluated"
         )
-    if clip is not None and pipeline.text_encoder is None:
+    if clip is not None and not takes_text:
         raise InputError("a CLIP score needs prompts, and the model takes none: leave --clip out")
     real = ImageData(
         replace(data, size=height, channels=1 if channels == 1 else 3), smallest_side=height, condition="none"

@@ -18,7 +18,8 @@ from adadiff.runtime.trace import Trace
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import atomic_write
 
-TRACED = ("exit_layers", "guided", "unconditional_exit_layers", "flops")
+FLOPS = "flops"
+TRACED = ("exit_layers", "guided", "unconditional_exit_layers", FLOPS)
 SECONDS = "seconds"
 PNG_END = b"IEND\xaeB`\x82"
 
@@ -67,9 +68,9 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decoded_images(contents: Sequence[bytes]) -> tuple[list[Image.Image], int]:
-    """Decode images that `traced_image` made; return them with the FLOPs of all of them."""
+    """Decode PNG files whose text tells their FLOPs at each step; return the images with the FLOPs of all of them."""
     images: list[Image.Image] = [Image.open(io.BytesIO(content), formats=["PNG"]) for content in contents]
-    return images, sum(sum(json.loads(image.info["flops"])) for image in images)
+    return images, sum(sum(json.loads(image.info[FLOPS])) for image in images)
 
 
 def pixels_of(images: Sequence[Image.Image]) -> Tensor:

@@ -35,10 +35,13 @@ class ExitRecorder:
         exits: The early exit layers, in 1..N-1, in order.
         window: Number of steps whose differences are multiplied, the present one included.
         samples: Number of samples of the call that is recorded.
+
+    Attributes:
+        rows: Predictions so far: of each sample at each step, the halves of a guided pair each counted.
     """
 
     def __init__(self, exits: tuple[int, ...], window: int, samples: int) -> None:
-        self.exits, self.samples = exits, samples
+        self.exits, self.samples, self.rows = exits, samples, 0
         self.costs: dict[Kind, LayerCosts] = {}
         self.called: Counter[Kind] = Counter()
         self.shapes: set[tuple[int, ...]] = set()
@@ -67,6 +70,7 @@ class ExitRecorder:
             predictions: The predictions after each early exit, and the full one last, each (1, values) float32.
         """
         self.called[kind] += 1
+        self.rows += rows
         self.shapes.add(shape)
         stacked = torch.cat(predictions)  # (exits + 1, values)
         groups = rows // self.samples

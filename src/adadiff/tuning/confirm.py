@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
-from adadiff.sampling import SamplingPlan, sample_seeded
-from adadiff.tuning.measure import Measurer
+from adadiff.sampling import SamplingPlan
 from adadiff.tuning.result import Confirmed
 from adadiff.tuning.score import Scorer
+from adadiff.tuning.tunable import Tunable
 from adadiff.utils.timing import median_seconds
 
 TIMED_IMAGES, TIMED_REPEATS = 8, 3
@@ -20,26 +19,25 @@ def confirm(scorer: Scorer, plans: Sequence[SamplingPlan], images: int, seed: in
     """Measure plans on fresh images, and time them in turns.
 
     Args:
-        scorer: Measures the plans, and knows the default plan that compute is relative to.
+        scorer: Measures the plans, and knows the model.
         plans: The plans.
         images: Number of images of each.
         seed: Seed of their noise, another than the search's.
     """
-    measurer, full = scorer.measurer, scorer.default.flops(scorer.parts)
+    measurer, model = scorer.measurer, scorer.model
+    full = model.flops(model.default)
     fresh = [measurer.measure(plan, images, seed, SHARES, errors=True) for plan in plans]
     return [
         Confirmed(plan, measured.flops / full, scorer.predicted(plan), measured, seconds)
-        for plan, measured, seconds in zip(plans, fresh, seconds_of(measurer, plans), strict=True)
+        for plan, measured, seconds in zip(plans, fresh, seconds_of(model, plans), strict=True)
     ]
 
 
-def seconds_of(measurer: Measurer, plans: Sequence[SamplingPlan]) -> list[float]:
+def seconds_of(model: Tunable, plans: Sequence[SamplingPlan]) -> list[float]:
     """Return the seconds of an image of each plan, in batches of `TIMED_IMAGES`, timed in turns."""
 
     def sample(plan: SamplingPlan) -> None:
-        conditions = replace(measurer.conditions, guidance=plan.guidance)
-        pipeline = measurer.pipeline.with_plan(plan)
-        sample_seeded(pipeline, range(TIMED_IMAGES), plan.steps, plan.policy, conditions=conditions)
+        model.sampling(plan, 0).batch(plan.policy, range(TIMED_IMAGES))
 
     taken = median_seconds({str(k): partial(sample, plan) for k, plan in enumerate(plans)}, TIMED_REPEATS)
     return [taken[str(k)] / TIMED_IMAGES for k in range(len(plans))]

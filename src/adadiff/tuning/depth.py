@@ -6,12 +6,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.quick import RECORDED, quick_problem, schedule_within
-from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
+from adadiff.calibration.sampling import Sampling
+from adadiff.policies import ExitPolicy
+from adadiff.sampling import SamplingPlan
 from adadiff.tuning.space import Choices
+from adadiff.tuning.tunable import Tunable
 from adadiff.utils.fingerprints import fingerprint
 
 LAST_STEP = 1000.0
@@ -31,15 +33,13 @@ class DepthPlanner:
     each step. A schedule for another share of the compute then takes milliseconds.
 
     Args:
-        pipeline: The model.
-        conditions: Conditions of the samples.
+        model: The model.
         folder: Folder for the recordings.
         seed: Seed of the recorded noise.
     """
 
-    def __init__(self, pipeline: AdaptivePipeline, conditions: Conditions, folder: Path, seed: int) -> None:
-        self.pipeline, self.conditions, self.folder, self.seed = pipeline, conditions, folder, seed
-        self.parts = pipeline.transformer.part_flops
+    def __init__(self, model: Tunable, folder: Path, seed: int) -> None:
+        self.model, self.folder, self.seed = model, folder, seed
         self._latest: tuple[SamplingPlan, Problem] | None = None
 
     def plan(self, choices: Choices, most_flops: float = math.inf) -> SamplingPlan:
@@ -50,23 +50,24 @@ class DepthPlanner:
             most_flops: FLOPs that an image may take. Even the least schedule may take more.
         """
         full = choices.with_all_layers
-        all_flops = full.flops(self.parts)
+        all_flops = self.model.flops(full)
         share = min(choices.depth, most_flops / all_flops)
         if share >= 1:
             return full
-        policy = schedule_within(
-            self._problem(full), share, lambda policy: replace(full, policy=policy).flops(self.parts) / all_flops
-        )
-        return replace(full, policy=policy)
+        sampling = self.model.sampling(full, self.seed)
 
-    def _problem(self, full: SamplingPlan) -> Problem:
+        def planned(policy: ExitPolicy) -> SamplingPlan:
+            return replace(full, policy=sampling.on_model(policy))
+
+        problem = self._problem(full, sampling)
+        return planned(schedule_within(problem, share, lambda policy: self.model.flops(planned(policy)) / all_flops))
+
+    def _problem(self, full: SamplingPlan, sampling: Sampling) -> Problem:
         if self._latest is None or self._latest[0] != full:
-            self._latest = (full, self._recorded(full))
+            self._latest = (full, self._recorded(full, sampling))
         return self._latest[1]
 
-    def _recorded(self, full: SamplingPlan) -> Problem:
-        conditions = replace(self.conditions, guidance=full.guidance)
-        sampling = AdaptiveSampling(self.pipeline.with_plan(full), full.steps, conditions, self.seed)
+    def _recorded(self, full: SamplingPlan, sampling: Sampling) -> Problem:
         settings = {"plan": full.describe(), "samples": RECORDED, "seed": self.seed}
         problem = quick_problem(sampling, TensorCache(self.folder / fingerprint([settings]), settings))
         influence = problem.influence.clone()

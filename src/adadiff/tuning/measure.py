@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from adadiff.calibration.cache import TensorCache, Tensors
 from adadiff.evaluation.evaluator import Evaluator, class_agreement
 from adadiff.evaluation.features import BATCH
 from adadiff.evaluation.metrics import bootstrap
-from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
-from adadiff.sampling.folder import ImageSampler, Spread, one_by_one
+from adadiff.sampling import SamplingPlan
 from adadiff.sampling.images import decoded_images, pixels_of
+from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
 
 CHUNK = 250  # images whose features are stored together; those of an incomplete chunk are lost by an interruption
@@ -62,27 +62,23 @@ class Measurer:
     chunk of images is complete, and never computed twice.
 
     Args:
-        pipeline: The model.
-        conditions: Conditions of the images; plans choose the guidance.
+        model: The model.
         evaluator: The feature networks; agreement, precision and recall go by the first. With the scorer of prompts.
         cache: Cache for the features.
         batch_size: Images per batch.
         progress: Called, once for each chunk, with the FLOPs of its images, and whether they were sampled now.
-        spread: Samples the batches, here or on many machines.
     """
 
     def __init__(
         self,
-        pipeline: AdaptivePipeline,
-        conditions: Conditions,
+        model: Tunable,
         evaluator: Evaluator,
         cache: TensorCache,
         batch_size: int = 50,
         progress: Callable[[int, bool], None] = lambda flops, sampled: None,
-        spread: Spread = one_by_one,
     ) -> None:
-        self.pipeline, self.conditions, self.evaluator = pipeline, conditions, evaluator
-        self.cache, self.batch_size, self.progress, self.spread = cache, batch_size, progress, spread
+        self.model, self.evaluator = model, evaluator
+        self.cache, self.batch_size, self.progress = cache, batch_size, progress
         self._counted: set[str] = set()
 
     def measure(
@@ -117,7 +113,7 @@ class Measurer:
         if "agreement" in wanted:
             guesses = tensors.get(f"{name}/guesses")
             found["agreement"] = class_agreement(
-                None if guesses is None else guesses.numpy(), first.network.class_names, self._classes
+                None if guesses is None else guesses.numpy(), first.network.class_names, self.model.classes
             )
         if "precision" in wanted or "recall" in wanted:
             pair = first.precision_recall(tensors[f"{name}/vectors"].numpy())
@@ -126,23 +122,17 @@ class Measurer:
             found["clip_score"] = tensors["clip"].mean().item()
         return {each: value for each, value in found.items() if each in wanted and value is not None}
 
-    @property
-    def _classes(self) -> tuple[str | int, ...]:
-        """The conditions' classes by name."""
-        names = self.pipeline.transformer.config.class_names
-        return tuple(names[each] if names and isinstance(each, int) else each for each in self.conditions.classes)
-
     def require(self, shares: Sequence[str]) -> None:
         """Raise InputError if one of these metrics cannot be computed."""
         first = self.evaluator.first
         if "agreement" in shares:
-            known = class_agreement(np.zeros(1, np.int64), first.network.class_names, self._classes)
+            known = class_agreement(np.zeros(1, np.int64), first.network.class_names, self.model.classes)
             if known is None:
                 raise InputError(
                     f"the features {first.network.name} do not know the model's classes: set no floor of class "
                     f"agreement, or name first among the features a network that knows them"
                 )
-        if "clip_score" in shares and (self.evaluator.clip is None or not self.conditions.prompts):
+        if "clip_score" in shares and (self.evaluator.clip is None or not self.model.prompts):
             raise InputError("a floor of the CLIP score needs prompts and a CLIP model: set --prompts and --clip")
 
     def _features(self, plan: SamplingPlan, images: int, seed: int) -> Tensors:
@@ -167,12 +157,10 @@ class Measurer:
         """Sample chunks of images, and yield each once it is complete, its images as the content of PNG files."""
         if not chunks:
             return
-        conditions = replace(self.conditions, guidance=plan.guidance)
-        sampler = ImageSampler(self.pipeline.with_plan(plan), plan.steps, plan.policy, seed, conditions)
         size = self.batch_size
         batches = (numbers[first : first + size] for numbers in chunks for first in range(0, len(numbers), size))
         incomplete: dict[range, dict[int, bytes]] = {numbers: {} for numbers in chunks}
-        for indices, contents in self.spread(sampler, batches):
+        for indices, contents in self.model.sampled(plan, seed, batches):
             numbers = next(each for each in incomplete if indices[0] in each)
             incomplete[numbers].update(zip(indices, contents, strict=True))
             if len(incomplete[numbers]) == len(numbers):
@@ -188,6 +176,6 @@ class Measurer:
             if features.guesses is not None:
                 tensors[f"{name}/guesses"] = torch.from_numpy(features.guesses)
         if (clip := self.evaluator.clip) is not None:
-            prompts = self.conditions.prompts
+            prompts = self.model.prompts
             tensors["clip"] = clip.score(images, [prompts[k % len(prompts)] for k in numbers])
         return tensors

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from adadiff.sampling import AdaptivePipeline, SamplingPlan
-from adadiff.sampling.plan import PlanContext, StoredPlan
-from adadiff.sampling.schedulers import times_of
+from adadiff.policies.stored import StoredPolicy
+from adadiff.sampling import SamplingPlan
 from adadiff.tuning.goal import TuningGoal
 from adadiff.tuning.measure import Measurement
 from adadiff.tuning.search import Score
+from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import weights_checksum
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Tuning:
     def _named(self, plans: Sequence[Confirmed], budget: float | None) -> Confirmed:
         return min(plans, key=lambda each: (sum(each.missed(self.goal, budget).values()), self.by_judges(each)))
 
-    def stored(self, pipeline: AdaptivePipeline) -> StoredPlan:
+    def stored(self, model: Tunable) -> StoredPolicy:
         """Return the chosen plan in the form that a folder of this model stores, with what fresh images say of it.
 
         Raises:
@@ -131,10 +129,6 @@ class Tuning:
         """
         if self.chosen is None:
             raise InputError("no plan met the floors: there is none to store")
-        plan, model = self.chosen.plan, pipeline.transformer
-        evaluations = len(times_of(pipeline.with_plan(plan).scheduler, plan.steps))
-        weights = weights_checksum(Path(model.config.get("_name_or_path", "")))
-        context = PlanContext.of(plan, weights, model.depth, str(plan.scheduler), evaluations)
         found = {
             "images": self.chosen.fresh.images,
             "searched_by": list(self.networks),
@@ -143,4 +137,5 @@ class Tuning:
             "default": self.default.described_with_plan,
             "full_model_at_its_best": self.best_full.described_with_plan,
         }
-        return context.stored(plan.policy, {**self.goal.budget, **self.goal.floors}, found)
+        plan = self.chosen.plan
+        return model.context(plan).stored(plan.policy, {**self.goal.budget, **self.goal.floors}, found)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adadiff.calibration.cache import TensorCache
 from adadiff.evaluation.evaluator import Evaluator
-from adadiff.policies import NeverExit
-from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
-from adadiff.sampling.folder import Spread, one_by_one, sampling_request
-from adadiff.sampling.schedulers import scheduler_name, spacing_of
+from adadiff.sampling import SamplingPlan
 from adadiff.tuning.config import TuneConfig
 from adadiff.tuning.confirm import confirm, seconds_of
 from adadiff.tuning.depth import DepthPlanner
@@ -22,7 +20,7 @@ from adadiff.tuning.progress import Progress, expected_images
 from adadiff.tuning.result import Tuning
 from adadiff.tuning.score import Scorer
 from adadiff.tuning.search import Search, open_study
-from adadiff.tuning.space import Space
+from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import claim_folder, exclusive_folder, read_json, write_json
 from adadiff.utils.fingerprints import fingerprint
@@ -32,15 +30,7 @@ FINALISTS = 3  # plans of each search that fresh images are sampled of, at most
 STARTED_FROM = 2  # full models at their best guidance, which the search for plans begins with
 
 
-def tune(
-    pipeline: AdaptivePipeline,
-    default: SamplingPlan,
-    conditions: Conditions,
-    evaluator: Evaluator,
-    config: TuneConfig,
-    folder: Path,
-    spread: Spread = one_by_one,
-) -> Tuning:
+def tune(model: Tunable, evaluator: Evaluator, config: TuneConfig, folder: Path) -> Tuning:
     """Search the sampling plans of a model for the best images under a budget and floors.
 
     Two searches with the same number of trials: one for the full model's own best guidance, which is the reference, and
@@ -48,53 +38,33 @@ def tune(
     best plans, are measured on fresh images, and named by networks that no search went by.
 
     Args:
-        pipeline: The model.
-        default: Its default plan with all layers, with scheduler and spacing named; compute is relative to it.
-        conditions: Conditions of the images; plans choose the guidance.
+        model: The model: a `TunablePipeline` or a `TunableStockPipeline`. It is left as it was.
         evaluator: All networks: those that the search goes by first, then the judges. With the scorer of prompts, or
             none.
         config: How to search.
         folder: A new or empty folder, or that of the same search, which goes on.
-        spread: Samples the images that are measured, here or on many machines; exits are recorded and plans are timed
-            in this process.
 
     Raises:
         InputError: If there are too few images for the features, the budget is below one full step, a floor cannot be
             measured, or the folder holds another search.
     """
-    job = _Job(pipeline, default, conditions, evaluator, config, folder, spread)
-    job.check()
-    with exclusive_folder(folder):
-        claim_folder(folder, NOTE, _description(job), "a search")
-        with job.progress:
-            return job.run()
-
-
-def default_plan(pipeline: AdaptivePipeline, plan: SamplingPlan) -> SamplingPlan:
-    """Return a plan with all layers, with the pipeline's scheduler and its spacing named."""
-    scheduler = pipeline.scheduler
-    return replace(plan.without_exits, scheduler=scheduler_name(scheduler), spacing=spacing_of(scheduler))
+    job = _Job(model, evaluator, config, folder)
+    with model.kept():
+        job.check()
+        with exclusive_folder(folder):
+            claim_folder(folder, NOTE, _description(job), "a search")
+            with job.progress:
+                return job.run()
 
 
 class _Job:
     """One search; for the arguments see `tune`."""
 
-    def __init__(
-        self,
-        pipeline: AdaptivePipeline,
-        default: SamplingPlan,
-        conditions: Conditions,
-        evaluator: Evaluator,
-        config: TuneConfig,
-        folder: Path,
-        spread: Spread,
-    ) -> None:
-        self.pipeline, self.default, self.conditions, self.config = pipeline, default, conditions, config
-        self.evaluator, self.folder, self.goal = evaluator, folder, config.goal
-        self.parts = pipeline.transformer.part_flops
-        self.progress = Progress()
+    def __init__(self, model: Tunable, evaluator: Evaluator, config: TuneConfig, folder: Path) -> None:
+        self.model, self.evaluator, self.config, self.folder = model, evaluator, config, folder
+        self.default, self.goal, self.progress = model.default, config.goal, Progress()
         cache = TensorCache(folder / FEATURES, {})
-        self.measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, self._count, spread)
+        self.measurer = Measurer(model, evaluator, cache, config.batch_size, self._count)
 
     def check(self) -> None:
         """Raise InputError, before anything is sampled, if the search cannot be made."""
@@ -102,7 +72,10 @@ class _Job:
         self.evaluator.require_enough(config.images[0], "the {n} images that --images begins with")
         self.evaluator.require_enough(config.confirm, "the {n} images of --confirm")
         self.measurer.require(tuple(self.goal.floors))
-        least = {"compute": self.parts.full / self.default.flops(self.parts), "gflops": self.parts.full / 1e9}
+        if self.goal.gflops is not None and not self.model.counts_flops:
+            raise InputError("a budget in GFLOPs is for models of adadiff's own: set one of compute or seconds")
+        one_step = self.model.prediction_flops
+        least = {"compute": one_step / self._default_flops, "gflops": one_step / 1e9}
         for unit, value in self.goal.budget.items():
             if unit in least and value < least[unit]:
                 raise InputError(f"the budget {unit} is {value}: one step with all layers takes {least[unit]:.3g}")
@@ -112,13 +85,7 @@ class _Job:
         config, budget = self.config, self._budget()
         self.progress.total = expected_images(config, budget, FINALISTS)
         scorer = Scorer(
-            self.measurer,
-            self.default,
-            config.features,
-            self.goal,
-            budget,
-            config.seed,
-            (config.images[-1], config.confirm),
+            self.measurer, config.features, self.goal, budget, config.seed, (config.images[-1], config.confirm)
         )
         full = self._full_search(scorer)
         best_full = full.run(config.trials, config.images)[:FINALISTS]
@@ -141,7 +108,7 @@ class _Job:
         )
 
     def _full_search(self, scorer: Scorer) -> Search[SamplingPlan]:
-        space = Space.of(self.pipeline, self.default).with_all_layers(self.default.steps)
+        space = self.model.space().with_all_layers(self.default.steps)
         return Search(
             open_study(self.folder, "full model", 1),
             lambda trial: space.suggest(trial).with_all_layers,
@@ -151,9 +118,9 @@ class _Job:
         )
 
     def _search(self, scorer: Scorer, budget: float | None, full: Sequence[SamplingPlan]) -> Search[SamplingPlan]:
-        space = Space.of(self.pipeline, self.default)
-        planner = DepthPlanner(self.pipeline, self.conditions, self.folder / RECORDINGS, self.config.seed + 2)
-        most_flops = math.inf if budget is None else budget * self.default.flops(self.parts)
+        space = self.model.space()
+        planner = DepthPlanner(self.model, self.folder / RECORDINGS, self.config.seed + 2)
+        most_flops = math.inf if budget is None else budget * self._default_flops
         return Search(
             open_study(self.folder, "plans", 1 if self.goal.budget else 2),
             lambda trial: planner.plan(space.suggest(trial), most_flops),
@@ -166,27 +133,32 @@ class _Job:
         """Return the budget as FLOPs over the default plan's; what seconds come to is measured once and noted."""
         goal = self.goal
         if goal.gflops is not None:
-            return goal.gflops * 1e9 / self.default.flops(self.parts)
+            return goal.gflops * 1e9 / self._default_flops
         if goal.seconds is None:
             return goal.compute
         note = self.folder / SECONDS
         if not note.is_file():
-            write_json(note, {"seconds_of_default": seconds_of(self.measurer, [self.default])[0]})
+            write_json(note, {"seconds_of_default": seconds_of(self.model, [self.default])[0]})
         budget = goal.seconds / float(read_json(note)["seconds_of_default"])
-        if budget < (least := self.parts.full / self.default.flops(self.parts)):
+        if budget < (least := self.model.prediction_flops / self._default_flops):
             one_step = goal.seconds * least / budget
             raise InputError(f"the budget seconds is {goal.seconds}: one step with all layers takes {one_step:.3g}")
         return budget
 
     def _count(self, flops: int, sampled: bool) -> None:
-        self.progress.add(flops / self.default.flops(self.parts), sampled)
+        self.progress.add(flops / self._default_flops, sampled)
+
+    @cached_property
+    def _default_flops(self) -> float:
+        return self.model.flops(self.default)
 
 
 def _description(job: _Job) -> dict[str, Any]:
     """Describe, as plain values, everything that a search's trials depend on; more trials and images may follow."""
     config, references = job.config, job.evaluator.references
     return {
-        "model": sampling_request(job.pipeline, job.default.steps, NeverExit(), config.seed, job.conditions),
+        "model": job.model.describe(config.seed),
+        "default": job.default.describe(),
         "networks": {name: each.network.fingerprint for name, each in references.items()},
         "real_images": {name: fingerprint([each.real.vectors.tobytes()]) for name, each in references.items()},
         "goal": asdict(config.goal),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from adadiff.runtime import PartFlops
 from adadiff.sampling import SamplingPlan
 from adadiff.sampling.finite import NonFiniteImagesError
 from adadiff.tuning.goal import TuningGoal
 from adadiff.tuning.measure import Measurement, Measurer
 from adadiff.tuning.search import Score
+from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
 
 WORST = 1000.0  # objective of a plan whose images are not finite
@@ -19,9 +19,10 @@ WORST = 1000.0  # objective of a plan whose images are not finite
 class Scorer:
     """Scores plans by their first so many images.
 
+    Distances and compute are relative to those of the model's default plan.
+
     Args:
         measurer: Measures images.
-        default: The default plan with all layers, which distances and compute are relative to.
         networks: Names of the networks that the search goes by.
         goal: Budget and floors.
         budget: The budget as FLOPs over the default plan's, or None.
@@ -34,25 +35,24 @@ class Scorer:
     def __init__(
         self,
         measurer: Measurer,
-        default: SamplingPlan,
         networks: Sequence[str],
         goal: TuningGoal,
         budget: float | None,
         seed: int,
         confirming: tuple[int, int],
     ) -> None:
-        self.measurer, self.default, self.networks, self.seed = measurer, default, tuple(networks), seed
+        self.measurer, self.networks, self.seed = measurer, tuple(networks), seed
         self.goal, self.budget, self.confirming = goal, budget, confirming
 
     @property
-    def parts(self) -> PartFlops:
-        """FLOPs of the model's parts."""
-        return self.measurer.pipeline.transformer.part_flops
+    def model(self) -> Tunable:
+        """The model."""
+        return self.measurer.model
 
     def predicted(self, plan: SamplingPlan) -> float | None:
         """Return the FLOPs of a plan over the default plan's, exactly; None if they depend on the samples."""
         try:
-            return plan.flops(self.parts) / self.default.flops(self.parts)
+            return self.model.flops(plan) / self.model.flops(self.model.default)
         except InputError:
             return None
 
@@ -72,7 +72,7 @@ class Scorer:
             measured = self.measurer.measure(plan, images, self.seed, tuple(self.goal.floors))
         except NonFiniteImagesError:
             return Score(WORST, 1.0 if predicted is None else predicted, (1.0,))
-        reference = self.measurer.measure(self.default, images, self.seed)
+        reference = self.measurer.measure(self.model.default, images, self.seed)
         compute = measured.flops / reference.flops
         over = () if budget is None else (compute / budget - 1,)
         return Score(measured.relative(self.networks, reference), compute, (*over, *self._missed(measured)))

@@ -9,10 +9,8 @@ from typing import Any
 from optuna.trial import BaseTrial
 from typing_extensions import Self
 
-from adadiff.sampling import AdaptivePipeline, Guidance, InternalGuidance
+from adadiff.sampling import Guidance, InternalGuidance
 from adadiff.sampling.plan import SPACINGS, SamplingPlan
-from adadiff.sampling.schedulers import scheduler_name
-from adadiff.utils.errors import InputError
 
 DETERMINISTIC = ("ddim", "dpm-solver++", "unipc")  # others add noise of their own, which no two plans have in common
 LEAST_STEPS = 4
@@ -60,7 +58,8 @@ class Space:
         depth: Least and largest share of the FLOPs of all layers.
         scale: Least and highest guidance scale; None for a model that cannot be guided.
         internal_layers: Layers 1 to this may guide internally; 0 for no internal guidance.
-        spacings: Spacings of the time steps.
+        spacings: Spacings of the time steps; none for the scheduler's own.
+        intervals: Whether guidance may leave steps out.
     """
 
     steps: tuple[int, int]
@@ -69,17 +68,22 @@ class Space:
     scale: tuple[float, float] | None = None
     internal_layers: int = 0
     spacings: tuple[str, ...] = SPACINGS
+    intervals: bool = True
 
     @classmethod
-    def of(cls, pipeline: AdaptivePipeline, default: SamplingPlan) -> Self:
-        """Derive the space from a model and its default plan."""
-        own = scheduler_name(pipeline.scheduler)
+    def around(cls, default: SamplingPlan, guided: bool, **others: Any) -> Self:
+        """Derive the ranges of steps and guidance scales from a default plan.
+
+        Args:
+            default: The plan.
+            guided: Whether the model can be guided.
+            others: The other ranges, as the space takes them.
+        """
         highest = max(HIGHEST_SCALE, MORE_STEPS * default.guidance.scale)
         return cls(
             steps=(min(LEAST_STEPS, default.steps), round(MORE_STEPS * default.steps)),
-            schedulers=DETERMINISTIC if own in DETERMINISTIC else (own, *DETERMINISTIC),
-            scale=(1.0, highest // SCALE_GRID * SCALE_GRID) if _can_be_guided(pipeline) else None,
-            internal_layers=pipeline.transformer.depth - 1,
+            scale=(1.0, highest // SCALE_GRID * SCALE_GRID) if guided else None,
+            **others,
         )
 
     def with_all_layers(self, steps: int) -> Self:
@@ -92,7 +96,7 @@ class Space:
         return Choices(
             steps,
             trial.suggest_categorical("scheduler", self.schedulers),
-            trial.suggest_categorical("spacing", self.spacings),
+            trial.suggest_categorical("spacing", self.spacings) if self.spacings else None,
             self._guidance(trial, steps),
             trial.suggest_float("depth", *self.depth),
         )
@@ -127,7 +131,8 @@ class Space:
         if self.scale is not None:
             scales = [max(self.scale[0], _on_grid(default.guidance.scale * part)) for part in LOWER_SCALES]
             starts += [{**own, "scale": scale} for scale in scales]
-            starts.append(middle := {**own, "start": 0.25, "end": 0.75})
+            middle = {**own, "start": 0.25, "end": 0.75}
+            starts += [middle] if self.intervals else []
             if self.internal_layers:
                 starts.append({**middle, "internal_weight": 0.5})
         return [start for place, start in enumerate(starts) if start not in starts[:place]]
@@ -139,7 +144,7 @@ class Space:
         guidance, internal = plan.guidance, plan.guidance.internal
         if self.scale is not None:
             chosen["scale"] = min(self.scale[1], _on_grid(guidance.scale))
-            chosen |= _interval_parameters("", guidance.interval)
+            chosen |= _interval_parameters("", guidance.interval) if self.intervals else {}
         if self.internal_layers:
             chosen["internal_weight"] = 0.0 if internal is None else internal.weight
             if internal is not None:
@@ -155,7 +160,7 @@ class Space:
         internal, guidance = self._internal(trial, steps), Guidance()
         if self.scale is not None:
             scale = trial.suggest_float("scale", *self.scale, step=SCALE_GRID)
-            guidance = Guidance(scale, _interval(trial, ""))
+            guidance = Guidance(scale, _interval(trial, "") if self.intervals else (0.0, 1.0))
             if not any(guidance.applies(step, steps) for step in range(steps)):
                 guidance = Guidance()  # a plan never states a scale that no step is guided by
         return replace(guidance, internal=internal)
@@ -185,11 +190,3 @@ def _interval_parameters(prefix: str, interval: tuple[float, float]) -> dict[str
 
 def _on_grid(scale: float) -> float:
     return round(scale / SCALE_GRID) * SCALE_GRID
-
-
-def _can_be_guided(pipeline: AdaptivePipeline) -> bool:
-    try:
-        pipeline.null_conditions(1)
-    except InputError:
-        return False
-    return True

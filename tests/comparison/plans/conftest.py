@@ -3,9 +3,9 @@
 import pytest
 
 from adadiff.comparison import PlansConfig, compare_plans
-from tests.tuning.conftest import classes_pipeline, conditions, default, evaluator
+from tests.tuning.conftest import classes_pipeline, conditions, default, evaluator, tunable
 
-__all__ = ["classes_pipeline", "conditions", "default", "evaluator"]
+__all__ = ["classes_pipeline", "conditions", "default", "evaluator", "tunable"]
 
 CONFIG = PlansConfig(
     "tiny",

@@ -9,16 +9,16 @@ import torch
 from adadiff import InputError
 from adadiff.comparison.plans.methods import METHODS, CachedPlan, SkipCache
 from adadiff.policies import NeverExit, ThresholdExit
-from adadiff.sampling import Guidance, SamplingPlan
+from adadiff.sampling import Guidance
 from adadiff.tuning.depth import DepthPlanner
-from adadiff.tuning.space import Choices, Space
+from adadiff.tuning.space import Choices
 
 CHOICES = Choices(8, "ddim", "leading", Guidance(2.0, (0.25, 0.75)), depth=0.5)
 
 
 @pytest.fixture
-def planned(classes_pipeline, conditions, tmp_path):
-    planner = DepthPlanner(classes_pipeline, conditions, tmp_path, seed=5)
+def planned(tunable, tmp_path):
+    planner = DepthPlanner(tunable, tmp_path, seed=5)
 
     def plan(method, **fixed):
         return METHODS[method].plan(optuna.trial.FixedTrial(fixed), CHOICES, planner, float("inf"))
@@ -55,10 +55,9 @@ def test_a_cached_plan_samples_with_the_cache(planned, classes_pipeline):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_the_first_trials_are_within_the_space(method, classes_pipeline):
+def test_the_first_trials_are_within_the_space(method, tunable):
     """Their parameters are those that the method suggests."""
-    default = SamplingPlan(8, guidance=Guidance(3.0), scheduler="ddim", spacing="leading")
-    space = method.space(replace(Space.of(classes_pipeline, default), steps=(4, 8)))
+    space = method.space(replace(tunable.space(), steps=(4, 8)))
     start = method.start(0.5, 8)
     assert set(start) <= {"steps", "depth", "interval", "shallow"}
     assert space.steps[0] <= start["steps"] <= space.steps[1]

@@ -117,7 +117,7 @@ class Extrapolation(PlanMethod):
 
     def plan(self, trial: BaseTrial, choices: Choices, planner: DepthPlanner, most_flops: float) -> SamplingPlan:
         interval, order = trial.suggest_int("interval", 2, LONGEST_INTERVAL), trial.suggest_int("order", 0, 2)
-        depth = len(planner.parts.layers)
+        depth = planner.model.depth
         layers = tuple(0 if step % interval else depth for step in range(choices.steps))
         weights = (1.0, float(order > 0), float(order > 1))
         policy = CorrectedScheduleExit(layers, (weights,) * choices.steps)
@@ -135,7 +135,7 @@ class SingleThreshold(PlanMethod):
 
     def plan(self, trial: BaseTrial, choices: Choices, planner: DepthPlanner, most_flops: float) -> SamplingPlan:
         tau = trial.suggest_float("tau", SMALLEST_TAU, LARGEST_TAU, log=True)
-        least = trial.suggest_int("min_layer", 1, len(planner.parts.layers) - 1)
+        least = trial.suggest_int("min_layer", 1, planner.model.depth - 1)
         return replace(choices.with_all_layers, policy=ThresholdExit(round(tau, 4), min_layer=least))
 
 
@@ -211,7 +211,7 @@ class SkipCacheMethod(PlanMethod):
         return {"steps": steps, "interval": _interval(share), "shallow": 1}
 
     def plan(self, trial: BaseTrial, choices: Choices, planner: DepthPlanner, most_flops: float) -> SamplingPlan:
-        shallow = trial.suggest_int("shallow", 1, min(2, len(planner.parts.layers) // 2))
+        shallow = trial.suggest_int("shallow", 1, min(2, planner.model.depth // 2))
         return CachedPlan.of(choices, SkipCache(trial.suggest_int("interval", 2, LONGEST_INTERVAL), shallow))
 
 

@@ -14,7 +14,7 @@ from adadiff.comparison.plans.methods import METHODS, FullModel, PlanMethod
 from adadiff.evaluation.evaluator import Evaluator
 from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
 from adadiff.sampling.folder import Spread, one_by_one
-from adadiff.tuning import TuneConfig, TuningGoal
+from adadiff.tuning import TunablePipeline, TuneConfig, TuningGoal
 from adadiff.tuning.confirm import confirm
 from adadiff.tuning.depth import DepthPlanner
 from adadiff.tuning.measure import Measurer
@@ -96,22 +96,22 @@ def compare_plans(
     Raises:
         InputError: If the folder holds another comparison, a floor cannot be measured, or there are too few images.
     """
-    conditions = Conditions(pipeline.transformer.class_indices)
+    model = TunablePipeline(pipeline, default, Conditions(pipeline.transformer.class_indices), spread)
     evaluator.require_enough(min(*config.images, config.confirm))
-    progress, full = Progress("comparing"), default.flops(pipeline.transformer.part_flops)
+    progress, full = Progress("comparing"), model.flops(default)
 
     def count(flops: int, sampled: bool) -> None:
         progress.add(flops / full, sampled)
 
     cache = TensorCache(out / FEATURES, {})
-    measurer = Measurer(pipeline, conditions, evaluator, cache, config.batch_size, count, spread)
+    measurer = Measurer(model, evaluator, cache, config.batch_size, count)
     if any(config.floors):
         measurer.require(("agreement",))
     with exclusive_folder(out), progress:
         claim_folder(out, CONFIG, asdict(config), "a comparison")
         progress.total = _expected_images(config)
-        planner = DepthPlanner(pipeline, conditions, out / RECORDINGS, config.seed + 2)
-        searches = _Searches(config, default, measurer, planner, out)
+        planner = DepthPlanner(model, out / RECORDINGS, config.seed + 2)
+        searches = _Searches(config, measurer, planner, out)
         fronts = [
             searches.front(METHODS[name], floor)
             for floor, name in itertools.product(config.floors, config.methods or METHODS)
@@ -129,14 +129,11 @@ def _expected_images(config: PlansConfig) -> float:
 class _Searches:
     """Searches fronts; for the arguments see `compare_plans`."""
 
-    def __init__(
-        self, config: PlansConfig, default: SamplingPlan, measurer: Measurer, planner: DepthPlanner, out: Path
-    ) -> None:
-        self.config, self.default, self.measurer, self.planner, self.out = config, default, measurer, planner, out
-        self.parts = planner.parts
-        everything = Space.of(measurer.pipeline, default)
-        least = min(everything.steps[0], default.steps)
-        self.everything = replace(everything, steps=(least, default.steps))  # more exceed the compute in full
+    def __init__(self, config: PlansConfig, measurer: Measurer, planner: DepthPlanner, out: Path) -> None:
+        self.config, self.measurer, self.planner, self.out = config, measurer, planner, out
+        self.default, everything = measurer.model.default, measurer.model.space()
+        least = min(everything.steps[0], self.default.steps)
+        self.everything = replace(everything, steps=(least, self.default.steps))  # more exceed the compute in full
 
     def front(self, method: PlanMethod, floor: float) -> Front:
         """Search a method's plans under a floor; those that fresh images show to miss it are left out."""
@@ -149,7 +146,7 @@ class _Searches:
 
     def _search(self, method: PlanMethod, floor: float) -> Search[SamplingPlan]:
         space, reference = method.space(self.everything), isinstance(method, FullModel)
-        most = math.inf if reference else self.config.most_compute * self.default.flops(self.parts)
+        most = math.inf if reference else self.config.most_compute * self.measurer.model.flops(self.default)
         scorer = self._scorer(self.config.search(floor))
         return Search(
             open_study(self.out, f"{method.name}, agreement {floor:g}", 1 if reference else 2),
@@ -171,4 +168,4 @@ class _Searches:
     def _scorer(self, search: TuneConfig) -> Scorer:
         config = self.config
         budget, confirming = config.most_compute, (config.images[-1], config.confirm)
-        return Scorer(self.measurer, self.default, config.features, search.goal, budget, config.seed, confirming)
+        return Scorer(self.measurer, config.features, search.goal, budget, config.seed, confirming)
