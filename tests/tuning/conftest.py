@@ -48,6 +48,15 @@ def make_evaluator(real_seed=1):
     return Evaluator(ImageData(DataConfig()), references, 0.0)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def few_recorded():
+    """Schedules from fewer samples than a user's search records: none of these tests is about how good they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RECORDED": 4, "PROBED_STEPS": 2, "PROBED_SAMPLES": 2}.items():
+            patch.setattr(f"adadiff.calibration.quick.{name}", value)
+        yield
+
+
 @pytest.fixture(scope="session")
 def evaluator():
     return make_evaluator()

@@ -105,10 +105,9 @@ def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[i
 
 
 def tunable_stock(model: Path, options: FitOptions) -> TunableStockPipeline:
-    """Return a stock pipeline to search plans for; those arguments that its stored policy was made for are its own."""
+    """Return a stock pipeline to search plans for."""
     pipe, conditions, arguments = to_sample(model, options)
-    own = _own_arguments(StockPolicy.load(model)) if (model / EXIT_POLICY).is_file() else {}
-    return TunableStockPipeline(pipe, conditions, **own | arguments)
+    return TunableStockPipeline(pipe, conditions, **arguments)
 
 
 def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary:

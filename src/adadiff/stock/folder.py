@@ -88,11 +88,19 @@ def as_images(samples: Tensor) -> Tensor:
     return samples
 
 
+def pictures(samples: Tensor) -> list[Image.Image]:
+    """Return decoded samples, (samples, channels, height, width) in [0, 1], as pictures.
+
+    Raises:
+        InputError: If they are videos or sounds.
+    """
+    found: list[Image.Image] = DiffusionPipeline.numpy_to_pil(as_images(samples).permute(0, 2, 3, 1).numpy())
+    return found
+
+
 def _sample_batch(sampler: StockSampler, out: Path, numbers: Sequence[int]) -> None:
     start = time.perf_counter()
-    images = as_images(sampler(numbers, "pt"))
-    pixels = images.permute(0, 2, 3, 1).numpy()
+    images = pictures(sampler(numbers, "pt"))
     seconds = (time.perf_counter() - start) / len(numbers)
-    pictures: list[Image.Image] = DiffusionPipeline.numpy_to_pil(pixels)
-    for k, picture in zip(numbers, pictures, strict=True):
+    for k, picture in zip(numbers, images, strict=True):
         write_bytes(image_path(out, k), noted_image(picture, {SECONDS: seconds}))

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
 from adadiff.calibration.stock import UNIT, StockSampling
 from adadiff.policies import NeverExit, ScheduleExit
 from adadiff.sampling import Guidance, SamplingPlan
@@ -18,11 +16,12 @@ from adadiff.sampling.images import FLOPS, noted_image
 from adadiff.sampling.schedulers import scheduler_name
 from adadiff.stock import StockSampler
 from adadiff.stock.exits import checked_exits
-from adadiff.stock.folder import as_images
+from adadiff.stock.folder import as_images, pictures
 from adadiff.stock.stored import StockContext
 from adadiff.stock.switch import depth_of, kept
 from adadiff.tuning.space import Space
 from adadiff.tuning.tunable import Tunable
+from adadiff.utils.errors import InputError
 
 STEPS, SCALE = "num_inference_steps", "guidance_scale"
 
@@ -38,7 +37,7 @@ class TunableStockPipeline(Tunable):
             or else the pipeline's own, are the default that compute is relative to.
 
     Raises:
-        InputError: If an argument is invalid, or the pipeline cannot be cut.
+        InputError: If an argument is invalid, or the pipeline cannot be cut, or its call takes no number of steps.
     """
 
     counts_flops = False  # but in billionths of a prediction with all layers
@@ -47,12 +46,13 @@ class TunableStockPipeline(Tunable):
         self, pipe: Any, prompts: Sequence[Any], layers: Sequence[str] | None = None, **arguments: Any
     ) -> None:
         own = {name: each.default for name, each in inspect.signature(type(pipe).__call__).parameters.items()}
-        self.pipe, self.numbered, self.layers, self.arguments = pipe, prompts, layers, arguments
+        call = {**own, **arguments}
+        self.pipe, self.conditions, self.layers, self.arguments = pipe, prompts, layers, arguments
         self.can_be_guided = SCALE in own
-        scale = max(1.0, float({**own, **arguments}.get(SCALE, 1.0)))
-        default = SamplingPlan(
-            {**own, **arguments}[STEPS], guidance=Guidance(scale), scheduler=scheduler_name(pipe.scheduler)
-        )
+        if STEPS not in call:
+            raise InputError(f"{type(pipe).__name__} takes no {STEPS}, which a plan has to choose")
+        guidance = Guidance(max(1.0, call.get(SCALE) or 1.0))
+        default = SamplingPlan(call[STEPS], guidance=guidance, scheduler=scheduler_name(pipe.scheduler))
         super().__init__(default, _classes(pipe, prompts), tuple(each for each in prompts if isinstance(each, str)))
         self.exits = checked_exits(None, self.depth)
         self._known: dict[tuple[int, float], StockSampling] = {}  # by steps and scale
@@ -63,10 +63,9 @@ class TunableStockPipeline(Tunable):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        channels, height, width = as_images(self._sampling(self.default).like(0, "pt").batch(NeverExit(), [0]).images)[
-            0
-        ].shape
-        return channels, height, width
+        with self.kept():
+            images = as_images(self._sampling(self.default).like(0, "pt").batch(NeverExit(), [0]).images)
+        return images.shape[1], images.shape[2], images.shape[3]
 
     @property
     def prediction_flops(self) -> float:
@@ -110,15 +109,14 @@ class TunableStockPipeline(Tunable):
         sampling = self._sampling(plan).like(seed, "pt")
         batch = sampling.batch(plan.policy, numbers)
         flops = round(UNIT * batch.flops / sampling.values_per_row / len(numbers))
-        pixels = as_images(batch.images).permute(0, 2, 3, 1).numpy()
-        return [noted_image(picture, {FLOPS: [flops]}) for picture in DiffusionPipeline.numpy_to_pil(pixels)]
+        return [noted_image(picture, {FLOPS: [flops]}) for picture in pictures(batch.images)]
 
     def _sampling(self, plan: SamplingPlan) -> StockSampling:
         """Return what samples at a plan's settings, whose costs were counted once on one image."""
         key = plan.steps, plan.guidance.scale
         if key not in self._known:
             chosen = {STEPS: plan.steps} | ({SCALE: plan.guidance.scale} if self.can_be_guided else {})
-            sampler = StockSampler(self.pipe, self.numbered, 0, {**self.arguments, **chosen})
+            sampler = StockSampler(self.pipe, self.conditions, 0, {**self.arguments, **chosen})
             self._known[key] = StockSampling(sampler, self.exits, self.layers, "latent")
         return self._known[key]
 
