@@ -114,6 +114,42 @@ def test_a_compiled_model_samples_the_same_and_is_compiled_once(how: Any, order:
     assert not torch.equal(tiny(), wanted)
 
 
+def test_as_many_exits_as_there_are_layers_fit_in_a_compiled_model():
+    torch._dynamo.reset()
+    tiny = build("pixart")
+    policy = adadiff.CorrectedScheduleExit((5, 1, 5, 2, 5, 3, 5, 4, 0))  # more graphs than torch keeps by default
+    adadiff.enable(tiny.pipe, policy)
+    wanted = tiny(num_inference_steps=9)
+    compile_whole(tiny, "eager", fullgraph=True)
+    torch.testing.assert_close(tiny(num_inference_steps=9), wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", [compile_whole, compile_in_place, compile_blocks])
+def test_compiled_models_are_calibrated_and_adapted_as_others(how: Any):
+    torch._dynamo.reset()
+    found, errors, graphs = [], [], []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    for compiled in (False, True):
+        tiny = build("flux", double=1, single=2)
+        if compiled:
+            how(tiny, backend, fullgraph=True)
+        prompts, arguments = numbered(tiny)
+        errors.append(adadiff.adapt(tiny.pipe, prompts, samples=2, bins=2, **arguments).errors())
+        found.append(adadiff.calibrate(tiny.pipe, prompts, compute=0.6, samples=8, refine=False, **arguments))
+    assert found[1].policy.layers == found[0].policy.layers
+    assert found[1].checked.compute == pytest.approx(found[0].checked.compute)
+    assert found[1].checked.error == pytest.approx(found[0].checked.error, rel=0.01)
+    for layer, each in errors[0].items():
+        assert errors[1][layer] == pytest.approx(each, rel=0.01)
+    assert bool(graphs) == (how is compile_blocks)  # a model compiled as a whole would make a graph for every policy
+    assert tiny().isfinite().all()
+    assert graphs
+
+
 @pytest.mark.parametrize("how", [compile_whole, compile_in_place, compile_blocks])
 @pytest.mark.parametrize("policy", [adadiff.ThresholdExit(0.05), adadiff.CorrectedScheduleExit((3, 3, 1, 3, 1, 1))])
 def test_fitted_exits_work_in_compiled_and_offloaded_models(policy: adadiff.ExitPolicy, how: Any):

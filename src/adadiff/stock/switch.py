@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
@@ -22,10 +23,13 @@ from adadiff.stock.record import StockTrace
 from adadiff.stock.recorder import ExitRecorder, RecordingHooks, steps_observed
 from adadiff.stock.stored import StockPolicy
 from adadiff.stock.trajectory import PipelineState
-from adadiff.stock.views import Blocks
+from adadiff.stock.views import Blocks, is_compiled
 from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+GRAPHS = 64
+"""Graphs that torch keeps of a model compiled as a whole, at least: each exit, replay and set of taps has its own."""
 
 MakeHooks = Callable[[nn.Module, str, Blocks, PipelineState], TransformerHooks]
 
@@ -119,6 +123,8 @@ def switch_on(
         adaptation.check(transformers, policy)
         costs = {**{name: each.settings.costs for name, each in adaptation.transformers.items()}, **(costs or {})}
     disable(pipe)
+    compiler = torch._dynamo.config
+    compiler.recompile_limit = max(compiler.recompile_limit, GRAPHS)
     state = PipelineState(pipe, policy, costs or {}, stored)
     for name, component in transformers:
         if adaptation is not None:
@@ -136,11 +142,16 @@ def recording(pipe: Any, recorder: ExitRecorder, layers: Sequence[str] | None = 
 
 
 @contextmanager
-def kept(pipe: Any) -> Iterator[None]:
-    """Leave a pipeline enabled or disabled as it was before the block."""
+def trying(pipe: Any) -> Iterator[None]:
+    """Try policies in the block: the pipeline is enabled or disabled as before at its end.
+
+    Transformers that are compiled as a whole run uncompiled in it, since every policy would make graphs of its own.
+    """
     found = [(component, hooks_of(component)) for _, component in transformers_of(pipe)]
+    compiled = any(is_compiled(component) for component, _ in found)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         disable(pipe)
         for component, hooks in found:
