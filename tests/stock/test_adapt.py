@@ -84,6 +84,14 @@ def test_samples_exit_as_if_each_were_alone(tiny: TinyPipeline, monkeypatch: pyt
     assert attributes(tiny.transformer) == before
 
 
+def test_samples_may_be_adapted_to_one_by_one():
+    tiny = build("hunyuandit")  # whose rotary embeddings are a pair, as the rows of one guided sample are
+    prompts, arguments = numbered(tiny)
+    adaptation = adadiff.adapt(tiny.pipe, prompts, exits=[2], samples=2, batch_size=1, **arguments)
+    known = adaptation.transformers["transformer"].settings.row_inputs
+    assert not any(known[name] for name in known if name.startswith("image_rotary_emb"))
+
+
 def test_heads_are_the_closed_form_of_all_samplings():
     tiny, layer, samples = build("flux"), 2, 4  # guidance in two calls a step
     prompts, arguments = numbered(tiny)
