@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import accelerate
 import diffusers
 import pytest
 import torch
 from packaging.version import Version
 
 import adadiff
+from adadiff.stock.stored import weights_fingerprint
+from adadiff.stock.switch import transformers_of
 from tests.stock.calls import numbered, schedule
 from tests.stock.tiny import TinyPipeline, build
 
@@ -61,6 +65,24 @@ def test_an_offloaded_model_is_still_moved_after_disabling():
     hook.pre_forward = lambda *args, **kwargs: moved.append(1) or pre_forward(*args, **kwargs)
     tiny()
     assert moved
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_weights_that_accelerate_moves_layer_by_layer_are_known(name: str, tmp_path: Path):
+    tiny = build(name)
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    wanted, known = tiny(), weights_fingerprint(transformers_of(tiny.pipe))
+    accelerate.disk_offload(tiny.transformer, tmp_path, torch.device("cpu"))  # as `enable_sequential_cpu_offload` does
+    assert all(each.is_meta for each in tiny.transformer.parameters())
+    assert weights_fingerprint(transformers_of(tiny.pipe)) == known
+    for _ in range(2):
+        assert torch.equal(tiny(), wanted)
+        adadiff.enable(tiny.pipe, schedule(tiny))
+    other = build(name)
+    with torch.no_grad():
+        next(iter(other.transformer.parameters())).mul_(2)
+    accelerate.cpu_offload(other.transformer, torch.device("cpu"))
+    assert weights_fingerprint(transformers_of(other.pipe)) != known
 
 
 def compile_whole(tiny: TinyPipeline, backend: Any, **options: Any) -> None:
