@@ -154,7 +154,7 @@ def test_what_differs_from_the_calibration_is_said(
 def test_a_calibration_belongs_to_its_kind_of_guidance(caplog: pytest.LogCaptureFixture):
     tiny = build("qwen")  # `guidance_scale` is None, and `true_cfg_scale` guides
     prompts, arguments = numbered(tiny)
-    found = adadiff.calibrate(tiny.pipe, prompts, compute=0.6, samples=8, exits=(1,), refine=False, **arguments)
+    adadiff.calibrate(tiny.pipe, prompts, compute=0.6, samples=8, exits=(1,), refine=False, **arguments)
     with caplog.at_level(logging.WARNING, "adadiff"):
         tiny()
         assert caplog.messages == []
@@ -213,6 +213,8 @@ def test_a_calibration_goes_on_where_it_was_interrupted(
         ({"samples": 4}, "calibrate on at least 8"),
         ({"exits": (4,)}, "name layers in 1 to 3"),
         ({"output_type": "pil"}, "output_type cannot be given"),
+        ({"batch_size": 0}, "the batch size is 0"),
+        ({"class_labels": [1]}, "class_labels is given twice"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], message: str):

@@ -60,8 +60,6 @@ def middle_threshold(tiny: TinyPipeline, adaptation: Adaptation, monkeypatch: py
 
 
 def test_samples_exit_as_if_each_were_alone(tiny: TinyPipeline, monkeypatch: pytest.MonkeyPatch):
-    if "prompt_embeds" in tiny.arguments and isinstance(tiny.arguments["prompt_embeds"], list):
-        pytest.skip("the pipeline takes embeddings as a list alone")
     sampler = sampler_of(tiny)
     full, before = sampler(range(3)), attributes(tiny.transformer)
     adaptation = adapted(tiny)

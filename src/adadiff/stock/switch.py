@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.sampling import AdaptivePipeline
 from adadiff.stock.adapting.adaptation import Adaptation, known_in_advance
 from adadiff.stock.adapting.adapted import AdaptedHooks
 from adadiff.stock.costs import LayerCosts
@@ -107,6 +108,8 @@ def switch_on(
         make_hooks: Makes the hooks of a transformer without adaptation.
         adaptation: Fitted exits, if there are any.
     """
+    if not isinstance(policy, ExitPolicy):
+        raise InputError(f"{policy!r} is no exit policy: give one such as CorrectedScheduleExit, or a calibrated one")
     if adaptation is None and not known_in_advance(policy):
         raise InputError(
             f"{type(policy).__name__} decides by uncertainties, which stock transformers do not estimate: give it "
@@ -207,6 +210,8 @@ def trace(pipe: Any) -> StockTrace:
 
 def transformers_of(pipe: Any) -> list[tuple[str, nn.Module]]:
     """Return the pipeline's transformers with their names, each once."""
+    if isinstance(pipe, AdaptivePipeline):
+        raise InputError("this is a pipeline of adadiff's own: give the policy to its calls, pipe(..., policy=policy)")
     components = getattr(pipe, "components", {})
     found = {
         id(unwrap_module(part)): (name, part)
