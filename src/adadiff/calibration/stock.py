@@ -201,7 +201,7 @@ def calibrate(
     Examples:
         >>> found = adadiff.calibrate(pipe, ["a red apple", "a boat"], compute=0.55, num_inference_steps=28)
         ... # doctest: +SKIP
-        >>> found.save(Path("policy"))  # doctest: +SKIP
+        >>> found.save("policy")  # doctest: +SKIP
         >>> adadiff.enable(pipe, "policy")  # in another session  # doctest: +SKIP
     """
     if isinstance(pipe, AdaptivePipeline):

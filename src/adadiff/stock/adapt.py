@@ -69,7 +69,7 @@ def adapt(
     Examples:
         >>> adaptation = adadiff.adapt(pipe, ["a red apple", "a boat"], num_inference_steps=28)  # doctest: +SKIP
         >>> adadiff.enable(pipe, adadiff.ThresholdExit(0.1), adaptation=adaptation)  # doctest: +SKIP
-        >>> adaptation.save(Path("adaptation"))  # doctest: +SKIP
+        >>> adaptation.save("adaptation")  # doctest: +SKIP
     """
     if samples < 2 or batch_size < 1 or bins < 1:
         raise InputError(

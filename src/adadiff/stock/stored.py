@@ -53,7 +53,7 @@ class StockPolicy(StoredPolicy):
 
     Examples:
         >>> found = adadiff.calibrate(pipe, prompts, compute=0.55, num_inference_steps=28)  # doctest: +SKIP
-        >>> found.stored.save(Path("policy"))  # doctest: +SKIP
+        >>> found.stored.save("policy")  # doctest: +SKIP
         >>> found.stored.push_to_hub("someone/policy")  # doctest: +SKIP
         >>> adadiff.enable(pipe, "someone/policy")  # doctest: +SKIP
     """
