@@ -18,6 +18,7 @@ from adadiff.calibration import calibration_table, draw_calibration, stock
 from adadiff.calibration.bound import upper_bound
 from adadiff.stock import StockPolicy, StockSampler
 from adadiff.utils.files import PRETRAINED
+from tests.stock.calls import numbered
 from tests.stock.tiny import build
 
 STEPS = 8
@@ -103,10 +104,11 @@ def test_where_early_exits_save_nothing_it_says_so(pipe: Any, caplog: pytest.Log
 
 
 def test_a_stored_policy_does_the_same_elsewhere(found: adadiff.calibration.Calibration, tmp_path: Path):
-    found.save(tmp_path)
+    folder = tmp_path / "new"
+    found.save(str(folder))
     arguments = {"class_labels": [1, 2], "num_inference_steps": STEPS, "guidance_scale": 2.0, "output_type": "np"}
     images = []
-    for policy in (found.stored, str(tmp_path), tmp_path):
+    for policy in (found.stored, str(folder), folder):
         pipe = make_pipe()
         adadiff.enable(pipe, policy)
         images.append(torch.from_numpy(pipe(**arguments, generator=torch.Generator().manual_seed(0)).images))
@@ -124,29 +126,42 @@ def test_what_differs_from_the_calibration_is_said(
         adadiff.enable(same, found.stored)
         same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=2.0)
         assert caplog.messages == []
-        other = make_pipe()
-        other.scheduler = diffusers.DDIMScheduler()
+        same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=3.0)
+        same.scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=0.0002)
+        same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=3.0)
+        same.scheduler = diffusers.DDIMScheduler()
+        for _ in range(2):
+            same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=2.0)
+        assert [message.split(": ")[1] for message in caplog.messages] == [
+            "guidance scale 3 in place of 2",
+            "other settings of the scheduler",
+            "scheduler DDIMScheduler in place of DPMSolverMultistepScheduler",
+        ]
+        caplog.clear()
+        other = type("OtherPipeline", (diffusers.DiTPipeline,), {})(**make_pipe().components)
         with torch.no_grad():
             other.transformer.proj_out_2.weight.mul_(1.1)
         adadiff.enable(other, found.stored)
         assert [message.split(": ")[1] for message in caplog.messages] == [
+            "OtherPipeline in place of DiTPipeline",
             "other weights, or weights in another precision",
-            "scheduler DDIMScheduler in place of DPMSolverMultistepScheduler",
-        ]
-        caplog.clear()
-        same.scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=0.0002)
-        same._guidance_scale = 3.0  # as pipelines set it that have such a property
-        adadiff.enable(same, found.stored)
-        same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=3.0)
-        same(class_labels=[1], num_inference_steps=STEPS, guidance_scale=3.0)
-        assert [message.split(": ")[1] for message in caplog.messages] == [
-            "other settings of the scheduler",
-            "guidance scale 3 in place of 2",
         ]
         made_for = found.stored.calibrated_for
-        assert found.stored.differences_in_call(2.0, (8, 16, 16)) == [
+        assert found.stored.differences_in_call(make_pipe(), (8, 16, 16)) == [
             f"predictions of shape (8, 16, 16) in place of {made_for.shapes[0]}"
         ]
+
+
+def test_a_calibration_belongs_to_its_kind_of_guidance(caplog: pytest.LogCaptureFixture):
+    tiny = build("qwen")  # `guidance_scale` is None, and `true_cfg_scale` guides
+    prompts, arguments = numbered(tiny)
+    adadiff.calibrate(tiny.pipe, prompts, compute=0.6, samples=8, exits=(1,), refine=False, **arguments)
+    with caplog.at_level(logging.WARNING, "adadiff"):
+        tiny()
+        assert caplog.messages == []
+        tiny(true_cfg_scale=3.5)
+    scale = arguments["true_cfg_scale"]
+    assert [message.split(": ")[1] for message in caplog.messages] == [f"true cfg scale 3.5 in place of {scale:g}"]
 
 
 def test_an_error_leaves_the_pipeline_as_it_was(tmp_path: Path):
@@ -163,9 +178,10 @@ def test_an_error_leaves_the_pipeline_as_it_was(tmp_path: Path):
     assert adadiff.trace(pipe).exit_layers["transformer", "call 0"] == dict(enumerate(policy.layers))
 
 
-@pytest.mark.parametrize("compute", [0.55, 0.7])
-def test_a_budget_is_kept_in_few_steps(pipe: Any, compute: float):
-    assert compute - 0.25 < calibrate(pipe, compute=compute, num_inference_steps=4).checked.compute <= compute + 0.005
+@pytest.mark.parametrize(("steps", "compute"), [(4, 0.55), (4, 0.7), (3, 0.4), (2, 0.45), (1, 0.6)])
+def test_a_budget_is_kept_in_few_steps(pipe: Any, steps: int, compute: float):
+    spent = calibrate(pipe, compute=compute, num_inference_steps=steps).checked.compute
+    assert compute - 0.25 < spent <= compute + 0.005
 
 
 def test_the_least_compute_is_that_of_one_full_step(pipe: Any, found: adadiff.calibration.Calibration):
@@ -199,6 +215,8 @@ def test_a_calibration_goes_on_where_it_was_interrupted(
         ({"samples": 4}, "calibrate on at least 8"),
         ({"exits": (4,)}, "name layers in 1 to 3"),
         ({"output_type": "pil"}, "output_type cannot be given"),
+        ({"batch_size": 0}, "the batch size is 0"),
+        ({"class_labels": [1]}, "class_labels is given twice"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], message: str):

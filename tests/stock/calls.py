@@ -37,7 +37,10 @@ def numbered(tiny: TinyPipeline) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     arguments = {name: value for name, value in tiny.arguments.items() if name != "output_type"}
     names = [name for name, value in arguments.items() if isinstance(value, (Tensor, list))]
     each = {name: arguments.pop(name) for name in names}
-    return [{name: value[k] for name, value in each.items()} for k in range(2)], arguments
+    return [
+        {name: value[k : k + 1] if isinstance(value, list) else value[k] for name, value in each.items()}
+        for k in range(2)
+    ], arguments
 
 
 def first_call(tiny: TinyPipeline) -> tuple[Any, Any]:

@@ -60,8 +60,6 @@ def middle_threshold(tiny: TinyPipeline, adaptation: Adaptation, monkeypatch: py
 
 
 def test_samples_exit_as_if_each_were_alone(tiny: TinyPipeline, monkeypatch: pytest.MonkeyPatch):
-    if "prompt_embeds" in tiny.arguments and isinstance(tiny.arguments["prompt_embeds"], list):
-        pytest.skip("the pipeline takes embeddings as a list alone")
     sampler = sampler_of(tiny)
     full, before = sampler(range(3)), attributes(tiny.transformer)
     adaptation = adapted(tiny)
@@ -82,6 +80,14 @@ def test_samples_exit_as_if_each_were_alone(tiny: TinyPipeline, monkeypatch: pyt
     adadiff.disable(tiny.pipe)
     assert torch.equal(sampler(range(3)), full)
     assert attributes(tiny.transformer) == before
+
+
+def test_samples_may_be_adapted_to_one_by_one():
+    tiny = build("hunyuandit")  # whose rotary embeddings are a pair, as the rows of one guided sample are
+    prompts, arguments = numbered(tiny)
+    adaptation = adadiff.adapt(tiny.pipe, prompts, exits=[2], samples=2, batch_size=1, **arguments)
+    known = adaptation.transformers["transformer"].settings.row_inputs
+    assert not any(known[name] for name in known if name.startswith("image_rotary_emb"))
 
 
 def test_heads_are_the_closed_form_of_all_samplings():

@@ -114,6 +114,10 @@ def test_an_unknown_model_runs_with_the_lists_the_user_names():
         adadiff.enable(pipe, FixedExit(4))
     with pytest.raises(InputError, match="no list of blocks 'frist': its lists are first, second"):
         adadiff.enable(pipe, FixedExit(4), layers=("frist",))
+    with pytest.raises(InputError, match="a list of blocks is named twice: first, first"):
+        adadiff.enable(pipe, FixedExit(4), layers=("first", "first"))
+    adadiff.enable(pipe, FixedExit(2), layers="first")
+    assert adadiff.trace(pipe).calls == ()
     adadiff.enable(pipe, FixedExit(4), layers=("first", "second"))
     cut = pipe()
     adadiff.disable(pipe)
@@ -156,11 +160,15 @@ def test_refused_models_say_why():
             CustomPipeline(type("T5FilmDecoder", (nn.Module,), {})(), diffusers.DDIMScheduler()),
             "T5FilmDecoder cannot be cut to fewer layers: it is called at no time step",
         ),
+        (adadiff.AdaDiffPipeline.from_pretrained("digits"), "a pipeline of adadiff's own"),
         (custom("blocks"), "exit layer is 4: the model's layers are numbered 1 to 3"),
     ]
     for pipe, message in cases:
         with pytest.raises(InputError, match=message):
             adadiff.enable(pipe, FixedExit(4))
+    for policy in (0.5, None, FixedExit):
+        with pytest.raises(InputError, match=f"{policy!r} is no exit policy"):
+            adadiff.enable(custom("blocks"), policy)
     model = type("Timeless", (nn.Module,), {"forward": lambda self, sample: sample})()
     model.blocks = nn.ModuleList([nn.Linear(2, 2)])
     with pytest.raises(InputError, match=r"Timeless takes no time step \(timestep, timesteps, t\)"):

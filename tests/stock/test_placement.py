@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import accelerate
 import diffusers
 import pytest
 import torch
 from packaging.version import Version
 
 import adadiff
+from adadiff.stock.stored import weights_fingerprint
+from adadiff.stock.switch import transformers_of
 from tests.stock.calls import numbered, schedule
 from tests.stock.tiny import TinyPipeline, build
 
@@ -63,6 +67,24 @@ def test_an_offloaded_model_is_still_moved_after_disabling():
     assert moved
 
 
+@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_weights_that_accelerate_moves_layer_by_layer_are_known(name: str, tmp_path: Path):
+    tiny = build(name)
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    wanted, known = tiny(), weights_fingerprint(transformers_of(tiny.pipe))
+    accelerate.disk_offload(tiny.transformer, tmp_path, torch.device("cpu"))  # as `enable_sequential_cpu_offload` does
+    assert all(each.is_meta for each in tiny.transformer.parameters())
+    assert weights_fingerprint(transformers_of(tiny.pipe)) == known
+    for _ in range(2):
+        assert torch.equal(tiny(), wanted)
+        adadiff.enable(tiny.pipe, schedule(tiny))
+    other = build(name)
+    with torch.no_grad():
+        next(iter(other.transformer.parameters())).mul_(2)
+    accelerate.cpu_offload(other.transformer, torch.device("cpu"))
+    assert weights_fingerprint(transformers_of(other.pipe)) != known
+
+
 def compile_whole(tiny: TinyPipeline, backend: Any, **options: Any) -> None:
     """Replace the transformer by a compiled one."""
     tiny.pipe.transformer = torch.compile(tiny.pipe.transformer, backend=backend, **options)
@@ -112,6 +134,42 @@ def test_a_compiled_model_samples_the_same_and_is_compiled_once(how: Any, order:
     assert 0 < made == len(graphs)
     adadiff.disable(tiny.pipe)
     assert not torch.equal(tiny(), wanted)
+
+
+def test_as_many_exits_as_there_are_layers_fit_in_a_compiled_model():
+    torch._dynamo.reset()
+    tiny = build("pixart")
+    policy = adadiff.CorrectedScheduleExit((5, 1, 5, 2, 5, 3, 5, 4, 0))  # more graphs than torch keeps by default
+    adadiff.enable(tiny.pipe, policy)
+    wanted = tiny(num_inference_steps=9)
+    compile_whole(tiny, "eager", fullgraph=True)
+    torch.testing.assert_close(tiny(num_inference_steps=9), wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", [compile_whole, compile_in_place, compile_blocks])
+def test_compiled_models_are_calibrated_and_adapted_as_others(how: Any):
+    torch._dynamo.reset()
+    found, errors, graphs = [], [], []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    for compiled in (False, True):
+        tiny = build("flux", double=1, single=2)
+        if compiled:
+            how(tiny, backend, fullgraph=True)
+        prompts, arguments = numbered(tiny)
+        errors.append(adadiff.adapt(tiny.pipe, prompts, samples=2, bins=2, **arguments).errors())
+        found.append(adadiff.calibrate(tiny.pipe, prompts, compute=0.6, samples=8, refine=False, **arguments))
+    assert found[1].policy.layers == found[0].policy.layers
+    assert found[1].checked.compute == pytest.approx(found[0].checked.compute)
+    assert found[1].checked.error == pytest.approx(found[0].checked.error, rel=0.01)
+    for layer, each in errors[0].items():
+        assert errors[1][layer] == pytest.approx(each, rel=0.01)
+    assert bool(graphs) == (how is compile_blocks)  # a model compiled as a whole would make a graph for every policy
+    assert tiny().isfinite().all()
+    assert graphs
 
 
 @pytest.mark.parametrize("how", [compile_whole, compile_in_place, compile_blocks])

@@ -49,6 +49,38 @@ def test_full_precision_is_not_blamed():
         StockSampler(make_pipe(torch.float32), [1, 2], arguments=CALL)(range(2))
 
 
+@pytest.mark.parametrize(
+    ("prompts", "arguments", "message"),
+    [
+        ("cat", {}, "give a list of prompts"),
+        ({"class_labels": 1}, {}, "give a list of prompts"),
+        (None, {}, "give a list of prompts"),
+        ([], {}, "give a list of prompts"),
+        (
+            [{"class_labels": 1}, {"guidance_scale": 2.0}],
+            {},
+            "name the same arguments each: the first ones name class_la",
+        ),
+        ([{"colour": 1}], {}, "DiTPipeline takes no argument colour"),
+        ([{"class_labels": 1, "output_type": "pil"}], {}, "output_type cannot be given"),
+        ([1, 2], {"class_labels": 3}, "class_labels is given twice"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_one_line(prompts: Any, arguments: dict[str, Any], message: str):
+    with pytest.raises(adadiff.InputError, match=message):
+        StockSampler(build("dit").pipe, prompts, arguments=arguments)
+
+
+def test_tensors_are_stacked_and_lists_joined():
+    pipe = build("dit").pipe
+    one, other = torch.zeros(2, 3), torch.ones(2, 3)
+    sampler = StockSampler(pipe, [{"class_labels": one}, {"class_labels": other}])
+    assert torch.equal(sampler._conditions([0, 1, 2])["class_labels"], torch.stack([one, other, one]))
+    sampler = StockSampler(pipe, [{"class_labels": [one]}, {"class_labels": [other[:1]]}])
+    assert [len(each) for each in sampler._conditions([0, 1])["class_labels"]] == [2, 1]
+    assert StockSampler(pipe, [3, 4])._conditions([1, 2]) == {"class_labels": [4, 3]}
+
+
 def test_images_have_their_channels_first_whatever_the_pipeline_returns():
     pipe = build("dit").pipe
     sampler = StockSampler(pipe, [1, 2], arguments=CALL)

@@ -183,7 +183,8 @@ class CorrectedSchedule(PricedKind):
             return
         costs, budget = step_costs(problem), compute * len(found.layers)
         total, spaced = problem.total_error, self._sparse(problem, compute).layers
-        starts = [found.layers, spaced] if total.is_possible(spaced) else [found.layers]
+        fits = costs[range(len(spaced)), spaced].sum() <= budget + 1e-9  # not where one full step is too much
+        starts = [found.layers, spaced] if fits and total.is_possible(spaced) else [found.layers]
         for likeness in LIKENESSES:
             layers = improved(total, likeness, starts, costs, budget)
             yield CorrectedScheduleExit(layers, total.fitted(layers, likeness)[1])

@@ -117,6 +117,6 @@ class Calibration:
             found["beside"] = [{"kind": p.kind, "compute": p.compute, "error": p.error} for p in self.beside]
         return self.calibrated_for.stored(self.policy, self.goal.asked, found)
 
-    def save(self, folder: Path) -> Path:
-        """Write the policy and its measurements into a model folder; return the path of the file."""
+    def save(self, folder: str | Path) -> Path:
+        """Write the policy and its measurements into a folder, made if there is none; return the path of the file."""
         return self.stored.save(folder)

@@ -115,6 +115,8 @@ def calibrated(
     refine: bool,
 ) -> list[Calibration]:
     """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate_each`."""
+    if batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}: it must be at least 1")
     beside: tuple[Kind, ...] = ()
     if periodic:
         kinds, beside = (PeriodicSchedule(),), (CorrectedSchedule(),)

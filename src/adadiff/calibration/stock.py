@@ -30,7 +30,7 @@ from adadiff.stock.exits import checked_exits
 from adadiff.stock.recorder import ExitRecorder
 from adadiff.stock.samples import StockSampler
 from adadiff.stock.stored import StockContext, StockPolicy, stock_context
-from adadiff.stock.switch import depth_of, enable, kept, recording, switch_on, trace, transformers_of
+from adadiff.stock.switch import depth_of, enable, recording, switch_on, trace, transformers_of, trying
 from adadiff.utils.errors import InputError
 from adadiff.utils.text import with_error
 
@@ -217,7 +217,7 @@ def calibrate(
     Examples:
         >>> found = adadiff.calibrate(pipe, ["a red apple", "a boat"], compute=0.55, num_inference_steps=28)
         ... # doctest: +SKIP
-        >>> found.save(Path("policy"))  # doctest: +SKIP
+        >>> found.save("policy")  # doctest: +SKIP
         >>> adadiff.enable(pipe, "policy")  # in another session  # doctest: +SKIP
     """
     if isinstance(pipe, AdaptivePipeline):
@@ -226,7 +226,7 @@ def calibrate(
     check_request(goal, samples)
     sampler = StockSampler(pipe, prompts, seed, arguments)
     chosen = checked_exits(exits, depth_of(pipe, layers))
-    with kept(pipe):
+    with trying(pipe):
         sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
         kinds = (CorrectedSchedule(),)
         (found,) = calibrated(sampling, (goal,), samples, metric, kinds, batch_size, keep, periodic, refine)

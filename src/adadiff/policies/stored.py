@@ -76,9 +76,15 @@ class StoredPolicy:
     goal: Mapping[str, float]
     found: Mapping[str, Any]
 
-    def save(self, folder: Path, name: str = EXIT_POLICY) -> Path:
-        """Write the policy's file into a model folder, replacing an earlier one of that name; return its path."""
-        path = folder / name
+    def save(self, folder: str | Path, name: str = EXIT_POLICY) -> Path:
+        """Write the policy's file into a folder, replacing an earlier one of that name; return its path.
+
+        Args:
+            folder: The folder of a model, or one for the policy, made if there is none.
+            name: Name of the file.
+        """
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         described = {
             "version": VERSION,
             "goal": dict(self.goal),

@@ -21,7 +21,7 @@ from adadiff.stock.hooks import TransformerHooks
 from adadiff.stock.recorder import guidance_weights, steps_observed
 from adadiff.stock.samples import StockSampler
 from adadiff.stock.stored import weights_fingerprint
-from adadiff.stock.switch import depth_of, kept, switch_on, transformers_of
+from adadiff.stock.switch import depth_of, switch_on, transformers_of, trying
 from adadiff.stock.trajectory import PipelineState
 from adadiff.stock.views import Blocks
 from adadiff.utils.errors import InputError
@@ -69,7 +69,7 @@ def adapt(
     Examples:
         >>> adaptation = adadiff.adapt(pipe, ["a red apple", "a boat"], num_inference_steps=28)  # doctest: +SKIP
         >>> adadiff.enable(pipe, adadiff.ThresholdExit(0.1), adaptation=adaptation)  # doctest: +SKIP
-        >>> adaptation.save(Path("adaptation"))  # doctest: +SKIP
+        >>> adaptation.save("adaptation")  # doctest: +SKIP
     """
     if samples < 2 or batch_size < 1 or bins < 1:
         raise InputError(
@@ -77,7 +77,7 @@ def adapt(
         )
     sampler = StockSampler(pipe, prompts, seed, arguments)
     chosen = checked_exits(exits, depth_of(pipe, layers))
-    with kept(pipe):
+    with trying(pipe):
         return fitted(Samplings(sampler, samples, batch_size, layers), chosen, bins)
 
 

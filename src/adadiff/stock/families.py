@@ -143,7 +143,7 @@ def family_of(model: nn.Module, layers: Sequence[str] | None = None) -> Family:
     """
     classes = [cls.__name__ for cls in type(model).__mro__]
     if layers is not None:
-        return _checked(model, Family(tuple(layers)))
+        return _checked(model, Family((layers,) if isinstance(layers, str) else tuple(layers)))
     for name in classes:
         if name in FAMILIES:
             return _checked(model, FAMILIES[name])
@@ -180,6 +180,8 @@ def check_arguments(family: Family, arguments: Mapping[str, Any]) -> None:
 
 def _checked(model: nn.Module, family: Family) -> Family:
     names = [name for group in family.layers for name in group.split("+")]
+    if len(set(names)) < len(names):
+        raise InputError(f"a list of blocks is named twice: {', '.join(names)}")
     lists = [name for name, child in model.named_children() if isinstance(child, nn.ModuleList)]
     for name in names:
         if name not in lists:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,13 @@ class StockSampler:
         pipe: A diffusers pipeline.
         prompts: What each sample is conditioned on, given in turn: values of the pipeline's argument `prompt` (of its
             first argument, such as `class_labels`, if it has no `prompt`), or dictionaries of several arguments.
-            Tensors, such as the embedding of a prompt, are stacked.
+            Tensors, such as the embedding of a prompt, are stacked; lists are joined.
         seed: Seed of the noise: sample k is drawn with a generator seeded with `seed + k`.
         arguments: The other arguments of every call, such as `num_inference_steps`.
 
     Raises:
-        InputError: If there are no prompts, or an argument is one that the sampler sets itself, or the pipeline lacks
-            it.
+        InputError: If there are no prompts, or those of several arguments do not name the same ones, or an argument is
+            given twice or set by the sampler itself, or the pipeline lacks it.
     """
 
     pipe: Any
@@ -41,14 +42,20 @@ class StockSampler:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, (str, Mapping)) or not len(self.prompts):
+        if isinstance(self.prompts, (str, Mapping)) or not hasattr(self.prompts, "__len__") or not len(self.prompts):
             raise InputError("give a list of prompts, at least one")
-        parameters = inspect.signature(type(self.pipe).__call__).parameters
-        for name in self.arguments:
+        conditions = [*self._named(self.prompts[0])]
+        if any({*self._named(each)} != {*conditions} for each in self.prompts):
+            raise InputError(
+                f"prompts are to name the same arguments each: the first ones name {', '.join(conditions)}"
+            )
+        for name in (*conditions, *self.arguments):
             if name in OWN_ARGUMENTS:
                 raise InputError(f"{name} cannot be given: each sample has its own noise, and one image")
-            if name not in parameters:
+            if name not in self._parameters:
                 raise InputError(f"{type(self.pipe).__name__} takes no argument {name}")
+        if twice := sorted({*conditions} & {*self.arguments}):
+            raise InputError(f"{twice[0]} is given twice: by the prompts, and as an argument of all calls")
 
     def __call__(self, numbers: Sequence[int], output_type: str = "latent") -> Tensor:
         """Sample one batch.
@@ -83,18 +90,24 @@ class StockSampler:
 
     def _conditions(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of the samples: lists with one value for each, or tensors with one row for each."""
-        parameters = list(inspect.signature(type(self.pipe).__call__).parameters)
-        name = "prompt" if "prompt" in parameters else parameters[1]
-        chosen = [self.prompts[k % len(self.prompts)] for k in numbers]
-        rows = [dict(each) if isinstance(each, Mapping) else {name: each} for each in chosen]
+        rows = [self._named(self.prompts[k % len(self.prompts)]) for k in numbers]
         return {name: _together([row[name] for row in rows]) for name in rows[0]}
+
+    def _named(self, prompt: Any) -> dict[str, Any]:
+        """Return the arguments that a prompt stands for, by name."""
+        name = "prompt" if "prompt" in self._parameters else self._parameters[1]
+        return dict(prompt) if isinstance(prompt, Mapping) else {name: prompt}
+
+    @property
+    def _parameters(self) -> list[str]:
+        return list(inspect.signature(type(self.pipe).__call__).parameters)
 
 
 def _together(values: list[Any]) -> Any:
-    """Stack tensors of one shape, such as the embeddings of prompts; return other values as they are."""
+    """Stack tensors of one shape, such as the embeddings of prompts; join lists; return other values as they are."""
     if isinstance(values[0], Tensor) and len({each.shape for each in values}) == 1:
         return torch.stack(values)
-    return values
+    return list(chain.from_iterable(values)) if isinstance(values[0], list) else values
 
 
 @contextmanager

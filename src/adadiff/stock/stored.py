@@ -53,7 +53,7 @@ class StockPolicy(StoredPolicy):
 
     Examples:
         >>> found = adadiff.calibrate(pipe, prompts, compute=0.55, num_inference_steps=28)  # doctest: +SKIP
-        >>> found.stored.save(Path("policy"))  # doctest: +SKIP
+        >>> found.stored.save("policy")  # doctest: +SKIP
         >>> found.stored.push_to_hub("someone/policy")  # doctest: +SKIP
         >>> adadiff.enable(pipe, "someone/policy")  # doctest: +SKIP
     """
@@ -108,33 +108,35 @@ class StockPolicy(StoredPolicy):
             pipe: The pipeline.
             transformers: Its transformers with their names.
         """
-        made_for = self.calibrated_for
+        made_for, name = self.calibrated_for, type(pipe).__name__
         differences = []
+        if name != made_for.pipeline:
+            differences.append(f"{name} in place of {made_for.pipeline}")
         if weights_fingerprint(transformers) != made_for.weights:
             differences.append("other weights, or weights in another precision")
-        scheduler = type(pipe.scheduler).__name__
+        return differences
+
+    def differences_in_call(self, pipe: Any, shape: tuple[int, ...]) -> list[str]:
+        """List, as short phrases, what differs in a pipeline's running call from those that the policy was made for.
+
+        The scheduler and the adapters count here, since they come and go while the policy is enabled.
+
+        Args:
+            pipe: The pipeline.
+            shape: Shape of what a transformer predicts for one row.
+        """
+        made_for, adapters, scheduler = self.calibrated_for, active_adapters(pipe), type(pipe.scheduler).__name__
+        differences = []
         if scheduler != made_for.scheduler:
             differences.append(f"scheduler {scheduler} in place of {made_for.scheduler}")
         elif settings_of(pipe.scheduler) != made_for.scheduler_settings:
             differences.append("other settings of the scheduler")
-        return differences
-
-    def differences_in_call(
-        self, guidance_scale: float | None, shape: tuple[int, ...], adapters: tuple[str, ...] = ()
-    ) -> list[str]:
-        """List, as short phrases, what differs in a call from those that the policy was calibrated for.
-
-        Args:
-            guidance_scale: Scale of the guidance; None if it is not known.
-            shape: Shape of what a transformer predicts for one row.
-            adapters: Names of the active adapters, which come and go while the policy is enabled.
-        """
-        made_for = self.calibrated_for
-        differences = []
         if adapters != made_for.adapters:
             differences.append(f"adapters {_named(adapters)} in place of {_named(made_for.adapters)}")
-        if guidance_scale is not None and guidance_scale != made_for.guidance_scale:
-            differences.append(f"guidance scale {guidance_scale:g} in place of {made_for.guidance_scale:g}")
+        wanted = {**_defaults(pipe), "guidance_scale": made_for.guidance_scale, **made_for.arguments}
+        for name, value in guidance_arguments(pipe).items():
+            if isinstance(wanted[name], (int, float)) and value != wanted[name]:
+                differences.append(f"{name.replace('_', ' ')} {value:g} in place of {wanted[name]:g}")
         if shape not in made_for.shapes:
             differences.append(f"predictions of shape {shape} in place of {' or '.join(map(str, made_for.shapes))}")
         return differences
@@ -160,15 +162,14 @@ def stock_context(
         shapes: Shapes of what the transformers predict for one row.
         costs: FLOPs of the parts of each transformer, by its name.
     """
-    defaults = {name: each.default for name, each in inspect.signature(type(pipe).__call__).parameters.items()}
-    steps = arguments.get("num_inference_steps", defaults.get("num_inference_steps", evaluations))
-    guidance = arguments.get("guidance_scale", defaults.get("guidance_scale", 1.0))
+    given = {**_defaults(pipe), **arguments}
+    guidance = given.get("guidance_scale")
     return StockContext(
         weights=weights_fingerprint(transformers),
         depth=depth,
         scheduler=type(pipe.scheduler).__name__,
-        steps=steps,
-        guidance_scale=float(guidance),
+        steps=given.get("num_inference_steps", evaluations),
+        guidance_scale=1.0 if guidance is None else float(guidance),  # Qwen-Image's is None
         evaluations=evaluations,
         pipeline=type(pipe).__name__,
         scheduler_settings=settings_of(pipe.scheduler),
@@ -191,6 +192,24 @@ def active_adapters(pipe: Any) -> tuple[str, ...]:
         return ()
     disabled = [getattr(layer, "disable_adapters", None) for layer in transformer.modules()]  # of PEFT's layers, a bool
     return tuple(transformer.active_adapters()) if False in disabled else ()
+
+
+def guidance_arguments(pipe: Any) -> dict[str, float]:
+    """Return the numbers that set the guidance of a pipeline's running call, by the names of the call's arguments.
+
+    They are read where the call keeps them, since not every pipeline stores them as attributes.
+    """
+    frame, code = inspect.currentframe(), inspect.unwrap(type(pipe).__call__).__code__
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    values = {} if frame is None else frame.f_locals
+    names = [name for name in _defaults(pipe) if "guidance" in name or "cfg" in name]
+    return {name: values[name] for name in names if isinstance(values.get(name), (int, float))}
+
+
+def _defaults(pipe: Any) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call with their default values."""
+    return {name: each.default for name, each in inspect.signature(type(pipe).__call__).parameters.items()}
 
 
 def _named(adapters: Sequence[str]) -> str:

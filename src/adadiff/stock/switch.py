@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from adadiff.policies import ExitPolicy, NeverExit
+from adadiff.sampling import AdaptivePipeline
 from adadiff.stock.adapting.adaptation import Adaptation, known_in_advance
 from adadiff.stock.adapting.adapted import AdaptedHooks
 from adadiff.stock.costs import LayerCosts
@@ -22,10 +24,13 @@ from adadiff.stock.record import StockTrace
 from adadiff.stock.recorder import ExitRecorder, RecordingHooks, steps_observed
 from adadiff.stock.stored import StockPolicy
 from adadiff.stock.trajectory import PipelineState
-from adadiff.stock.views import Blocks
+from adadiff.stock.views import Blocks, is_compiled
 from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+GRAPHS = 64
+"""Graphs that torch keeps of a model compiled as a whole, at least: each exit, replay and set of taps has its own."""
 
 MakeHooks = Callable[[nn.Module, str, Blocks, PipelineState], TransformerHooks]
 
@@ -103,6 +108,8 @@ def switch_on(
         make_hooks: Makes the hooks of a transformer without adaptation.
         adaptation: Fitted exits, if there are any.
     """
+    if not isinstance(policy, ExitPolicy):
+        raise InputError(f"{policy!r} is no exit policy: give one such as CorrectedScheduleExit, or a calibrated one")
     if adaptation is None and not known_in_advance(policy):
         raise InputError(
             f"{type(policy).__name__} decides by uncertainties, which stock transformers do not estimate: give it "
@@ -119,6 +126,8 @@ def switch_on(
         adaptation.check(transformers, policy)
         costs = {**{name: each.settings.costs for name, each in adaptation.transformers.items()}, **(costs or {})}
     disable(pipe)
+    compiler = torch._dynamo.config
+    compiler.recompile_limit = max(compiler.recompile_limit, GRAPHS)
     state = PipelineState(pipe, policy, costs or {}, stored)
     for name, component in transformers:
         if adaptation is not None:
@@ -136,11 +145,16 @@ def recording(pipe: Any, recorder: ExitRecorder, layers: Sequence[str] | None = 
 
 
 @contextmanager
-def kept(pipe: Any) -> Iterator[None]:
-    """Leave a pipeline enabled or disabled as it was before the block."""
+def trying(pipe: Any) -> Iterator[None]:
+    """Try policies in the block: the pipeline is enabled or disabled as before at its end.
+
+    Transformers that are compiled as a whole run uncompiled in it, since every policy would make graphs of its own.
+    """
     found = [(component, hooks_of(component)) for _, component in transformers_of(pipe)]
+    compiled = any(is_compiled(component) for component, _ in found)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         disable(pipe)
         for component, hooks in found:
@@ -196,6 +210,8 @@ def trace(pipe: Any) -> StockTrace:
 
 def transformers_of(pipe: Any) -> list[tuple[str, nn.Module]]:
     """Return the pipeline's transformers with their names, each once."""
+    if isinstance(pipe, AdaptivePipeline):
+        raise InputError("this is a pipeline of adadiff's own: give the policy to its calls, pipe(..., policy=policy)")
     components = getattr(pipe, "components", {})
     found = {
         id(unwrap_module(part)): (name, part)

@@ -17,7 +17,7 @@ from adadiff.runtime import Corrections, RowMemory
 from adadiff.stock.clock import ANOTHER_LOOP, Reading, read_clock
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.record import Call, Kind
-from adadiff.stock.stored import StockPolicy, active_adapters
+from adadiff.stock.stored import StockPolicy
 from adadiff.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -168,8 +168,7 @@ class PipelineState:
         """Warn, once, if a call is not what the policy was calibrated for; `shape` is that of a row's prediction."""
         if self.stored is None or trajectory.calls:
             return
-        guidance_scale = getattr(self.pipe, "_guidance_scale", None)
-        for difference in self.stored.differences_in_call(guidance_scale, shape, active_adapters(self.pipe)):
+        for difference in self.stored.differences_in_call(self.pipe, shape):
             if difference not in self._warned:
                 self._warned.add(difference)
                 logger.warning("the policy was calibrated for other calls: %s", difference)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin
-from torch import nn
+from torch import Tensor, nn
 
 
 def fingerprint(parts: Iterable[object]) -> str:
@@ -40,10 +40,21 @@ def sampled_fingerprint(module: nn.Module, values: int = 256) -> str:
     for name, tensor in module.state_dict().items():
         if "lora_" in name:
             continue
-        flat = tensor.detach().flatten()
+        flat = (_offloaded(module, name) if tensor.is_meta else tensor).detach().flatten()
         some = flat[:: max(1, flat.numel() // values)][:values].float().cpu()
         parts += [name.replace(".base_layer", ""), tuple(tensor.shape), some.numpy().tobytes()]
     return fingerprint(parts)
+
+
+def _offloaded(module: nn.Module, name: str) -> Tensor:
+    """Return a weight that accelerate keeps elsewhere while its module does not run; no values if it is not found."""
+    path, _, own_name = name.rpartition(".")
+    hook = getattr(module.get_submodule(path), "_hf_hook", None)
+    for each in (hook, *getattr(hook, "hooks", ())):
+        if getattr(each, "weights_map", None) is not None:
+            found: Tensor = each.weights_map[own_name]
+            return found
+    return torch.empty(0)
 
 
 def settings_of(configured: ConfigMixin) -> dict[str, Any]:

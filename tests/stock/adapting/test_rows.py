@@ -47,6 +47,14 @@ def test_arguments_that_were_not_seen_are_judged_by_their_length():
     assert [len(each) for each in some.values()] == [2, 5]
 
 
+def test_pairs_are_no_batch_of_two_rows():
+    positions = (numbered(5, 4), numbered(5, 4))
+    inputs = RowInputs()
+    inputs.observe({"positions": positions}, 2)
+    some = inputs.select({"positions": positions}, 2, torch.tensor([1]))
+    assert [part.shape for part in some["positions"]] == [(5, 4), (5, 4)]
+
+
 def test_rows_of_a_block_may_be_several_each():
     tokens, frames = selected((numbered(3, 2), numbered(6, 2)), 3, KEPT)
     assert torch.equal(tokens, numbered(3, 2)[KEPT])

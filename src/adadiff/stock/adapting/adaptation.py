@@ -131,7 +131,7 @@ class Adaptation:
 
     Examples:
         >>> adaptation = adadiff.adapt(pipe, prompts, num_inference_steps=28)  # doctest: +SKIP
-        >>> adaptation.save(Path("adaptation"))  # doctest: +SKIP
+        >>> adaptation.save("adaptation")  # doctest: +SKIP
         >>> adadiff.enable(pipe, adadiff.ThresholdExit(0.1), adaptation="adaptation")  # doctest: +SKIP
     """
 
@@ -155,7 +155,7 @@ class Adaptation:
             found[layer] = (plain, with_head)
         return found
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Store it in a folder, as one safetensors file; return the file.
 
         Args:
@@ -175,7 +175,7 @@ class Adaptation:
         return folder / ADAPTATION
 
     @classmethod
-    def load(cls, folder: Path) -> Adaptation:
+    def load(cls, folder: str | Path) -> Adaptation:
         """Load what `save` stored; nothing in the file is executed.
 
         Args:

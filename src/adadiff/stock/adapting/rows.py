@@ -16,7 +16,8 @@ class RowInputs:
     """Knows which arguments have one entry for each row of the batch.
 
     An argument that has as many entries as there are rows in one call may have so by chance. Those seen in calls of
-    several batch sizes are known; of others the length decides.
+    several batch sizes are known; of others the length decides, except that a tuple is no batch: it is a pair such as
+    the cosines and sines of positions, as long as a batch of guidance for one sample.
 
     Args:
         known: Whether each part of an argument has an entry for each row, by its path.
@@ -49,11 +50,8 @@ class RowInputs:
         return {name: self._select(name, value, rows, kept) for name, value in arguments.items()}
 
     def _select(self, path: str, value: Any, rows: int, kept: Tensor) -> Any:
-        if _has_parts(value) and len(value) == rows and self.known.get(path, True):
-            if isinstance(value, Tensor):
-                return value[kept.to(value.device)]
-            if not isinstance(value, Mapping):
-                return type(value)(value[row] for row in kept.tolist())
+        if _may_be_rows(value) and len(value) == rows and self.known.get(path, True):
+            return value[kept.to(value.device)] if isinstance(value, Tensor) else [value[row] for row in kept.tolist()]
         if isinstance(value, Mapping):
             return {name: self._select(f"{path}.{name}", each, rows, kept) for name, each in value.items()}
         if isinstance(value, (list, tuple)):
@@ -128,17 +126,14 @@ def paired(sample: Any, rows: int) -> bool:
     return all(torch.equal(one, other) for one, other in zip(sample[:half], sample[half:], strict=True))
 
 
-def _has_parts(value: Any) -> bool:
-    return isinstance(value, (list, tuple, Mapping)) or (isinstance(value, Tensor) and value.ndim > 0)
+def _may_be_rows(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
 def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield an argument's tensors, lists and tuples, with their paths."""
-    if not _has_parts(value):
-        return
-    if path and not isinstance(value, Mapping):
+    """Yield an argument's tensors and lists, with their paths."""
+    if _may_be_rows(value):
         yield path, value
-    if not isinstance(value, Tensor):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, each in items:
+    if isinstance(value, (list, tuple, Mapping)):
+        for name, each in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _parts(f"{path}.{name}" if path else str(name), each)
