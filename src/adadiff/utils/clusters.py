@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from typing_extensions import Self
@@ -35,14 +36,23 @@ PATIENCE = 60.0
 """Seconds without room for any actor after which a warning says so."""
 DEATHS = 3
 """Deaths in a row for each actor, without a result in between, after which work is given up."""
+LONGEST_LINE = 200
+"""Characters of an error's line that are shown: Ray explains the death of a process in a thousand."""
 
 Task = TypeVar("Task")
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of an error's text, since errors of Ray hold the traceback of another machine."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    r"""Return the last line of an error's text, shortened, since errors of Ray hold the traceback of another machine.
+
+    Examples:
+        >>> last_line(RuntimeError("Traceback ...\nValueError: no room"))
+        'ValueError: no room'
+        >>> len(last_line(RuntimeError("the worker has died " * 100))) <= LONGEST_LINE
+        True
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return shorten(lines[-1], LONGEST_LINE, placeholder=" ...") if lines else type(error).__name__
 
 
 def require_ray() -> None:
