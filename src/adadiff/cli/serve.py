@@ -85,7 +85,7 @@ def serve_command(
     from adadiff.serving.jobs import Jobs
     from adadiff.serving.requests import ImageEngine
     from adadiff.serving.served import ServedModel
-    from adadiff.serving.server import address_of, bind, is_loopback, run
+    from adadiff.serving.server import address_of, bind, is_loopback, listen, run
 
     key = os.environ.get(KEY) if api_key is None else api_key
     if key == "":
@@ -107,7 +107,7 @@ def serve_command(
             engine = Engine(pipeline, slots, width, max_wait)
         runner = None if jobs is None else Jobs(JobStore(jobs, describe_pipeline(pipeline)), engine)
         engine.start()
-        listener.listen()  # a client that goes by the line below is not refused
+        listen(listener)  # a client that goes by the line below is not refused
         where = f"{served.name} is served at {address_of(listener)}"
         console.print(f"{where} (API: /docs, figures: /metrics); Ctrl-C ends it")
         with runner or nullcontext():
