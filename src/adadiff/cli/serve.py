@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,8 @@ def serve_command(
         served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
         engine: ImageEngine
         if replicas is not None:
-            application = f"adadiff-{served.name}-{listener.getsockname()[1]}"
+            # Commands on several machines of a cluster have replicas of their own each.
+            application = f"adadiff-{served.name}-{socket.gethostname()}-{listener.getsockname()[1]}"
             engine = ClusterEngine(pipeline, load, replicas, application, slots, width, max_wait, device != "cpu")
         elif isolate:
             engine = IsolatedEngine(pipeline, load, slots, width, max_wait)
