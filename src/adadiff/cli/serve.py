@@ -100,7 +100,6 @@ def serve_command(
         served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
         engine: ImageEngine
         if replicas is not None:
-            # Commands on several machines of a cluster have replicas of their own each.
             application = f"adadiff-{served.name}-{socket.gethostname()}-{listener.getsockname()[1]}"
             engine = ClusterEngine(pipeline, load, replicas, application, slots, width, max_wait, device != "cpu")
         elif isolate:
