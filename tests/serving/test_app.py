@@ -122,6 +122,7 @@ def test_a_stream_that_waits_sends_comments_so_that_no_proxy_closes_it(client, e
         ({"class_label": "cta"}, "did you mean cat"),
         ({"class_label": 3}, "class 3 is the null class"),
         ({"class_label": 9}, "choose from 0 to 2"),
+        ({"class_label": True}, "class_label: give a class by its name, in at most 2000 characters, or by its index"),
         ({"class_label": None}, "class_label: the model takes a class"),
         ({"prompt": "dog"}, "either as class_label or as prompt"),
         ({"prompt": "x" * 2001}, "prompt: string should have at most 2000 characters"),
@@ -163,6 +164,7 @@ def test_a_large_body_is_413(client, engine, declared):
     answer = client.post("/v1/images/generations", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     assert f"larger than {LARGEST_BODY} bytes" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["code"] == "body_too_large"
     assert engine.tickets == []
 
 

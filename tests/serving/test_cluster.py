@@ -198,7 +198,14 @@ def load_gated(folder: Path) -> AdaptivePipeline:
 
 @pytest.fixture(scope="module")
 def engine(animals: Path) -> Iterator[ClusterEngine]:
-    """Two replicas."""
+    """Two replicas; another one, which a killed command has left, holds all cores until they start."""
+    from ray import serve
+
+    @serve.deployment(ray_actor_options={"num_cpus": 2})
+    class Left:
+        pass
+
+    serve.run(Left.bind(), name="animals", route_prefix=None)
     pipeline = AdaptivePipeline.from_pretrained(animals)
     engine = ClusterEngine(pipeline, partial(load_gated, animals), 2, "animals", slots=4, width=4, max_wait=SLOW)
     engine.start()

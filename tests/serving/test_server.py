@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from adadiff.serving.app import create_app
-from adadiff.serving.server import address_of, bind, is_loopback, run
+from adadiff.serving.server import address_of, bind, is_loopback, listen, run
 from adadiff.utils.errors import InputError
 from tests.serving.conftest import eventually, generate
 from tests.serving.scripted import ScriptedEngine
@@ -122,3 +122,14 @@ def test_ports_and_addresses():
     assert not is_loopback(everywhere)
     assert address_of(everywhere).startswith("http://127.0.0.1:")
     everywhere.close()
+
+
+def test_of_two_services_that_start_at_a_port_together_one_ends_with_one_line():
+    first = bind("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    second = bind("127.0.0.1", port)  # nobody listens yet, so that the system allows it
+    listen(first)
+    with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be used .*: choose another --port"):
+        listen(second)
+    first.close()
+    second.close()

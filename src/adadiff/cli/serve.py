@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,7 @@ def serve_command(
     from adadiff.serving.jobs import Jobs
     from adadiff.serving.requests import ImageEngine
     from adadiff.serving.served import ServedModel
-    from adadiff.serving.server import address_of, bind, is_loopback, run
+    from adadiff.serving.server import address_of, bind, is_loopback, listen, run
 
     key = os.environ.get(KEY) if api_key is None else api_key
     if key == "":
@@ -99,7 +100,7 @@ def serve_command(
         served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
         engine: ImageEngine
         if replicas is not None:
-            application = f"adadiff-{served.name}-{listener.getsockname()[1]}"
+            application = f"adadiff-{served.name}-{socket.gethostname()}-{listener.getsockname()[1]}"
             engine = ClusterEngine(pipeline, load, replicas, application, slots, width, max_wait, device != "cpu")
         elif isolate:
             engine = IsolatedEngine(pipeline, load, slots, width, max_wait)
@@ -107,7 +108,7 @@ def serve_command(
             engine = Engine(pipeline, slots, width, max_wait)
         runner = None if jobs is None else Jobs(JobStore(jobs, describe_pipeline(pipeline)), engine)
         engine.start()
-        listener.listen()  # a client that goes by the line below is not refused
+        listen(listener)  # a client that goes by the line below is not refused
         where = f"{served.name} is served at {address_of(listener)}"
         console.print(f"{where} (API: /docs, figures: /metrics); Ctrl-C ends it")
         with runner or nullcontext():

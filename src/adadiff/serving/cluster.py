@@ -76,7 +76,7 @@ class ClusterEngine:
         pipeline: The model, which requests are checked by; it is not run.
         load: Loads the model, in each replica.
         replicas: Number of replicas.
-        name: Name of the application in Ray Serve.
+        name: Name of the application in Ray Serve; commands on several machines of a cluster have one each.
         slots: Most samples on their way at a time, in each replica.
         width: Most samples in one call of the model.
         max_wait: Seconds that a request may have to wait before it is refused.

@@ -22,6 +22,7 @@ TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+CODES = {413: "body_too_large"}  # Python's phrase for it depends on its version
 
 
 class ApiError(Exception):
@@ -72,7 +73,8 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, HTTPException):
         phrase = HTTPStatus(error.status_code).phrase
         message = error.detail if error.detail not in (None, phrase) else f"{phrase.lower()}: see /docs"
-        return ApiError(error.status_code, message, phrase.lower().replace(" ", "_"))
+        code = CODES.get(error.status_code, phrase.lower().replace(" ", "_"))
+        return ApiError(error.status_code, message, code)
     return ApiError(500, INTERNAL, "internal_error")
 
 

@@ -105,10 +105,11 @@ class LimitBody:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        message = f"the body is larger than {self.limit} bytes: send a smaller one"
+        # the one kind of error that FastAPI lets through while it reads
+        too_large = HTTPException(413, f"the body is larger than {self.limit} bytes: send a smaller one")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.limit:
-            await ApiError(413, message, "body_too_large").response()(scope, receive, send)
+            await api_error(too_large).response()(scope, receive, send)
             return
         received = 0
 
@@ -117,7 +118,7 @@ class LimitBody:
             part = await receive()
             received += len(part.get("body", b""))
             if received > self.limit:
-                raise HTTPException(413, message)  # the one kind of error that FastAPI lets through while it reads
+                raise too_large
             return part
 
         await self.app(scope, limited, send)

@@ -15,6 +15,11 @@ MOST_STEPS = 250
 MOST_PARTIAL_IMAGES = 3
 LONGEST_PROMPT = 2000  # characters
 LARGEST_BODY = 64 * 1024  # bytes
+CHOICES = {
+    "plan": 'choose "own", "full" or a budget of compute, a number in [0, 1]',
+    "class_label": f"give a class by its name, in at most {LONGEST_PROMPT} characters, or by its index",
+}
+"""What may be given for settings of several types; pydantic's own error names the first type alone."""
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT)]
@@ -275,8 +280,8 @@ def validation_message(errors: list[Any]) -> str:
     if not place:
         return "the body is not a JSON object: send one, with the header Content-Type: application/json"
     name = _printable(place[0])
-    if name == "plan":
-        return 'plan: choose "own", "full" or a budget of compute, a number in [0, 1]'
+    if name in CHOICES:
+        return f"{name}: {CHOICES[name]}"
     message = str(first["msg"])
     return f"{name}: {message[:1].lower()}{message[1:]}".encode("utf-8", "backslashreplace").decode()
 

@@ -146,6 +146,7 @@ def deploy(
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    _end_earlier(name)
     deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=replicas,
@@ -161,6 +162,14 @@ def deploy(
     except RuntimeError as error:
         serve.delete(name, _blocking=False)
         raise InputError(f"the replicas cannot start: {last_line(error)}") from error
+
+
+def _end_earlier(name: str) -> None:
+    """End the replicas that a killed command has left on the cluster, so that the new ones have their cores or GPUs."""
+    from ray import serve
+
+    if name in serve.status().applications:
+        serve.delete(name)
 
 
 def _resources(replicas: int, use_gpus: bool) -> dict[str, int]:

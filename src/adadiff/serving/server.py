@@ -43,9 +43,26 @@ def bind(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise InputError(f"there is no host {host!r}: choose 127.0.0.1, or 0.0.0.0 for all of this machine") from error
     except OSError as error:
-        taken = error.strerror or str(error)
-        raise InputError(f"{host}:{port} cannot be used ({taken.lower()}): choose another --port or --host") from error
+        raise _unusable(host, port, error) from error
     return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Take connections at a port, as `bind` returns it.
+
+    Raises:
+        InputError: If another program, started at about the same time, listens there already.
+    """
+    try:
+        listener.listen()
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise _unusable(host, port, error) from error
+
+
+def _unusable(host: str, port: int, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(f"{host}:{port} cannot be used ({reason.lower()}): choose another --port or --host")
 
 
 def is_loopback(listener: socket.socket) -> bool:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from typing_extensions import Self
@@ -26,6 +27,7 @@ LOCAL = {
 """Environment of a Ray that is started here."""
 ANSWER = 5.0
 """Seconds in which an address has to answer."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 SETTINGS = 4
 """What a client says first to Ray's server, which speaks HTTP/2, and the kind of frame that the server answers with."""
@@ -35,14 +37,23 @@ PATIENCE = 60.0
 """Seconds without room for any actor after which a warning says so."""
 DEATHS = 3
 """Deaths in a row for each actor, without a result in between, after which work is given up."""
+LONGEST_LINE = 200
+"""Characters of an error's line that are shown: Ray explains the death of a process in a thousand."""
 
 Task = TypeVar("Task")
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of an error's text, since errors of Ray hold the traceback of another machine."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    r"""Return the last line of an error's text, shortened, since errors of Ray hold the traceback of another machine.
+
+    Examples:
+        >>> last_line(RuntimeError("Traceback ...\nValueError: no room"))
+        'ValueError: no room'
+        >>> len(last_line(RuntimeError("the worker has died " * 100))) <= LONGEST_LINE
+        True
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return shorten(lines[-1], LONGEST_LINE, placeholder=" ...") if lines else type(error).__name__
 
 
 def require_ray() -> None:
@@ -87,13 +98,19 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
             ray.shutdown()
             if address is None and attempt < STARTS:
                 continue
-            place = "on this machine" if address in (None, "auto") else f"at {address}"
-            message = f"there is no Ray {place} to work on ({last_line(error)}): start one with `ray start --head`"
-            raise InputError(message) from error
+            raise InputError(_not_joined(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _not_joined(address: str | None, error: Exception) -> str:
+    if address in (None, "auto"):
+        return f"there is no Ray on this machine to work on ({last_line(error)}): start one with `ray start --head`"
+    # Ray sends the token in ~/.ray/auth_token to an address that was named only if it is told to.
+    reason = last_line(error)
+    return f"the Ray at {address} cannot be joined ({reason}): if it asks for a token, set RAY_AUTH_MODE=token"
 
 
 def _require_answer(address: str) -> None:
@@ -103,6 +120,15 @@ def _require_answer(address: str) -> None:
         raise InputError(
             f"{address!r} is no address of a Ray cluster: write HOST:PORT, as `ray start --head` prints it, or auto"
         )
+    _probe(host, port)
+    if host in LOOPBACK:
+        from ray.util import get_node_ip_address
+
+        _probe(get_node_ip_address(), port)  # where Ray goes in place of a loopback address
+
+
+def _probe(host: str, port: str) -> None:
+    address = f"{host}:{port}"
     try:
         with socket.create_connection((host, int(port)), timeout=ANSWER) as connection:
             if os.environ.get("RAY_USE_TLS", "0") == "1":
