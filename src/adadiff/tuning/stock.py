@@ -18,7 +18,7 @@ from adadiff.stock import StockSampler
 from adadiff.stock.exits import checked_exits
 from adadiff.stock.folder import as_images, pictures
 from adadiff.stock.stored import StockContext
-from adadiff.stock.switch import depth_of, kept
+from adadiff.stock.switch import depth_of, trying
 from adadiff.tuning.space import Space
 from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
@@ -102,7 +102,7 @@ class TunableStockPipeline(Tunable):
         return self.sampling(self.default, seed).settings()
 
     def kept(self) -> AbstractContextManager[None]:
-        return kept(self.pipe)
+        return trying(self.pipe)
 
     def _images(self, plan: SamplingPlan, seed: int, numbers: Sequence[int]) -> list[bytes]:
         """Sample a batch; return each image as the content of a PNG file, with its FLOPs as PNG text."""
