@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     results = Results(None if options.out is None else options.out / f"{name}.json", settings)
     cells = measure(bench, options, results)
-    title = f"{name}: {options.samples} samples, batches of {options.batch_size}, {settings['threads']} thread(s)"
+    title = f"{name}: {bench.samples} samples, batches of {options.batch_size}, {settings['threads']} thread(s)"
     text = "\n\n".join([f"### {title}", overview(cells), details(cells)])
     print(text)
     if options.out is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -23,14 +23,23 @@ MISSING = "—"
 
 
 def overview(cells: Sequence[Cell]) -> str:
-    """Return the errors as a Markdown table: a row for each method, a column for each target."""
+    """Return the errors as a Markdown table, and the Fréchet distances, if there are any, as a second one."""
+    tables = [_by_target(cells, "error at", _error)]
+    if any(cell.frechet for cell in cells):
+        full = next(cell for cell in cells if cell.method == "full model")
+        tables.append(_by_target(cells, f"Fréchet distance, of the full model {_distance(full)}, at", _distance))
+    return "\n\n".join(tables)
+
+
+def _by_target(cells: Sequence[Cell], title: str, shown: Callable[[Cell | None], str]) -> str:
+    """Return a Markdown table: a row for each method, a column for each target."""
     measured = [cell for cell in cells if cell.method != "full model"]
     targets = sorted({cell.target for cell in measured})
     rows = []
     for method in dict.fromkeys(cell.method for cell in measured):
         by_target = {cell.target: cell for cell in measured if cell.method == method}
-        rows.append([method, *(_error(by_target.get(target)) for target in targets)])
-    return markdown(["error at", *(f"{target:.0%} of the compute" for target in targets)], rows)
+        rows.append([method, *(shown(by_target.get(target)) for target in targets)])
+    return markdown([title, *(f"{target:.0%} of the compute" for target in targets)], rows)
 
 
 def details(cells: Sequence[Cell]) -> str:
@@ -44,7 +53,7 @@ def details(cells: Sequence[Cell]) -> str:
             continue
         time = f"{cell.seconds:.2f} of {cell.full_seconds:.2f} ({cell.seconds / cell.full_seconds:.0%})"
         row += [f"{cell.compute:.1%}", f"{cell.error:.3%} ± {cell.standard_error:.3%}", time]
-        row += [with_error(*cell.frechet) if cell.frechet else MISSING] if frechet else []
+        row += [_distance(cell)] if frechet else []
         remarks = [cell.setting, cell.note, "" if cell.repeats else "a second call does not repeat the first"]
         rows.append([*row, "; ".join(remark for remark in remarks if remark)])
     distance = ["Fréchet distance"] if frechet else []
@@ -86,6 +95,10 @@ def _error(cell: Cell | None) -> str:
         return MISSING
     spent = f" (at {cell.compute:.0%})" if cell.compute < cell.target - NEAR else ""
     return f"{cell.error:.3%}{spent}"
+
+
+def _distance(cell: Cell | None) -> str:
+    return MISSING if cell is None or cell.frechet is None else with_error(*cell.frechet)
 
 
 def plot(cells: Sequence[Cell], title: str, path: Path) -> None:
