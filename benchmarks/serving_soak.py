@@ -93,11 +93,12 @@ def main() -> None:
         over.set()
         for client in clients:
             client.join()
-    tenth = max(len(readings) // 10, 1)
-    first, last = np.median(readings[tenth : 2 * tenth]), np.median(readings[-tenth:])
+    tenths = [float(np.median(part)) for part in np.array_split(readings, 10)]
+    first, last = tenths[1], tenths[-1]
     Console(width=120).print(
         f"{options.model}{', isolated' if options.isolate else ''}: {sum(counts)} requests answered in "
-        f"{options.minutes:g} min, {first:.0f} MB, then {last:.0f} MB: {last - first:.1f} MB more (at most {MOST:g})"
+        f"{options.minutes:g} min, {first:.0f} MB, then {last:.0f} MB: {last - first:.1f} MB more (at most {MOST:g}); "
+        f"by tenths of the time: {', '.join(f'{each:.0f}' for each in tenths)} MB"
     )
     sys.exit(0 if sum(counts) and last - first <= MOST else 1)
 
