@@ -23,6 +23,7 @@ from serving_process import Service, serving
 
 PATH = "/v1/images/generations"
 MOST = 20.0  # MB
+OWN = ("Pss_Anon:", "Pss_Shmem:")
 EVERY = 2.0  # seconds between two readings
 
 
@@ -37,11 +38,14 @@ def descendants(process: int) -> list[int]:
 
 
 def megabytes(process: int) -> float:
-    """Return the memory that a process and its children hold, pages that they share counted once."""
+    """Return the memory that a process and its children hold of their own, pages that they share counted once.
+
+    Pages of files, such as libraries, are left out: a share of them is counted, which grows as other programs end.
+    """
     kilobytes = 0
     for each in descendants(process):
         for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
-            kilobytes += int(line.split()[1]) if line.startswith("Pss:") else 0
+            kilobytes += int(line.split()[1]) if line.startswith(OWN) else 0
     return kilobytes / 1000
 
 
