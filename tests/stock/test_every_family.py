@@ -137,6 +137,30 @@ def test_nothing_is_held_after_the_last_step(tiny: TinyPipeline, monkeypatch: py
     assert [ref for ref in held if ref() is not None] == []
 
 
+def test_at_most_four_predictions_are_held_for_each_exit(tiny: TinyPipeline, monkeypatch: pytest.MonkeyPatch):
+    """Of all tensors that live between two steps, the bytes that were not there without early exits."""
+    step, held = tiny.pipe.scheduler.step, list[int]()
+
+    def counted(*args: object, **kwargs: object) -> object:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+        held.append(
+            sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+        )
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(tiny.pipe.scheduler, "step", counted)
+    tiny()
+    stock = [*held]
+    held.clear()
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    tiny()
+    values = sum(call.values for call in adadiff.trace(tiny.pipe).calls if call.step == 0)
+    more = [ours - theirs for ours, theirs in zip(held, stock, strict=True)]
+    assert max(more) >= 4 * values  # bytes: the first correction at least is held
+    assert max(more) <= 4 * 4 * values
+
+
 def _blocks(tiny: TinyPipeline, name: str) -> list[torch.nn.Module]:
     layers = blocks_of(tiny.transformer).layers
     return [tiny.transformer._modules[name][place] for places in layers for each, place in places if each == name]
