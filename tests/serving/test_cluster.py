@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import os
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -31,6 +29,7 @@ from adadiff.utils.clusters import connected
 from tests.actors import WORKER, content, kill, ray_processes
 from tests.cli.conftest import run
 from tests.conftest import make_model
+from tests.ports import answering
 from tests.serving.conftest import eventually, generate, serving
 
 SLOW = 240  # seconds that a busy machine may take to start a process or two
@@ -112,22 +111,8 @@ def test_actors_that_die_again_and_again_are_given_up(monkeypatch):
 @pytest.fixture
 def deaf_port() -> Iterator[int]:
     """A port that takes connections and answers with something that is not Ray's."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-
-        def answer() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
-                connection.close()
-
-        threading.Thread(target=answer, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
+    with answering(b"SSH-2.0-OpenSSH_9.6\r\n") as port:
+        yield port
 
 
 @pytest.mark.parametrize(

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import socket
-import threading
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from adadiff.utils.clusters import connected
+from adadiff.utils.clusters import LOCAL, connected
 from adadiff.utils.errors import InputError
+from tests.ports import answering
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'adadiff[cluster]'")
 SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
 
 
 @pytest.fixture
 def answering_port() -> Iterator[int]:
     """A port of 127.0.0.1 that answers as Ray's server does."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-
-        def answer() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                connection.sendall(SETTINGS_FRAME)
-                connection.close()
-
-        threading.Thread(target=answer, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
+    with answering(SETTINGS_FRAME) as port:
+        yield port
 
 
 @pytest.fixture
 def joining_fails(monkeypatch) -> None:
+    for name, value in LOCAL.items():  # Ray reads them as it is imported, for later tests that start one too
+        os.environ.setdefault(name, value)
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'adadiff[cluster]'")
+
     def refuse(**options: object) -> None:
         raise ConnectionError("Failed to connect")
 
