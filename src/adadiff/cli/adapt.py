@@ -34,18 +34,16 @@ def adapt_command(
         seed: Seed of the noise, at least 0.
         options: How the pipeline is sampled, and where its adaptation.safetensors is stored.
     """
+    from adadiff.cli.shared import require_free, require_own_folder
     from adadiff.cli.stock import to_sample
     from adadiff.stock import adapt
     from adadiff.stock.adapting.adaptation import ADAPTATION
-    from adadiff.utils.files import PRETRAINED
 
     if not is_stock(model):
         raise InputError(f"{model} is a model of adadiff's own, which has exit heads and estimators already")
-    if options.out is None and (not model.is_dir() or PRETRAINED in model.parents):
-        raise InputError(f"{model} is no folder of yours: say where the adaptation goes, with --out FOLDER")
+    require_own_folder(model, options, "adaptation")
     folder = options.out or model
-    if (folder / ADAPTATION).exists() and not options.replace:
-        raise InputError(f"{folder} already holds an {ADAPTATION}: add --replace, or move it away")
+    require_free(folder, [ADAPTATION], options)
     pipe, conditions, arguments = to_sample(model, options)
     adaptation = adapt(pipe, conditions, samples=samples, batch_size=batch_size, seed=seed, **arguments)
     folder.mkdir(parents=True, exist_ok=True)

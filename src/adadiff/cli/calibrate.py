@@ -67,6 +67,7 @@ def calibrate_command(
             calibration, which samples once more for each weight.
         options: How the model is sampled, and where the policy is stored.
     """
+    from adadiff.cli.shared import require_free, require_own_folder
     from adadiff.policies.stored import EXIT_POLICY, other_policies
 
     budgets: tuple[float | None, ...] = tuple(dict.fromkeys(compute)) or (None,)
@@ -74,15 +75,12 @@ def calibrate_command(
     if reference_steps is not None and (len(compute) != 1 or is_stock(folder)):
         raise InputError("--reference-steps goes with --compute, one budget, for models of adadiff's own: leave it out")
     place = options.out or model
-    for name in (EXIT_POLICY, *other_policies(place)):
-        if (place / name).exists() and not options.replace:
-            raise InputError(f"{place} already holds an {name}: add --replace, or move it away")
+    require_free(place, [EXIT_POLICY, *other_policies(place)], options)
     judged_by = None if metric is None else imported(metric)
     if is_stock(folder):
         from adadiff.cli.stock import calibrate_stock
 
-        if options.out is None and (folder != model or not model.is_dir()):
-            raise InputError(f"{model} is no folder of yours: say where the policy goes, with --out FOLDER")
+        require_own_folder(model, options, "policy")
         if len(goals) > 1:
             raise InputError("a stock pipeline's folder holds one policy: give one budget as --compute")
         calibrate_stock(

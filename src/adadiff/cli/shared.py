@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, Spread, one_by_one, sample_to_folder
 from adadiff.sampling.settings import FolderSettings, resolve
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import read_text
+from adadiff.utils.files import PRETRAINED, model_folder, read_text
 from adadiff.utils.processes import process_state
 
 if TYPE_CHECKING:
@@ -166,6 +166,26 @@ def chosen_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]
     if not lines:
         raise InputError(f"{file} holds no prompts: write one per line")
     return lines
+
+
+def require_own_folder(model: Path, options: FitOptions, what: str) -> None:
+    """Raise InputError if a result would go into a model's folder that is not the user's: say where else, with --out.
+
+    Args:
+        model: The model's folder or name.
+        options: The options.
+        what: The result, such as `policy`.
+    """
+    folder = model_folder(model)
+    if options.out is None and (not folder.is_dir() or PRETRAINED in folder.parents):
+        raise InputError(f"{model} is no folder of yours: say where the {what} goes, with --out FOLDER")
+
+
+def require_free(place: Path, names: Sequence[str], options: FitOptions) -> None:
+    """Raise InputError if a folder holds an earlier result, by these files' names, that is not to be replaced."""
+    for name in names:
+        if (place / name).exists() and not options.replace:
+            raise InputError(f"{place} already holds an {name}: add --replace, or move it away")
 
 
 def store_calibration(found: Calibration, folder: Path, *others: Calibration) -> None:

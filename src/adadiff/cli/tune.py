@@ -93,13 +93,12 @@ def tune_command(
 
 def _place(model: Path, options: FitOptions) -> Path:
     """Return the folder for the plan; raise InputError if it may not be written to."""
+    from adadiff.cli.shared import require_free, require_own_folder
     from adadiff.policies.stored import EXIT_POLICY
 
-    if options.out is None and (model_folder(model) != model or not model.is_dir()):
-        raise InputError(f"{model} is no folder of yours: say where the plan goes, with --out FOLDER")
+    require_own_folder(model, options, "plan")
     place = options.out or model
-    if (place / EXIT_POLICY).exists() and not options.replace:
-        raise InputError(f"{place} already holds an {EXIT_POLICY}: add --replace, or move it away")
+    require_free(place, [EXIT_POLICY], options)
     return place
 
 

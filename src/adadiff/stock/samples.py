@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adadiff.sampling.finite import require_finite_images
+from adadiff.stock.stored import call_defaults
 from adadiff.utils.errors import InputError
 
 OWN_ARGUMENTS = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
@@ -100,7 +100,7 @@ class StockSampler:
 
     @property
     def _parameters(self) -> list[str]:
-        return list(inspect.signature(type(self.pipe).__call__).parameters)
+        return list(call_defaults(self.pipe))
 
 
 def _together(values: list[Any]) -> Any:

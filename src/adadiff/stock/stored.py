@@ -133,7 +133,7 @@ class StockPolicy(StoredPolicy):
             differences.append("other settings of the scheduler")
         if adapters != made_for.adapters:
             differences.append(f"adapters {_named(adapters)} in place of {_named(made_for.adapters)}")
-        wanted = {**_defaults(pipe), "guidance_scale": made_for.guidance_scale, **made_for.arguments}
+        wanted = {**call_defaults(pipe), "guidance_scale": made_for.guidance_scale, **made_for.arguments}
         for name, value in guidance_arguments(pipe).items():
             if isinstance(wanted[name], (int, float)) and value != wanted[name]:
                 differences.append(f"{name.replace('_', ' ')} {value:g} in place of {wanted[name]:g}")
@@ -162,7 +162,7 @@ def stock_context(
         shapes: Shapes of what the transformers predict for one row.
         costs: FLOPs of the parts of each transformer, by its name.
     """
-    given = {**_defaults(pipe), **arguments}
+    given = {**call_defaults(pipe), **arguments}
     guidance = given.get("guidance_scale")
     return StockContext(
         weights=weights_fingerprint(transformers),
@@ -203,11 +203,11 @@ def guidance_arguments(pipe: Any) -> dict[str, float]:
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     values = {} if frame is None else frame.f_locals
-    names = [name for name in _defaults(pipe) if "guidance" in name or "cfg" in name]
+    names = [name for name in call_defaults(pipe) if "guidance" in name or "cfg" in name]
     return {name: values[name] for name in names if isinstance(values.get(name), (int, float))}
 
 
-def _defaults(pipe: Any) -> dict[str, Any]:
+def call_defaults(pipe: Any) -> dict[str, Any]:
     """Return the arguments of a pipeline's call with their default values."""
     return {name: each.default for name, each in inspect.signature(type(pipe).__call__).parameters.items()}
 

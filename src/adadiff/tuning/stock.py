@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from adadiff.sampling.schedulers import scheduler_name
 from adadiff.stock import StockSampler
 from adadiff.stock.exits import checked_exits
 from adadiff.stock.folder import as_images, pictures
-from adadiff.stock.stored import StockContext
+from adadiff.stock.stored import StockContext, call_defaults
 from adadiff.stock.switch import depth_of, trying
 from adadiff.tuning.space import Space
 from adadiff.tuning.tunable import Tunable
@@ -45,7 +44,7 @@ class TunableStockPipeline(Tunable):
     def __init__(
         self, pipe: Any, prompts: Sequence[Any], layers: Sequence[str] | None = None, **arguments: Any
     ) -> None:
-        own = {name: each.default for name, each in inspect.signature(type(pipe).__call__).parameters.items()}
+        own = call_defaults(pipe)
         call = {**own, **arguments}
         self.pipe, self.conditions, self.layers, self.arguments = pipe, prompts, layers, arguments
         self.can_be_guided = SCALE in own
