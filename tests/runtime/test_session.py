@@ -1,6 +1,7 @@
 """Sessions: each row at its own step, whatever else is in the call, against the same row run alone, step by step."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ CASES = [(MODEL, policy) for policy in POLICIES.values()] + [
 NAMES = [*POLICIES, "skip caching", "skip caching, two layers", "first-block caching", "duodiff"]
 
 
+@cache
 def alone(denoiser, policy, k):
     """The predictions of row k in a session of its own, step after step."""
     session = denoiser.session(1)

@@ -13,7 +13,7 @@ def test_one_process_is_the_first_and_only_one():
 
 
 def test_launched_processes_see_each_other():
-    output = run_launched("info", "digits")
+    output = run_launched()
     assert "process 0 of 2" in output
     assert "process 1 of 2" in output
 
