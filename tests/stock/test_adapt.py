@@ -310,6 +310,8 @@ def test_the_pipeline_stays_enabled_as_it_was():
         ({"bins": 0}, "samples, batch_size and bins are 3, 8, 0"),
         ({"exits": [0, 9]}, r"exits is \(0, 9\): name layers in 1 to 3"),
         ({"exits": []}, "name layers in 1 to 3"),
+        ({"exits": 3}, r"exits is 3: name layers in 1 to 3, as in \[1, 3\]"),
+        ({"exits": [1.5]}, r"exits is \(1.5,\): name layers"),
     ],
 )
 def test_invalid_arguments(options: dict[str, Any], message: str):
@@ -326,6 +328,8 @@ def test_policies_that_read_uncertainties_need_an_adaptation_that_fits():
         adadiff.enable(tiny.pipe, table, adaptation=adaptation)
     with pytest.raises(InputError, match="SD3Transformer2DModel has no linear map proj_out_2 from 16 to 32"):
         adadiff.enable(build("sd3").pipe, adadiff.ThresholdExit(0.1), adaptation=adaptation)
+    with pytest.raises(InputError, match=r"3 is no adaptation: give what adadiff\.adapt returned, or its folder"):
+        adadiff.enable(tiny.pipe, adadiff.ThresholdExit(0.1), adaptation=3)  # type: ignore[arg-type]
 
 
 def test_other_weights_are_warned_of(caplog: pytest.LogCaptureFixture):

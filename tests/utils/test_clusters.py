@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from adadiff.utils.clusters import LOCAL, connected
+from adadiff.utils.clusters import connected
 from adadiff.utils.errors import InputError
 from tests.ports import answering
 
@@ -23,8 +23,6 @@ def answering_port() -> Iterator[int]:
 
 @pytest.fixture
 def joining_fails(monkeypatch) -> None:
-    for name, value in LOCAL.items():  # Ray reads them as it is imported, for later tests that start one too
-        os.environ.setdefault(name, value)
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'adadiff[cluster]'")
 
     def refuse(**options: object) -> None:
@@ -53,3 +51,11 @@ def test_a_cluster_that_cannot_be_joined_names_the_setting_for_its_token(answeri
 def test_no_ray_on_this_machine_names_the_command_that_starts_it(joining_fails):
     with pytest.raises(InputError, match=r"no Ray on this machine .*: start one with `ray start --head`"):
         connected("auto").__enter__()
+
+
+def test_a_ray_that_was_imported_before_keeps_the_token_setting_that_it_read_then(joining_fails, monkeypatch):
+    """Its processes, which read it as they start, would take another one for granted and be refused."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    with connected(None):
+        assert "RAY_AUTH_MODE" not in os.environ

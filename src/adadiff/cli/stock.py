@@ -100,7 +100,8 @@ def calibrate_stock(
 def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[int], dict[str, Any]]:
     """Return a stock pipeline, its conditions and the arguments of its calls, to fit something to it."""
     pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
-    conditions = stock_conditions(pipe, chosen_prompts((), options.prompts), (), options.class_index)
+    texts = chosen_prompts((), options.prompts)
+    conditions = stock_conditions(pipe, texts, (), options.class_index, "--prompts with a file of them")
     return pipe, conditions, call_arguments(options.argument, options.steps, options.guidance_scale)
 
 
@@ -156,7 +157,7 @@ def compare_stock(
     pipe = load_stock_pipeline(model, "float32", "cpu", scheduler)
     policy = _policy(model, SampleOptions())
     arguments = _own_arguments(policy) | call_arguments(argument, steps, guidance_scale)
-    sampler = StockSampler(pipe, stock_conditions(pipe, prompt, (), ()), seed, arguments)
+    sampler = StockSampler(pipe, stock_conditions(pipe, prompt, (), (), "--prompt"), seed, arguments)
 
     def sample(rule: ExitPolicy | StockPolicy) -> tuple[torch.Tensor, StockTrace]:
         enable(pipe, rule)
@@ -217,12 +218,27 @@ def call_arguments(words: Sequence[str], steps: int | None, guidance_scale: floa
 
 
 def stock_conditions(
-    pipe: Any, prompts: Sequence[str], classes: Sequence[str], class_index: Sequence[int]
+    pipe: Any,
+    prompts: Sequence[str],
+    classes: Sequence[str],
+    class_index: Sequence[int],
+    options_of_prompts: str = "--prompt, or --prompts with a file of them",
 ) -> list[str] | list[int]:
-    """Return the prompts or the classes to sample in turn; by default all classes that the pipeline names."""
+    """Return the prompts or the classes to sample in turn; by default all classes that the pipeline names.
+
+    Args:
+        pipe: The pipeline.
+        prompts: Prompts, for a pipeline that takes text.
+        classes: Names of classes, for a pipeline that takes classes.
+        class_index: Indices of classes, in place of their names.
+        options_of_prompts: The options by which the command takes prompts.
+
+    Raises:
+        InputError: If the pipeline takes others than what is given, or needs what is not given.
+    """
     if "class_labels" in inspect.signature(type(pipe).__call__).parameters:
         if prompts:
-            raise InputError(f"{type(pipe).__name__} takes classes and no prompts: give --class or --class-index")
+            raise InputError(f"{type(pipe).__name__} takes classes and no prompts: name classes in their place")
         labels: dict[str, int] = getattr(pipe, "labels", {})
         for name in classes:
             if name not in labels:
@@ -234,7 +250,7 @@ def stock_conditions(
             raise InputError("the pipeline does not name its classes: give --class-index")
         return chosen
     if classes or class_index:
-        raise InputError(f"{type(pipe).__name__} takes prompts and no classes: give --prompt")
+        raise InputError(f"{type(pipe).__name__} takes prompts and no classes: give {options_of_prompts}")
     if not prompts:
-        raise InputError(f"{type(pipe).__name__} takes prompts: give --prompt, or --prompts with a file of them")
+        raise InputError(f"{type(pipe).__name__} takes prompts: give {options_of_prompts}")
     return list(prompts)

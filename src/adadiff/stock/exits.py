@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def checked_exits(exits: Sequence[int] | None, depth: int) -> tuple[int, ...]:
         raise InputError("the transformer has a single layer: there is nothing to leave out")
     if exits is None:
         return default_exits(depth)
-    chosen = tuple(sorted(set(exits)))
-    if not chosen or not all(1 <= layer < depth for layer in chosen):
-        raise InputError(f"exits is {tuple(exits)}: name layers in 1 to {depth - 1}")
-    return chosen
+    listed = tuple(exits) if isinstance(exits, Iterable) else ()
+    if not listed or not all(isinstance(layer, int) and 1 <= layer < depth for layer in listed):
+        raise InputError(f"exits is {listed or exits}: name layers in 1 to {depth - 1}, as in [1, {depth - 1}]")
+    return tuple(sorted(set(listed)))

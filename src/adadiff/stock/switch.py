@@ -80,6 +80,8 @@ def enable(
     stored = StockPolicy.from_pretrained(policy) if isinstance(policy, (str, Path)) else policy
     if isinstance(adaptation, (str, Path)):
         adaptation = Adaptation.load(Path(adaptation))
+    if not isinstance(adaptation, Adaptation | None):
+        raise InputError(f"{adaptation!r} is no adaptation: give what adadiff.adapt returned, or its folder")
     if not isinstance(stored, StockPolicy):
         switch_on(pipe, stored, layers, adaptation=adaptation)
         return

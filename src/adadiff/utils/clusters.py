@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,9 +23,10 @@ logger = logging.getLogger(__name__)
 LOCAL = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there, a Ray of one machine listens on loopback alone
-    "RAY_AUTH_MODE": "token",  # Ray's own default, said here so that it does not warn: other users cannot join
 }
 """Environment of a Ray that is started here."""
+TOKEN = ("RAY_AUTH_MODE", "token")
+"""Ray's own default, by which other users cannot join: it warns of it unless it is said before Ray is imported."""
 ANSWER = 5.0
 """Seconds in which an address has to answer."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -76,7 +78,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     """
     require_ray()
     if address is None:
-        for name, value in LOCAL.items():
+        for name, value in (*LOCAL.items(), *([TOKEN] if "ray" not in sys.modules else [])):
             os.environ.setdefault(name, value)
     elif address != "auto":
         _require_answer(address)
