@@ -67,6 +67,21 @@ def test_an_offloaded_model_is_still_moved_after_disabling():
     assert moved
 
 
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_weights_of_groups_on_disk_are_known(kind: str, tmp_path: Path):
+    tiny = build("sd3")
+    known = weights_fingerprint(transformers_of(tiny.pipe))
+    offload_groups(tiny, offload_type=kind, num_blocks_per_group=2, offload_to_disk_path=str(tmp_path))
+    for _ in range(2):
+        assert weights_fingerprint(transformers_of(tiny.pipe)) == known
+        tiny()
+    other = build("sd3")
+    with torch.no_grad():
+        other.transformer.proj_out.weight[0, 0] += 1
+    offload_groups(other, offload_type=kind, num_blocks_per_group=2, offload_to_disk_path=str(tmp_path / "other"))
+    assert weights_fingerprint(transformers_of(other.pipe)) != known
+
+
 @pytest.mark.parametrize("name", ["sd3", "pixart"])
 def test_weights_that_accelerate_moves_layer_by_layer_are_known(name: str, tmp_path: Path):
     tiny = build(name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin
+from safetensors import safe_open
 from torch import Tensor, nn
 
 
@@ -37,10 +39,15 @@ def sampled_fingerprint(module: nn.Module, values: int = 256) -> str:
         values: Values that are read of each tensor, evenly spaced.
     """
     parts: list[object] = []
-    for name, tensor in module.state_dict().items():
+    files = _files_of_groups(module)
+    for name, tensor in module.state_dict(keep_vars=True).items():
         if "lora_" in name:
             continue
-        flat = (_offloaded(module, name) if tensor.is_meta else tensor).detach().flatten()
+        if id(tensor) in files:
+            held = _in_file(*files[id(tensor)])
+        else:
+            held = _offloaded(module, name) if tensor.is_meta else tensor
+        flat = held.detach().flatten()
         some = flat[:: max(1, flat.numel() // values)][:values].float().cpu()
         parts += [name.replace(".base_layer", ""), tuple(tensor.shape), some.numpy().tobytes()]
     return fingerprint(parts)
@@ -55,6 +62,26 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
             found: Tensor = each.weights_map[own_name]
             return found
     return torch.empty(0)
+
+
+def _files_of_groups(module: nn.Module) -> dict[int, tuple[str, str]]:
+    """Return where diffusers' group offloading keeps weights on disk, as file and key by the identity of the tensor.
+
+    In memory these weights have no values while their group does not run.
+    """
+    files = {}
+    for each in module.modules():
+        for hook in getattr(getattr(each, "_diffusers_hook", None), "hooks", {}).values():
+            path = getattr(getattr(hook, "group", None), "safetensors_file_path", None)
+            if path is not None and Path(path).is_file():
+                files.update({id(tensor): (path, key) for tensor, key in hook.group.tensor_to_key.items()})
+    return files
+
+
+def _in_file(path: str, key: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        found: Tensor = file.get_tensor(key)
+    return found
 
 
 def settings_of(configured: ConfigMixin) -> dict[str, Any]:
