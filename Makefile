@@ -16,8 +16,8 @@ demo: $(READY) ## Sample the same noise in full and with early exits: a table an
 test: $(READY) ## Run the tests and the examples of the docstrings
 	$(RUN)/python -m pytest -n 2 --dist loadfile
 
-oldest: $(OLDEST)/.ready ## Run the tests of stock pipelines with the oldest diffusers that is supported
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/stock tests/calibration/test_stock.py tests/cli/test_stock.py
+oldest: $(OLDEST)/.ready ## Run the tests of models and of stock pipelines with the oldest diffusers that is supported
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/exits tests/sampling tests/stock tests/calibration/test_stock.py tests/cli/test_stock.py
 
 fuzz: $(READY) ## Run the long form of the tests with damaged input of every kind
 	ADADIFF_FUZZ=20 $(RUN)/python -m pytest tests/test_fuzz.py tests/serving/test_service.py

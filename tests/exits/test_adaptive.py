@@ -34,7 +34,7 @@ def test_saved_and_loaded_it_predicts_the_same(model, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(images, 7).sample, model(images, 7).sample)
     assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
-    assert AdaptiveModel.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert AdaptiveModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
@@ -57,6 +57,12 @@ class ModelParts(DiffusionPipeline):
         self._saved_scheduler, self._own_scheduler = scheduler, scheduler
         self._warned: set[str] = set()
         self._denoiser: Denoiser | None = None
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """Resolve the annotations of the parts, which diffusers before 0.36 cannot read as strings."""
+        hints = get_type_hints(cls.__init__)
+        return {name: get_args(hint) or (hint,) for name, hint in hints.items() if name != "return"}
 
     @property
     def denoiser(self) -> Denoiser:
