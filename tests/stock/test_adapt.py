@@ -6,6 +6,7 @@ import logging
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ import adadiff
 from adadiff import InputError
 from adadiff.stock import Adaptation, FittedExits, StockSampler
 from adadiff.stock.adapting.projection import Projection, applied
+from adadiff.stock.exits import checked_exits
 from tests.stock.adapting.test_heads import closed_form
 from tests.stock.calls import attributes, blocks_of, depth_of, first_call, numbered, prediction
 from tests.stock.tiny import STEPS, TinyPipeline, build, wan
@@ -317,6 +319,10 @@ def test_the_pipeline_stays_enabled_as_it_was():
 def test_invalid_arguments(options: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         adapted(build("dit"), **options)
+
+
+def test_exits_may_be_any_integers():
+    assert checked_exits(np.array([3, 1, 3]), 4) == (1, 3)  # type: ignore[arg-type]
 
 
 def test_policies_that_read_uncertainties_need_an_adaptation_that_fits():

@@ -238,7 +238,7 @@ def stock_conditions(
     """
     if "class_labels" in inspect.signature(type(pipe).__call__).parameters:
         if prompts:
-            raise InputError(f"{type(pipe).__name__} takes classes and no prompts: name classes in their place")
+            raise InputError(f"{type(pipe).__name__} takes classes and no prompts: leave the prompts out")
         labels: dict[str, int] = getattr(pipe, "labels", {})
         for name in classes:
             if name not in labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -39,6 +40,6 @@ def checked_exits(exits: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     if exits is None:
         return default_exits(depth)
     listed = tuple(exits) if isinstance(exits, Iterable) else ()
-    if not listed or not all(isinstance(layer, int) and 1 <= layer < depth for layer in listed):
+    if not listed or not all(isinstance(layer, Integral) and 1 <= layer < depth for layer in listed):
         raise InputError(f"exits is {listed or exits}: name layers in 1 to {depth - 1}, as in [1, {depth - 1}]")
-    return tuple(sorted(set(listed)))
+    return tuple(sorted({int(layer) for layer in listed}))
