@@ -99,10 +99,21 @@ def test_work_of_an_image_is_its_share_of_full_calls() -> None:
 
 
 def test_correction_follows_the_speed_seen() -> None:
-    estimate = WorkEstimate(LINEAR, width=8)
-    for _ in range(10 * WorkEstimate.HALF_LIFE):
+    estimate, seen = WorkEstimate(LINEAR, width=8), 0.0
+    while seen < 10 * WorkEstimate.HALF_LIFE:
         estimate.observe(work=0.1, seconds=0.3)
+        seen += 0.3
     assert estimate.correction == pytest.approx(3, rel=0.01)
+
+
+def test_correction_is_that_of_all_seconds_where_short_ticks_are_slower() -> None:
+    """Ticks at shallow steps take three times as long as expected, and there are four of them for each deep one."""
+    estimate = WorkEstimate(LINEAR, width=8)
+    ticks = [(0.1, 0.1)] + [(0.005, 0.015)] * 4
+    for _ in range(200):
+        for work, seconds in ticks:
+            estimate.observe(work, seconds)
+    assert estimate.correction == pytest.approx(0.16 / 0.12, rel=0.02)
 
 
 def test_one_long_tick_hardly_changes_the_correction() -> None:

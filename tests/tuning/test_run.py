@@ -220,6 +220,7 @@ def test_the_report_names_every_plan_and_every_network(found, tmp_path):
         ),
         ({"confirm": 5}, "the 5 images of --confirm are too few"),
         ({"goal": TuningGoal(compute=0.1)}, "the budget compute is 0.1: one step with all layers takes 0.125"),
+        ({"goal": TuningGoal(compute=45)}, "the budget compute is 45: no plan of this search takes more than 1.5;"),
         ({"goal": TuningGoal(clip_score=20.0)}, "needs prompts and a CLIP model"),
     ],
 )

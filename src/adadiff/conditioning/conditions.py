@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import datasets
 import torch
 from torch import Tensor
 
@@ -124,6 +123,8 @@ class FeatureCondition(Condition):
     """
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str], cache: Path) -> None:
+        import datasets  # here, since it loads slowly and sampling needs none
+
         distinct = sorted({"", *captions})
         self._row = {caption: row for row, caption in enumerate(distinct)}
         key = fingerprint([encoder.shape, *weights_of(encoder), *distinct])

@@ -270,18 +270,27 @@ class WorkEstimate:
         costs: Seconds of calls.
         width: Most samples in a call.
 
-    Attributes:
-        correction: Seconds that a second of work takes in fact.
+    Examples:
+        >>> estimate = WorkEstimate(CallCosts(rows=(1, 16), first=(0.002, 0.008), layer=(0.001, 0.004)), width=16)
+        >>> for _ in range(100):
+        ...     estimate.observe(work=0.1, seconds=0.2)
+        >>> f"{estimate.correction:.1f}"
+        '2.0'
     """
 
-    HALF_LIFE = 20
-    """Busy ticks after which an observation counts half."""
+    HALF_LIFE = 2.0
+    """Seconds of busy ticks after which what was seen counts half; at the start, the costs count as so many seconds."""
     OUTLIER = 4.0
 
     def __init__(self, costs: CallCosts, width: int) -> None:
         self.costs, self.width = costs, width
-        self.correction = 1.0
+        self._work = self._seconds = self.HALF_LIFE
         self._shares: dict[tuple[int, int], float] = {}
+
+    @property
+    def correction(self) -> float:
+        """Seconds that a second of work takes in fact: of all work of late, so that short ticks count little."""
+        return self._seconds / self._work
 
     def ahead(self, profile: Profile) -> tuple[float, ...]:
         """Return the work that is left of an image before each of its steps: (steps,) falling floats."""
@@ -291,11 +300,12 @@ class WorkEstimate:
     def observe(self, work: float, seconds: float) -> None:
         """Learn from a busy tick: `work` is the sum of its samples' shares, and `seconds` what it took.
 
-        A single tick counts within a factor of the correction so far, as one that the system interrupts may take long.
+        A tick's seconds count within a factor of those expected, as one that the system interrupts may take long.
         """
-        if work > 0:
-            seen = min(max(seconds / work, self.correction / self.OUTLIER), self.correction * self.OUTLIER)
-            self.correction += (1 - 0.5 ** (1 / self.HALF_LIFE)) * (seen - self.correction)
+        expected = self.correction * work
+        seconds = min(max(seconds, expected / self.OUTLIER), expected * self.OUTLIER)
+        kept = 0.5 ** (seconds / self.HALF_LIFE)
+        self._work, self._seconds = kept * self._work + work, kept * self._seconds + seconds
 
     def _share(self, layers: int, guided: bool) -> float:
         """Return the seconds of one step of one image in full calls."""

@@ -250,18 +250,19 @@ class Engine:
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
         if is_late or (self._deadline is not None and self._is_idle):
             return False
+        start = time.perf_counter()
         for number, failure in self._running.fill(self._waiting):
             self._publish(number, failure)
         self._describe(taken)
         if len(self._running):
-            start, busy = time.perf_counter(), not self._running.free
+            busy = not self._running.free
             tick = self._running.tick()
             self._count(tick)
-            if busy:
-                self._estimate.observe(tick.work, time.perf_counter() - start)
             self._describe([])  # before a client that learns of its image asks for the next one
             for number, event in tick.events:
                 self._publish(number, event)
+            if busy:
+                self._estimate.observe(tick.work, time.perf_counter() - start)
         elif self._is_idle:  # before the next round waits for commands
             self._describe([])
         return True

@@ -45,8 +45,8 @@ def tune(model: Tunable, evaluator: Evaluator, config: TuneConfig, folder: Path)
         folder: A new or empty folder, or that of the same search, which goes on.
 
     Raises:
-        InputError: If there are too few images for the features, the budget is below one full step, a floor cannot be
-            measured, or the folder holds another search.
+        InputError: If there are too few images for the features, the budget is below one full step or above what any
+            plan takes, a floor cannot be measured, or the folder holds another search.
     """
     job = _Job(model, evaluator, config, folder)
     with model.kept():
@@ -74,11 +74,16 @@ class _Job:
         self.measurer.require(tuple(self.goal.floors))
         if self.goal.gflops is not None and not self.model.counts_flops:
             raise InputError("a budget in GFLOPs is for models of adadiff's own: set one of compute or seconds")
-        one_step = self.model.prediction_flops
-        least = {"compute": one_step / self._default_flops, "gflops": one_step / 1e9}
-        for unit, value in self.goal.budget.items():
-            if unit in least and value < least[unit]:
-                raise InputError(f"the budget {unit} is {value}: one step with all layers takes {least[unit]:.3g}")
+        least, most = self.model.prediction_flops, self.model.flops(self.model.space().dearest(self.default))
+        for unit, flops in {"compute": self._default_flops, "gflops": 1e9}.items():
+            value = self.goal.budget.get(unit)
+            if value is not None and value * flops < least:
+                raise InputError(f"the budget {unit} is {value}: one step with all layers takes {least / flops:.3g}")
+            if value is not None and value * flops > most:
+                raise InputError(
+                    f"the budget {unit} is {value}: no plan of this search takes more than {most / flops:.3g}; choose "
+                    f"less, or leave the budget out"
+                )
 
     def run(self) -> Tuning:
         """Search, confirm, and return what was found."""

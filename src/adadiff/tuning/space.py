@@ -90,6 +90,11 @@ class Space:
         """Return the space of the full model: all layers at this number of steps, everything else as free."""
         return replace(self, steps=(steps, steps), depth=(1.0, 1.0))
 
+    def dearest(self, default: SamplingPlan) -> SamplingPlan:
+        """Return the plan that costs most, but for internal guidance: the most steps, guided, with all layers."""
+        guidance = default.guidance if self.scale is None else Guidance(self.scale[1])
+        return replace(default, steps=self.steps[1], guidance=guidance)
+
     def suggest(self, trial: BaseTrial) -> Choices:
         """Let a trial choose a point."""
         steps = trial.suggest_int("steps", *self.steps)
