@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import replace
 
 import pytest
@@ -19,7 +18,6 @@ from adadiff.serving.costs import (
     fastest_batching,
     measure_costs,
     simulated_seconds,
-    work_until_start,
 )
 from tests.serving.traffic import DEPTH, class_pipeline
 
@@ -120,25 +118,3 @@ def test_one_long_tick_hardly_changes_the_correction() -> None:
     estimate = WorkEstimate(LINEAR, width=8)
     estimate.observe(work=0.001, seconds=5)
     assert 1 < estimate.correction < 1.2
-
-
-def shared_evenly(running: list[float], waiting: list[float], slots: int) -> float:
-    """Work done until one more image starts: small pieces of work, given to every running sample in turn."""
-    piece, done, running, waiting = 1e-3, 0.0, list(running), list(waiting)
-    while True:
-        while len(running) < slots and waiting:
-            running.append(waiting.pop(0))
-        if len(running) < slots:
-            return done
-        running = [work - piece for work in running if work > piece]
-        done += slots * piece
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_expected_start_is_that_of_samples_that_share_evenly(seed: int) -> None:
-    source = random.Random(seed)
-    slots = source.randint(1, 4)
-    running = [source.uniform(0.1, 1) for _ in range(source.randint(0, slots))]
-    waiting = [source.uniform(0.1, 1) for _ in range(source.randint(0, 8))]
-    expected = shared_evenly(running, waiting, slots)
-    assert work_until_start(running, waiting, slots) == pytest.approx(expected, abs=0.01 * slots)

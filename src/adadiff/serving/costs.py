@@ -1,8 +1,7 @@
-"""Seconds of a tick by depth and rows, measured on this machine, and what follows: a rule, a width, expected waits."""
+"""Seconds of a tick by depth and rows, measured on this machine, and what follows: a rule, a width, work ahead."""
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from adadiff.serving.sampler import Sampler
 
 REPEATS = 3
 LONG_CALL = 0.5
-"""Seconds of a call from which on larger batches are not measured, but extrapolated."""
-GAIN = 1.05
+"""Seconds after which a call is not repeated, and from which on larger batches are not measured, but extrapolated."""
+GAIN = 1.1
 """How much faster another way to batch must be than the one preferred: less is within the error of the measurement."""
 
 
@@ -94,7 +93,7 @@ def measure_costs(pipeline: AdaptivePipeline, most_rows: int) -> CallCosts:
         if full > LONG_CALL:
             break
     rows_of, first, layers = zip(*measured, strict=True)
-    return CallCosts(rows_of, _rising(first), _rising(layers), *_own_work(pipeline, rows_of[-1]))
+    return CallCosts(rows_of, _rising(first), _rising(layers), *_own_work(pipeline, rows_of[len(rows_of) // 2]))
 
 
 def _rising(seconds: tuple[float, ...]) -> tuple[float, ...]:
@@ -148,16 +147,14 @@ def _own_work(pipeline: AdaptivePipeline, rows: int) -> tuple[float, float]:
 
 
 def _fastest_seconds(call: Callable[[], object]) -> float:
-    """Return the seconds of the fastest of a few calls, after one to warm up."""
-    seconds = []
-    for _ in range(REPEATS + 1):
+    """Return the seconds of the fastest of a few calls: one to warm up, and one more where they take long."""
+    seconds = list[float]()
+    while len(seconds) < 2 or (len(seconds) <= REPEATS and sum(seconds) < LONG_CALL):
         _synchronize()
         start = time.perf_counter()
         call()
         _synchronize()
         seconds.append(time.perf_counter() - start)
-        if seconds[0] > LONG_CALL:
-            break
     return min(seconds)
 
 
@@ -313,28 +310,3 @@ class WorkEstimate:
         if key not in self._shares:
             self._shares[key] = self.costs.share(*key, self.width)
         return self._shares[key]
-
-
-def work_until_start(running: Sequence[float], waiting: Sequence[float], slots: int) -> float:
-    """Return the work that is done before another image gets a slot, after all those that wait already.
-
-    Running samples share the machine evenly, and a slot that becomes free is taken by the next image that waits.
-
-    Args:
-        running: Work left of the running samples, at most `slots`.
-        waiting: Work of the images that wait, in the order in which they begin.
-        slots: Number of slots.
-
-    Examples:
-        >>> work_until_start([1.0, 3.0], [], slots=2)  # by then either has done 1
-        2.0
-        >>> work_until_start([1.0, 3.0], [5.0], slots=2)
-        6.0
-        >>> work_until_start([1.0], [], slots=2)
-        0.0
-    """
-    ends = [slots * work for work in running] + [0.0] * (slots - len(running))
-    heapq.heapify(ends)
-    for work in waiting:
-        heapq.heapreplace(ends, ends[0] + slots * work)
-    return ends[0]

@@ -25,7 +25,6 @@ from adadiff.serving.costs import (
     WorkEstimate,
     fastest_batching,
     measure_costs,
-    work_until_start,
 )
 from adadiff.serving.plans import Plans
 from adadiff.serving.requests import (
@@ -111,7 +110,7 @@ class Engine:
         self._lock = threading.RLock()  # guards what other threads use too: all that follows
         self._open: dict[int, _Open] = {}
         self._accepting = self._alive = False
-        self._outlook = Outlook(slots)  # as the last round left it
+        self._outlook = Outlook.of([], slots)  # as the last round left it
         self._submitted: dict[int, list[float]] = {}  # by request, the work of each image that came in since
         self._finish_times: deque[float] = deque(maxlen=4096)
         self._last_round = self._started = time.monotonic()
@@ -310,15 +309,14 @@ class Engine:
 
     def _describe(self, taken: list[int]) -> None:
         """Write down for other threads who runs, who waits and for how long, `taken` being new requests among them."""
-        waiting, slots = self._waiting.work(), self._running.taken
-        until_start = work_until_start([slot.work_left for slot in slots], waiting, self.slots)
+        slots = self._running.taken
+        outlook = Outlook.of([slot.work_left for slot in slots], self.slots, self._estimate.correction)
         running = tuple(slot.state for slot in slots)
         with self._lock:
             for number in taken:
                 del self._submitted[number]
-            free = max(self.slots - len(slots) - len(waiting), 0)
-            self._outlook = Outlook(free, until_start, len(waiting), self._estimate.correction)
-            self._state = replace(self._state, waiting=len(waiting), running=running)
+            self._outlook = outlook.after(self._waiting.work())
+            self._state = replace(self._state, waiting=len(self._waiting), running=running)
             self._last_round = time.monotonic()
 
     def _publish(self, number: int, event: Event) -> None:

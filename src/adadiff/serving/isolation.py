@@ -89,7 +89,7 @@ class IsolatedEngine:
         self._deadline: float | None = None  # when a stopping engine fails what is left
         self._open: dict[int, HandedRequest] = {}
         self._batching, self._estimate = Batching("mixed", width), WorkEstimate(CallCosts((1,), (0.0,), (0.0,)), width)
-        self._outlook, self._state = Outlook(slots), EngineState(slots)
+        self._outlook, self._state = Outlook.of([], slots), EngineState(slots)
         self._reported = self._launched = time.monotonic()
         self._start_seconds = 0.0
         self._handed = 0  # requests that the process was handed
@@ -305,7 +305,7 @@ class IsolatedEngine:
         """Keep the totals of a process that has ended, and nothing else."""
         self._totals.update({name: getattr(self._state, name) for name in TOTALS})
         self._batches.update(self._state.batches)
-        self._state, self._outlook = EngineState(self.slots), Outlook(self.slots)
+        self._state, self._outlook = EngineState(self.slots), Outlook.of([], self.slots)
         self._reported, self._ready, self._handed = time.monotonic(), False, 0
         self._submitted.clear()
 
