@@ -1,11 +1,13 @@
 """A service under ten times the load that it can bear: what accepted requests, refused ones and health checks see.
 
-First the capacity is measured, by as many clients as there are slots, each with two images, one after the other. Then
-requests come at ten times that rate, whether or not earlier ones were answered, from a process of their own, while
-/health is asked twenty times a second. Last come bursts of requests of ten images, four times what --max-wait allows
-for, all at once: what Retry-After says is compared with the seconds until no image waits any more. Asked are: no 5xx;
-95 of 100 accepted requests within --max-wait and the seconds of one image in a full engine; /health within 50 ms in 99
-of 100 cases; Retry-After right within a factor of two. The issue's size: --seconds 60.
+First the capacity is measured, by as many clients as there are slots, each with two images, one after the other; then,
+in the same way, the seconds of an image in a full engine, while a process of its own sends ten times as many requests
+for a class that there is not, since they take their share of the machine. Then that process sends requests for images
+at this rate, whether or not earlier ones were answered, while /health is asked twenty times a second. Last come bursts
+of requests of ten images, four times what --max-wait allows for, all at once: what Retry-After says is compared with
+the seconds until no image waits any more. Asked are: no 5xx; 95 of 100 accepted requests within --max-wait and the
+seconds of one image in a full engine; /health within 50 ms in 99 of 100 cases; Retry-After right within a factor of
+two. The issue's size: --seconds 60.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import multiprocessing
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from multiprocessing.connection import Connection
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -28,6 +33,7 @@ from rich.table import Table
 from serving_process import Service, serving
 
 BURSTS = 8
+NO_CLASS = 10**6
 HEALTH = 0.05  # seconds from one health check to the next
 PATH = "/v1/images/generations"
 
@@ -66,20 +72,32 @@ async def capacity(address: str, clients: int) -> tuple[float, float]:
     return 2 * clients / (time.perf_counter() - start), float(np.quantile(latencies, 0.95))
 
 
-async def open_loop(address: str, rate: float, seconds: float) -> list[Answer]:
-    """Send requests at a rate, without waiting for answers, and return all answers."""
+async def open_loop(address: str, rate: float, seconds: float, labels: Sequence[int]) -> list[Answer]:
+    """Send requests for these classes in turn at a rate, without waiting for answers, and return all answers."""
     start, tasks = time.perf_counter(), list[asyncio.Task[Answer]]()
     async with connections(address) as client:
         while (now := time.perf_counter() - start) < seconds:
             while len(tasks) < rate * now:
-                tasks.append(asyncio.create_task(ask(client, len(tasks) % 10)))
+                tasks.append(asyncio.create_task(ask(client, labels[len(tasks) % len(labels)])))
             await asyncio.sleep(0.005)
         return list(await asyncio.gather(*tasks))
 
 
-def flood(results: Connection, address: str, rate: float, seconds: float) -> None:
-    """Send the requests from a process of their own."""
-    results.send(asyncio.run(open_loop(address, rate, seconds)))
+def flood(results: Connection, *arguments: Any) -> None:
+    """Send all answers of `open_loop`."""
+    results.send(asyncio.run(open_loop(*arguments)))
+
+
+@contextmanager
+def flooding(*arguments: Any) -> Iterator[Connection]:
+    """Send requests from a process of their own, as `open_loop` does; yields where its answers come from."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=flood, args=(theirs, *arguments))
+    process.start()
+    time.sleep(3.0)  # so that it has begun
+    yield ours
+    process.kill()
+    process.join()
 
 
 async def burst(address: str, requests: int) -> tuple[float, float]:
@@ -115,16 +133,13 @@ def health_checks(address: str, seconds: float) -> list[float]:
 
 def measure(service: Service, slots: int, factor: float, seconds: float, max_wait: float) -> Table:
     """Measure the capacity, then flood the service; returns what was seen."""
-    rate, one_image = asyncio.run(capacity(service.address, slots))
+    rate, _ = asyncio.run(capacity(service.address, slots))
     idle = health_checks(service.address, 3.0)
-    ours, theirs = multiprocessing.Pipe()
-    arguments = (theirs, service.address, factor * rate, seconds)
-    flooding = multiprocessing.get_context("spawn").Process(target=flood, args=arguments)
-    flooding.start()
-    time.sleep(3.0)  # so that the process has begun
-    health = health_checks(service.address, seconds - 1)
-    answers: list[Answer] = ours.recv()
-    flooding.join()
+    with flooding(service.address, factor * rate, 600.0, [NO_CLASS]):
+        _, one_image = asyncio.run(capacity(service.address, slots))
+    with flooding(service.address, factor * rate, seconds, range(10)) as results:
+        health = health_checks(service.address, seconds - 1)
+        answers: list[Answer] = results.recv()
     counts = Counter(status for status, _, _ in answers)
     accepted = [took for status, took, _ in answers if status == 200]
     refused = [took for status, took, _ in answers if status == 429]
