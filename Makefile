@@ -50,11 +50,13 @@ $(OLDEST)/.ready: pyproject.toml constraints.txt constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	touch $@
 
-models: $(READY) ## Train, export and calibrate the digits model that comes with the package
+models: $(READY) ## Train, export and tune the digits model that comes with the package
 	$(RUN)/adadiff train digits --out runs/digits
 	rm -rf src/adadiff/pretrained/digits
 	$(RUN)/adadiff export runs/digits src/adadiff/pretrained/digits
-	$(RUN)/adadiff calibrate src/adadiff/pretrained/digits --compute 0.55 --batch-size 96
+	$(RUN)/adadiff tune src/adadiff/pretrained/digits --data digits --compute 0.45 --trials 20 --images 250 1000 --confirm 2000 \
+		--out runs/digits-plan
+	cp runs/digits-plan/exit_policy.json src/adadiff/pretrained/digits
 
 benchmarks: $(READY) ## Print timings, which are never asserted
 	$(RUN)/python benchmarks/adaptive_depth.py

@@ -30,7 +30,7 @@ class AdaDiffPipeline(AdaptivePipeline):
         >>> [image.size for image in out.images], out.trace.exit_layers.shape
         ([(8, 8), (8, 8)], torch.Size([50, 2]))
         >>> f"{out.trace.compute_fraction:.0%} of the full model's compute"
-        "55% of the full model's compute"
+        "45% of the full model's compute"
         >>> pipe(tau=0, num_inference_steps=5).trace.layer_fraction
         1.0
     """

@@ -34,7 +34,7 @@ class Budgets:
         >>> from adadiff import AdaDiffPipeline
         >>> budgets = Budgets(AdaDiffPipeline.from_pretrained("digits"))
         >>> list(budgets.plans), budgets.named(0.6)
-        ([0.55, 1.0], 0.55)
+        ([0.45, 1.0], 0.45)
     """
 
     def __init__(self, pipeline: AdaptivePipeline) -> None:
