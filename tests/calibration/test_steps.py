@@ -3,6 +3,7 @@
 import pytest
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit
+from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.goal import SEED
 from adadiff.calibration.report import steps_table
 from adadiff.calibration.steps import choose_steps
@@ -20,7 +21,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def choice(digits):
-    return choose_steps(digits, BUDGET, STEPS, REFERENCE)
+    return choose_steps(AdaptiveSampling(digits, STEPS, seed=SEED), BUDGET, STEPS, REFERENCE)
 
 
 def images_of(pipeline, trial):
@@ -49,4 +50,4 @@ def test_errors_are_against_the_reference_from_the_same_noise(digits, choice):
 
 def test_a_reference_needs_more_steps(digits):
     with pytest.raises(InputError, match="reference_steps is 10: it must be above the number of steps, 10"):
-        choose_steps(digits, BUDGET, STEPS, 10)
+        choose_steps(AdaptiveSampling(digits, STEPS), BUDGET, STEPS, 10)

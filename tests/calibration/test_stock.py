@@ -16,6 +16,7 @@ import adadiff
 from adadiff import InputError
 from adadiff.calibration import calibration_table, draw_calibration, stock
 from adadiff.calibration.bound import upper_bound
+from adadiff.calibration.steps import choose_steps
 from adadiff.stock import StockPolicy, StockSampler
 from adadiff.utils.files import PRETRAINED
 from tests.stock.calls import numbered
@@ -65,6 +66,27 @@ def test_the_measured_error_is_that_of_the_samples(pipe: Any, found: adadiff.cal
     losses = (early - full[range(8, 16)]).square().flatten(1).mean(1) / full[range(8)].var(0, correction=0).mean()
     assert found.checked.losses == pytest.approx(losses.double().numpy(), rel=1e-3)
     assert found.error_bound == upper_bound(found.checked.losses, 0.05)
+
+
+def test_numbers_of_steps_that_cost_the_same_are_compared_with_very_many(pipe: Any):
+    sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
+    sampling = stock.StockSampling(sampler, (1, 2, 3), None, "latent")
+    choice = choose_steps(sampling, 0.5, STEPS, 24, batch_size=8)
+    assert [trial.steps for trial in choice.trials] == [4, 5, 6, 8, 10, 13]
+
+    def sampled(steps: int, policy: adadiff.ExitPolicy) -> tuple[torch.Tensor, float]:
+        arguments = {**sampler.arguments, "num_inference_steps": steps}
+        stock.switch_on(pipe, policy, None, sampling.costs)
+        latents = StockSampler(pipe, [1, 2, 3], stock.SEED, arguments)(range(16, 48))
+        return latents, adadiff.trace(pipe).compute_fraction * steps / STEPS
+
+    reference, _ = sampled(24, adadiff.NeverExit())
+    for trial in (choice.default, *choice.trials):
+        latents, compute = sampled(trial.steps, trial.policy)
+        errors = (latents - reference).square().flatten(1).mean(1) / reference.var(0, correction=0).mean()
+        assert trial.error == pytest.approx(errors.mean().item(), rel=1e-3)
+        assert trial.compute == pytest.approx(compute)
+        assert trial is choice.default or 0.3 < trial.compute < 0.53
 
 
 def test_the_schedule_beats_one_that_anybody_could_set(pipe: Any, found: adadiff.calibration.Calibration):

@@ -51,6 +51,16 @@ def test_calibrating_writes_the_policy_and_its_plot(folder: Path):
     assert not (folder / ".calibration").exists()
 
 
+def test_the_number_of_steps_is_chosen_too(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "steps"
+    run(f"calibrate {folder} --compute 0.6 --samples 8 {CALL} --reference-steps 20 --out {out}")
+    assert "error against 20 steps with all layers" in capsys.readouterr().out
+    stored = StockPolicy.from_pretrained(out)
+    steps = stored.calibrated_for.arguments["num_inference_steps"]
+    assert stored.goal["compute"] * steps == pytest.approx(0.6 * 6)
+    assert len(stored.policy.layers) == steps
+
+
 def test_samples_are_those_of_the_enabled_pipeline(folder: Path, tmp_path: Path):
     run(f"sample {folder} --out {tmp_path}/out -n 3 --batch-size 2 --seed 5")
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
@@ -126,6 +136,7 @@ def test_the_demo_compares_the_same_noise(folder: Path, tmp_path: Path, capsys: 
         ("demo --model {folder} --out {out} --tau 0.3", "--tau and --min-layer are for models of adadiff's own"),
         ("calibrate {folder} --compute 0.6", "already holds an exit_policy.json"),
         ("calibrate {folder} --compute 0.01 --replace", "no policy takes less than"),
+        ("calibrate {folder} --compute 0.6 --steps 6 --reference-steps 6 --replace", "above the number of steps, 6"),
         ("calibrate some/one --compute 0.6", "say where the policy goes, with --out FOLDER"),
         ("sample some/one --out {out}", "there is no folder some/one, and model_index.json of that name cannot be had"),
         ("demo --model some/one --out {out}", "there is no folder some/one, and model_index.json of that name cannot"),

@@ -49,6 +49,12 @@ class AdaptiveSampling(Sampling):
     def evaluations(self) -> int:
         return len(times_of(self.pipeline.scheduler, self.steps))
 
+    def with_steps(self, steps: int) -> AdaptiveSampling:
+        return replace(self, steps=steps)
+
+    def flops(self, policy: ExitPolicy) -> float:
+        return SamplingPlan(self.steps, policy, self.conditions.guidance).flops(self.parts, self.evaluations)
+
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         output = sample_seeded(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
         trace = output.trace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,14 @@ class Sampling(ABC):
         """Number of evaluations of the model in a trajectory."""
 
     @abstractmethod
+    def with_steps(self, steps: int) -> Sampling:
+        """Return the same sampling with another number of steps."""
+
+    @abstractmethod
+    def flops(self, policy: ExitPolicy) -> float:
+        """Return the FLOPs of one sample by a policy that counts recorded exits."""
+
+    @abstractmethod
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         """Sample one batch with a policy of the model."""
 
@@ -70,7 +78,7 @@ class Sampling(ABC):
         """Return how many predictions each evaluation takes, (evaluations,); None if equally many."""
         return None
 
-    def fewer_steps(self, compute: float) -> dict[int, Sampling]:
+    def fewer_steps(self, compute: float) -> Mapping[int, Sampling]:
         """Return the same sampling with fewer steps, by their number: just below and above a fraction of the compute.
 
         Empty if it is not known how.

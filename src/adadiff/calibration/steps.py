@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adadiff.calibration.adaptive import AdaptiveSampling
 from adadiff.calibration.cache import TensorCache
-from adadiff.calibration.goal import SEED
 from adadiff.calibration.kinds import CorrectedSchedule
 from adadiff.calibration.quick import RECORDED, quick_problem, schedule_within
 from adadiff.calibration.result import Point
+from adadiff.calibration.sampling import Sampling
 from adadiff.calibration.trials import sampled_batches
 from adadiff.policies import ExitPolicy, NeverExit
-from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions, SamplingPlan
 from adadiff.utils.errors import InputError
 
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)  # of the layers' FLOPs, each with so many more steps
@@ -60,13 +58,7 @@ class StepsChoice:
 
 
 def choose_steps(
-    pipeline: AdaptivePipeline,
-    compute: float,
-    steps: int,
-    reference_steps: int,
-    conditions: Conditions = UNCONDITIONAL,
-    seed: int = SEED,
-    batch_size: int = 32,
+    sampling: Sampling, compute: float, steps: int, reference_steps: int, batch_size: int = 32
 ) -> StepsChoice:
     """Try numbers of steps that cost the same, each with the schedule of exits that its share of the compute allows.
 
@@ -74,12 +66,10 @@ def choose_steps(
     as those of early exits do.
 
     Args:
-        pipeline: The model and the scheduler.
+        sampling: Samples with the model.
         compute: FLOPs to spend, over those of all layers at the default number of steps, in (0, 1).
         steps: The default number of steps.
         reference_steps: Number of steps of the reference, above `steps`.
-        conditions: Conditions of the samples, and the guidance.
-        seed: Seed of the noise.
         batch_size: Samples per batch.
 
     Raises:
@@ -87,16 +77,16 @@ def choose_steps(
 
     Examples:
         >>> from adadiff import AdaDiffPipeline
+        >>> from adadiff.calibration.adaptive import AdaptiveSampling
         >>> pipe = AdaDiffPipeline.from_pretrained("digits", own_settings=False)
-        >>> choice = choose_steps(pipe, compute=0.5, steps=8, reference_steps=50)
+        >>> choice = choose_steps(AdaptiveSampling(pipe, steps=8), compute=0.5, steps=8, reference_steps=50)
         >>> [trial.steps for trial in choice.trials]
         [4, 5, 6, 8, 10, 13]
     """
     if reference_steps <= steps:
         raise InputError(f"reference_steps is {reference_steps}: it must be above the number of steps, {steps}")
-    at_default = AdaptiveSampling(pipeline, steps, conditions, seed)
-    reference, _ = _sampled(replace(at_default, steps=reference_steps), NeverExit(), batch_size)
-    images, full_flops = _sampled(at_default, NeverExit(), batch_size)
+    reference, _ = _sampled(sampling.with_steps(reference_steps), NeverExit(), reference_steps, batch_size)
+    images, full_flops = _sampled(sampling.with_steps(steps), NeverExit(), steps, batch_size)
     variance = reference.var(0, correction=0).mean()
 
     def losses_of(images: Tensor) -> NDArray[np.floating]:
@@ -106,29 +96,25 @@ def choose_steps(
     counts = {max(1, round(compute * steps / share)): share for share in SHARES}  # the deepest of equal ones is kept
     trials = []
     for count in (count for count in counts if count < reference_steps):
-        sampling = replace(at_default, steps=count)
-        kind, policy = _policy_within(sampling, compute * steps / count)
-        images, flops = _sampled(sampling, policy, batch_size)
+        tried = sampling.with_steps(count)
+        kind, policy = _policy_within(tried, compute * steps / count)
+        images, flops = _sampled(tried, policy, count, batch_size)
         trials.append(StepsTrial(kind, policy, flops / full_flops, losses_of(images), count))
     return StepsChoice(reference_steps, default, tuple(trials))
 
 
-def _policy_within(sampling: AdaptiveSampling, share: float) -> tuple[str, ExitPolicy]:
+def _policy_within(sampling: Sampling, share: float) -> tuple[str, ExitPolicy]:
     """Return the policy for a share of all layers' FLOPs, after the name of its kind."""
     if share >= 1:
         return ALL_LAYERS, NeverExit()
-    plan = SamplingPlan(sampling.steps, guidance=sampling.conditions.guidance)
-    parts, evaluations = sampling.parts, sampling.evaluations
-    full = plan.flops(parts, evaluations)
+    full = sampling.flops(NeverExit())
     problem = quick_problem(sampling, TensorCache())
-    policy = schedule_within(
-        problem, share, lambda policy: replace(plan, policy=policy).flops(parts, evaluations) / full
-    )
-    return CorrectedSchedule.name, policy
+    policy = schedule_within(problem, share, lambda policy: sampling.flops(policy) / full)
+    return CorrectedSchedule.name, sampling.on_model(policy)
 
 
-def _sampled(sampling: AdaptiveSampling, policy: ExitPolicy, batch_size: int) -> tuple[Tensor, float]:
+def _sampled(sampling: Sampling, policy: ExitPolicy, steps: int, batch_size: int) -> tuple[Tensor, float]:
     """Sample images that nothing was recorded of; return them with the FLOPs spent."""
     indices = range(RECORDED, RECORDED + COMPARED)
-    batches = sampled_batches(sampling, policy, indices, batch_size, f"{sampling.steps} steps")
+    batches = sampled_batches(sampling, policy, indices, batch_size, f"{steps} steps")
     return torch.cat([batch.images for batch in batches]), sum(batch.flops for batch in batches)

@@ -24,7 +24,7 @@ from adadiff.calibration.run import calibrated, check_request
 from adadiff.calibration.sampling import Batch, Sampling
 from adadiff.policies import ExitPolicy, ScheduleExit
 from adadiff.runtime import PartFlops
-from adadiff.sampling import AdaptivePipeline
+from adadiff.sampling import AdaptivePipeline, SamplingPlan
 from adadiff.stock.costs import LayerCosts, mean_costs
 from adadiff.stock.exits import checked_exits
 from adadiff.stock.recorder import ExitRecorder
@@ -36,6 +36,7 @@ from adadiff.utils.text import with_error
 
 logger = logging.getLogger(__name__)
 
+STEPS = "num_inference_steps"
 UNIT = 1e9  # FLOPs of a full call, since parts are whole numbers
 
 
@@ -78,6 +79,17 @@ class StockSampling(Sampling):
         """FLOPs of the parts of each transformer, by its name."""
         return self._pilot.costs_by_transformer()
 
+    def with_steps(self, steps: int) -> StockSampling:
+        sampler = replace(self.sampler, arguments={**self.sampler.arguments, STEPS: steps})
+        other = StockSampling(sampler, self.exits, self.layers, self.output_type)
+        other.costs = self.costs
+        return other
+
+    def flops(self, policy: ExitPolicy) -> float:
+        """Return the FLOPs of one sample, in billionths of a prediction with all layers."""
+        one_row = SamplingPlan(self.evaluations, policy).flops(self.parts, self.evaluations)
+        return one_row * self.rows_per_evaluation
+
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         switch_on(self.pipe, policy, self.layers, self.costs)
         images = self.sampler(numbers, self.output_type)
@@ -115,10 +127,10 @@ class StockSampling(Sampling):
         layers = (0, *self.exits, self.depth)
         return replace(policy, layers=tuple(layers[position] for position in policy.layers))
 
-    def fewer_steps(self, compute: float) -> dict[int, Sampling]:
+    def fewer_steps(self, compute: float) -> dict[int, StockSampling]:
         steps = compute * self._context.steps
         return {
-            fewer: self._with_steps(fewer)
+            fewer: self.with_steps(fewer)
             for fewer in sorted({math.floor(steps), math.ceil(steps)})
             if 0 < fewer < self._context.steps
         }
@@ -137,11 +149,6 @@ class StockSampling(Sampling):
         """Return the same sampling from other noise, to `latent` or to images, `pt`."""
         other = copy.copy(self)
         other.sampler, other.output_type = replace(self.sampler, seed=seed), output_type
-        return other
-
-    def _with_steps(self, steps: int) -> StockSampling:
-        other = copy.copy(self)  # what is known of the costs included
-        other.sampler = replace(self.sampler, arguments={**self.sampler.arguments, "num_inference_steps": steps})
         return other
 
     @cached_property

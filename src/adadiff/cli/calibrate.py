@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +9,12 @@ from tyro.conf import Positional, arg
 
 from adadiff.calibration.goal import SEED, Goal
 from adadiff.cli.options import FitOptions
-from adadiff.cli.output import console
 from adadiff.utils.errors import InputError, imported
 from adadiff.utils.files import is_stock, model_folder
 from adadiff.utils.ranges import Count, Seed, checked
 
 if TYPE_CHECKING:
     from adadiff.calibration.metric import Metric
-    from adadiff.sampling import AdaptivePipeline, Conditions
 
 
 @checked
@@ -72,8 +69,8 @@ def calibrate_command(
 
     budgets: tuple[float | None, ...] = tuple(dict.fromkeys(compute)) or (None,)
     goals, folder = [Goal(each, error, speedup, confidence) for each in budgets], model_folder(model)
-    if reference_steps is not None and (len(compute) != 1 or is_stock(folder)):
-        raise InputError("--reference-steps goes with --compute, one budget, for models of adadiff's own: leave it out")
+    if reference_steps is not None and len(compute) != 1:
+        raise InputError("--reference-steps goes with --compute, one budget: leave it out")
     place = options.out or model
     require_free(place, [EXIT_POLICY, *other_policies(place)], options)
     judged_by = None if metric is None else imported(metric)
@@ -84,7 +81,17 @@ def calibrate_command(
         if len(goals) > 1:
             raise InputError("a stock pipeline's folder holds one policy: give one budget as --compute")
         calibrate_stock(
-            folder, goals[0], place, options, judged_by, samples or 16, batch_size or 8, seed, periodic, refine
+            folder,
+            goals[0],
+            place,
+            options,
+            judged_by,
+            samples or 16,
+            batch_size or 8,
+            seed,
+            reference_steps,
+            periodic,
+            refine,
         )
         return
     if options.out is not None or options.argument:
@@ -112,8 +119,9 @@ def _calibrate_own(
     refine: bool,
 ) -> None:
     """Calibrate a model of our own; for the arguments see `calibrate_command`."""
+    from adadiff.calibration.adaptive import AdaptiveSampling
     from adadiff.calibration.run import calibrate_each
-    from adadiff.cli.shared import chosen_prompts, load_pipeline, store_calibration
+    from adadiff.cli.shared import chosen_prompts, load_pipeline, store_calibration, with_chosen_steps
     from adadiff.policies import NeverExit
     from adadiff.sampling import Conditions
     from adadiff.sampling.settings import FolderSettings, resolve
@@ -126,7 +134,8 @@ def _calibrate_own(
     texts = chosen_prompts((), options.prompts)
     conditions, steps = Conditions(classes, texts, guidance=chosen.guidance), chosen.steps
     if reference_steps is not None:
-        goal, steps = _with_chosen_steps(pipeline, goals[0], steps, reference_steps, conditions, seed, batch_size)
+        sampling = AdaptiveSampling(pipeline, steps, conditions, seed)
+        goal, steps = with_chosen_steps(sampling, goals[0], steps, reference_steps, batch_size)
         goals = [goal]
     found = calibrate_each(
         pipeline,
@@ -142,29 +151,3 @@ def _calibrate_own(
         refine=refine,
     )
     store_calibration(found[0], model, *found[1:])
-
-
-def _with_chosen_steps(
-    pipeline: AdaptivePipeline,
-    goal: Goal,
-    steps: int,
-    reference_steps: int,
-    conditions: Conditions,
-    seed: int,
-    batch_size: int,
-) -> tuple[Goal, int]:
-    """Choose the number of steps, print what was tried, and return the same budget at that number."""
-    from adadiff.calibration.report import steps_table
-    from adadiff.calibration.steps import choose_steps
-
-    assert goal.compute is not None
-    choice = choose_steps(pipeline, goal.compute, steps, reference_steps, conditions, seed, batch_size)
-    console.print(steps_table(choice))
-    best = choice.best
-    budget = goal.compute * steps / best.steps
-    if budget >= 1:
-        raise InputError(
-            f"{best.steps} steps with all layers come nearest to {reference_steps}: no exit policy is needed; set that "
-            f"number of steps, or a larger --compute"
-        )
-    return replace(goal, compute=budget), best.steps

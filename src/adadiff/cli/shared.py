@@ -25,7 +25,8 @@ from adadiff.utils.files import PRETRAINED, model_folder, read_text
 from adadiff.utils.processes import process_state
 
 if TYPE_CHECKING:
-    from adadiff.calibration import Calibration
+    from adadiff.calibration import Calibration, Goal
+    from adadiff.calibration.sampling import Sampling
 
 
 def load_pipeline(
@@ -186,6 +187,37 @@ def require_free(place: Path, names: Sequence[str], options: FitOptions) -> None
     for name in names:
         if (place / name).exists() and not options.replace:
             raise InputError(f"{place} already holds an {name}: add --replace, or move it away")
+
+
+def with_chosen_steps(
+    sampling: Sampling, goal: Goal, steps: int, reference_steps: int, batch_size: int
+) -> tuple[Goal, int]:
+    """Choose the number of steps, print what was tried, and return the same budget at that number.
+
+    Args:
+        sampling: Samples with the model.
+        goal: A budget of compute at the default number of steps.
+        steps: The default number of steps.
+        reference_steps: Number of steps of the reference.
+        batch_size: Samples per batch.
+
+    Raises:
+        InputError: If a number of steps that needs no exits comes nearest to the reference.
+    """
+    from adadiff.calibration.report import steps_table
+    from adadiff.calibration.steps import choose_steps
+
+    assert goal.compute is not None
+    choice = choose_steps(sampling, goal.compute, steps, reference_steps, batch_size)
+    console.print(steps_table(choice))
+    best = choice.best
+    budget = goal.compute * steps / best.steps
+    if budget >= 1:
+        raise InputError(
+            f"{best.steps} steps with all layers come nearest to {reference_steps}: no exit policy is needed; set that "
+            f"number of steps, or a larger --compute"
+        )
+    return replace(goal, compute=budget), best.steps
 
 
 def store_calibration(found: Calibration, folder: Path, *others: Calibration) -> None:

@@ -15,18 +15,19 @@ from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from adadiff.calibration import Goal
 from adadiff.calibration.metric import Metric
-from adadiff.calibration.stock import calibrate
+from adadiff.calibration.stock import STEPS, StockSampling, calibrate
 from adadiff.cli.options import Dtype, FitOptions, SampleOptions
-from adadiff.cli.shared import chosen_prompts, device_of, store_calibration
+from adadiff.cli.shared import chosen_prompts, device_of, store_calibration, with_chosen_steps
 from adadiff.comparison.demo import Comparison, timed_comparison
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.policies.stored import EXIT_POLICY
 from adadiff.sampling.schedulers import scheduler_like
 from adadiff.stock import StockPolicy, StockSampler, StockTrace, enable, trace
 from adadiff.stock.adapting.adaptation import ADAPTATION
+from adadiff.stock.exits import checked_exits
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
-from adadiff.stock.stored import weights_fingerprint
-from adadiff.stock.switch import transformers_of
+from adadiff.stock.stored import call_defaults, weights_fingerprint
+from adadiff.stock.switch import depth_of, transformers_of, trying
 from adadiff.tuning.stock import TunableStockPipeline
 from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.fingerprints import settings_of
@@ -73,11 +74,15 @@ def calibrate_stock(
     samples: int,
     batch_size: int,
     seed: int,
+    reference_steps: int | None,
     periodic: bool,
     refine: bool,
 ) -> None:
     """Calibrate a stock pipeline; for the arguments see `calibrate_command`."""
     pipe, conditions, arguments = to_sample(model, options)
+    if reference_steps is not None:
+        sampler = StockSampler(pipe, conditions, seed, arguments)
+        goal, arguments[STEPS] = _with_chosen_steps(sampler, goal, reference_steps, batch_size)
     found = calibrate(
         pipe,
         conditions,
@@ -95,6 +100,17 @@ def calibrate_stock(
         **arguments,
     )
     store_calibration(found, out)
+
+
+def _with_chosen_steps(sampler: StockSampler, goal: Goal, reference_steps: int, batch_size: int) -> tuple[Goal, int]:
+    """Choose the number of steps of a stock pipeline; return the same budget at that number."""
+    pipe = sampler.pipe
+    steps = {**call_defaults(pipe), **sampler.arguments}.get(STEPS)
+    if steps is None:
+        raise InputError(f"{type(pipe).__name__} takes no {STEPS} to be chosen: leave --reference-steps out")
+    sampling = StockSampling(sampler, checked_exits(None, depth_of(pipe)), None, "latent")
+    with trying(pipe):
+        return with_chosen_steps(sampling, goal, steps, reference_steps, batch_size)
 
 
 def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[int], dict[str, Any]]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from adadiff.calibration.stock import UNIT, StockSampling
+from adadiff.calibration.stock import STEPS, UNIT, StockSampling
 from adadiff.policies import NeverExit, ScheduleExit
 from adadiff.sampling import Guidance, SamplingPlan
 from adadiff.sampling.folder import Batch
@@ -22,7 +22,7 @@ from adadiff.tuning.space import Space
 from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
 
-STEPS, SCALE = "num_inference_steps", "guidance_scale"
+SCALE = "guidance_scale"
 
 
 class TunableStockPipeline(Tunable):
@@ -75,8 +75,7 @@ class TunableStockPipeline(Tunable):
         if isinstance(policy, ScheduleExit):  # the parts are those between recorded exits
             recorded = (0, *self.exits, self.depth)
             policy = replace(policy, layers=tuple(recorded.index(layer) for layer in policy.layers))
-        one_row = SamplingPlan(plan.steps, policy).flops(sampling.parts, sampling.evaluations)
-        return one_row * sampling.rows_per_evaluation
+        return sampling.flops(policy)
 
     def space(self) -> Space:
         return Space.around(
