@@ -21,7 +21,7 @@ def test_info_lists_the_plans_of_a_model(capsys):
     assert "FLOP per image and step" in printed  # of the preset of that name
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
     assert [row for row in rows if len(row) == 5] == [
-        ["55.0%", "50", "1", "CorrectedScheduleExit", "the model's own"],
+        ["45.0%", "50", "1", "CorrectedScheduleExit", "the model's own"],
         ["100.0%", "50", "1", "none", "the full model"],
     ]
 
