@@ -42,7 +42,7 @@ Answer = tuple[int, float, float | None]
 
 
 async def ask(client: httpx2.AsyncClient, label: int, images: int = 1) -> Answer:
-    """Send a request."""
+    """Send a request for images of a class, and return its answer."""
     start = time.perf_counter()
     try:
         answer = await client.post(PATH, json={"class_label": label, "n": images})
@@ -95,9 +95,11 @@ def flooding(*arguments: Any) -> Iterator[Connection]:
     process = multiprocessing.get_context("spawn").Process(target=flood, args=(theirs, *arguments))
     process.start()
     time.sleep(3.0)  # so that it has begun
-    yield ours
-    process.kill()
-    process.join()
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
 
 
 async def burst(address: str, requests: int) -> tuple[float, float]:

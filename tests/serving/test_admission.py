@@ -1,3 +1,5 @@
+"""Expected waits, and who is turned away."""
+
 from __future__ import annotations
 
 import random

@@ -147,7 +147,7 @@ def _own_work(pipeline: AdaptivePipeline, rows: int) -> tuple[float, float]:
 
 
 def _fastest_seconds(call: Callable[[], object]) -> float:
-    """Return the seconds of the fastest of a few calls: one to warm up, and one more where they take long."""
+    """Return the seconds of the fastest of a few calls, the one to warm up included: of two where they take long."""
     seconds = list[float]()
     while len(seconds) < 2 or (len(seconds) <= REPEATS and sum(seconds) < LONG_CALL):
         _synchronize()

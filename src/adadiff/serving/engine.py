@@ -310,12 +310,13 @@ class Engine:
     def _describe(self, taken: list[int]) -> None:
         """Write down for other threads who runs, who waits and for how long, `taken` being new requests among them."""
         slots = self._running.taken
-        outlook = Outlook.of([slot.work_left for slot in slots], self.slots, self._estimate.correction)
+        running_only = Outlook.of([slot.work_left for slot in slots], self.slots, self._estimate.correction)
+        outlook = running_only.after(self._waiting.work())
         running = tuple(slot.state for slot in slots)
         with self._lock:
             for number in taken:
                 del self._submitted[number]
-            self._outlook = outlook.after(self._waiting.work())
+            self._outlook = outlook
             self._state = replace(self._state, waiting=len(self._waiting), running=running)
             self._last_round = time.monotonic()
 
