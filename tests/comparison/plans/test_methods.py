@@ -20,16 +20,29 @@ CHOICES = Choices(8, "ddim", "leading", Guidance(2.0, (0.25, 0.75)), depth=0.5)
 def planned(tunable, tmp_path):
     planner = DepthPlanner(tunable, tmp_path, seed=5)
 
-    def plan(method, **fixed):
-        return METHODS[method].plan(optuna.trial.FixedTrial(fixed), CHOICES, planner, float("inf"))
+    def plan(method, most_flops=float("inf"), **fixed):
+        return METHODS[method].plan(optuna.trial.FixedTrial(fixed), CHOICES, planner, most_flops)
 
     return plan
 
 
 def test_extrapolation_is_the_polynomial_through_the_last_full_predictions(planned):
+    """All layers run at every third step and at the last."""
     policy = planned("extrapolation", interval=3, order=1).policy
-    assert policy.layers == (5, 0, 0, 5, 0, 0, 5, 0)
+    assert policy.layers == (5, 0, 0, 5, 0, 0, 5, 5)
     assert set(policy.extrapolation) == {(1.0, 1.0, 0.0)}
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.7])
+def test_a_plan_is_cut_down_to_the_budget_and_no_further(planned, tunable, share):
+    most = share * tunable.flops(CHOICES.with_all_layers)
+    fewer = [replace(CHOICES.with_all_layers, steps=steps) for steps in range(8, 0, -1)]
+    rarer = [planned("extrapolation", interval=interval, order=1) for interval in range(2, 9)]
+    for plans, cut in [
+        (fewer, planned("fewer-steps", most)),
+        (rarer, planned("extrapolation", most, interval=2, order=1)),
+    ]:
+        assert cut == next(plan for plan in plans if tunable.flops(plan) <= most)
 
 
 def test_the_paper_s_rule(planned):
@@ -57,7 +70,7 @@ def test_a_cached_plan_samples_with_the_cache(planned, classes_pipeline):
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_first_trials_are_within_the_space(method, tunable):
     """Their parameters are those that the method suggests."""
-    space = method.space(replace(tunable.space(), steps=(4, 8)))
+    space = method.space(replace(tunable.space(), steps=(4, 8)), replace(tunable.default, steps=8))
     start = method.start(0.5, 8)
     assert set(start) <= {"steps", "depth", "interval", "shallow"}
     assert space.steps[0] <= start["steps"] <= space.steps[1]

@@ -76,7 +76,7 @@ def test_a_comparison_that_was_interrupted_goes_on(
     with pytest.raises(KeyboardInterrupt):
         compare_plans(*arguments)
     fronts = compare_plans(*arguments).fronts
-    wanted = [front for front in compared[0].fronts if front.floor == 0.2 and front.method in config.methods]
+    wanted = [front for front in compared[0].fronts if front.floor == 0.2 and front.method in config.compared]
     described = [[point.fresh for point in front.points] for front in fronts]
     assert described == [[point.fresh for point in front.points] for front in wanted]
     sampled.clear()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from adadiff.comparison.plans.methods import METHODS
+from adadiff.comparison.plans.methods import METHODS, FullModel
 from adadiff.tuning.config import JUDGED_BY, SEARCHED_BY, SEED, TuneConfig
 from adadiff.tuning.goal import TuningGoal
 from adadiff.utils.errors import InputError, lookup
@@ -24,7 +24,7 @@ class PlansConfig:
         image_column: Column of the real images.
         features: Feature networks that the searches go by; class agreement goes by the first.
         judges: Feature networks that no search goes by, which choose among a method's plans.
-        methods: Names of the methods (docs/comparison.md); by default all.
+        methods: Names of the methods (docs/comparison.md); by default all. The full model is always one.
         floors: Least class agreements, in [0, 1): one search of every method for each; 0 for none.
         most_compute: Most FLOPs of a plan over those of the model's default steps and guidance with all layers.
         targets: Computes at which the methods are compared, each at most `most_compute`.
@@ -56,6 +56,11 @@ class PlansConfig:
     batch_size: int = 50
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = SEED
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The names of the methods in order: the full model, whose best guidance the others begin with, comes first."""
+        return (FullModel.name, *(name for name in self.methods or METHODS if name != FullModel.name))
 
     def check(self) -> None:
         """Raise InputError if a value is out of range, or a method is unknown."""

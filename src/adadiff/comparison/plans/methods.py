@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -37,8 +37,13 @@ class PlanMethod(ABC):
     source: ClassVar[str]
     guided_internally: ClassVar[bool] = True
 
-    def space(self, everything: Space) -> Space:
-        """Return what the search is free to choose; by default everything but the depth, which is all layers."""
+    def space(self, everything: Space, default: SamplingPlan) -> Space:
+        """Return what the search is free to choose; by default everything but the depth, which is all layers.
+
+        Args:
+            everything: All that a plan of this model can choose.
+            default: The model's default plan.
+        """
         layers = everything.internal_layers if self.guided_internally else 0
         return replace(everything, depth=(1.0, 1.0), internal_layers=layers)
 
@@ -54,7 +59,7 @@ class PlanMethod(ABC):
             trial: The trial, which suggests the method's own parameters.
             choices: Steps, scheduler, spacing and guidance.
             planner: Plans the depth by the calibration.
-            most_flops: FLOPs that an image may take.
+            most_flops: FLOPs that an image may take. What would take more is cut down, where that is known beforehand.
         """
 
 
@@ -63,9 +68,9 @@ class FullModel(PlanMethod):
 
     name, title, source = "full-model", "full model at its best", "all layers, the default number of steps"
 
-    def space(self, everything: Space) -> Space:
-        """Fix the number of steps, whose largest is the default one."""
-        return super().space(everything.with_all_layers(everything.steps[1]))
+    def space(self, everything: Space, default: SamplingPlan) -> Space:
+        """Fix the number of steps."""
+        return super().space(everything.with_all_layers(default.steps), default)
 
     def start(self, share: float, steps: int) -> Mapping[str, Any]:
         """Return all steps, whatever the share."""
@@ -80,7 +85,7 @@ class CalibratedDepth(PlanMethod):
 
     name, title, source = "ours", "ours, corrected schedules", "adadiff tune"
 
-    def space(self, everything: Space) -> Space:
+    def space(self, everything: Space, default: SamplingPlan) -> Space:
         """Leave everything free."""
         return everything
 
@@ -102,11 +107,15 @@ class FewerSteps(PlanMethod):
         return {"steps": max(1, round(share * steps))}
 
     def plan(self, trial: BaseTrial, choices: Choices, planner: DepthPlanner, most_flops: float) -> SamplingPlan:
-        return choices.with_all_layers
+        fewer = (replace(choices.with_all_layers, steps=steps) for steps in range(choices.steps, 0, -1))
+        return _first_within(fewer, planner, most_flops)
 
 
 class Extrapolation(PlanMethod):
-    """All layers at every k-th step; between them the guided prediction is carried on by a polynomial."""
+    """All layers at every k-th step and at the last; between them the guided prediction is carried on by a polynomial.
+
+    The last step is in full as it is in our plans: carried on, it leaves noise in the colours.
+    """
 
     name, title = "extrapolation", "extrapolation of the prediction"
     source = "TaylorSeer, Liu et al., ICCV 2025, of the whole network's output, orders 0 to 2"
@@ -117,11 +126,14 @@ class Extrapolation(PlanMethod):
 
     def plan(self, trial: BaseTrial, choices: Choices, planner: DepthPlanner, most_flops: float) -> SamplingPlan:
         interval, order = trial.suggest_int("interval", 2, LONGEST_INTERVAL), trial.suggest_int("order", 0, 2)
-        depth = planner.model.depth
-        layers = tuple(0 if step % interval else depth for step in range(choices.steps))
-        weights = (1.0, float(order > 0), float(order > 1))
-        policy = CorrectedScheduleExit(layers, (weights,) * choices.steps)
-        return replace(choices.with_all_layers, policy=policy)
+        depth, last = planner.model.depth, choices.steps - 1
+        weights = ((1.0, float(order > 0), float(order > 1)),) * choices.steps
+
+        def full_at_every(interval: int) -> SamplingPlan:
+            layers = tuple(0 if step % interval and step < last else depth for step in range(choices.steps))
+            return replace(choices.with_all_layers, policy=CorrectedScheduleExit(layers, weights))
+
+        return _first_within(map(full_at_every, range(interval, LONGEST_INTERVAL + 1)), planner, most_flops)
 
 
 class SingleThreshold(PlanMethod):
@@ -228,6 +240,14 @@ class FirstBlockCacheMethod(PlanMethod):
     def plan(self, trial: BaseTrial, choices: Choices, planner: DepthPlanner, most_flops: float) -> SamplingPlan:
         threshold = trial.suggest_float("threshold", SMALLEST_CHANGE, LARGEST_CHANGE, log=True)
         return CachedPlan.of(choices, FirstBlockCache(round(threshold, 4)))
+
+
+def _first_within(plans: Iterable[SamplingPlan], planner: DepthPlanner, most_flops: float) -> SamplingPlan:
+    """Return the first plan that takes at most so many FLOPs, or the last one."""
+    for plan in plans:
+        if planner.model.flops(plan) <= most_flops:
+            break
+    return plan
 
 
 def _interval(share: float) -> int:

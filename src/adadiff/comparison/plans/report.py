@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def write_plans_report(results: PlanResults, out: Path) -> None:
         "conditions": _conditions_in_words(results),
         "figures": [(name, f"Fréchet distance against {name}") for name in drawn],
         "tables": [*_tables(results), *_plan_tables(results)],
-        "methods": [METHODS[name] for name in _methods(results)],
+        "methods": [METHODS[name] for name in results.config.compared],
     }
     files = {"results.json": json.dumps(_described(results), indent=2) + "\n"}
     write_pages(out, "plans", contents, drawn, files)
@@ -64,7 +64,7 @@ def _contests(results: PlanResults, floor: float) -> list[tuple[float, Confirmed
     """List the targets at which both ours and another method have a plan, with these plans."""
     contests = []
     for target in results.config.targets:
-        others = [results.at(name, floor, target) for name in _methods(results) if name not in (OURS, FULL)]
+        others = [results.at(name, floor, target) for name in results.config.compared if name not in (OURS, FULL)]
         mine, rivals = results.at(OURS, floor, target), [each for each in others if each is not None]
         if mine is not None and rivals:
             contests.append((target, mine, rivals))
@@ -82,7 +82,7 @@ def draw_fronts(results: PlanResults, label: str, cost: Callable[[Front, Confirm
     networks, floors = _networks(results), results.config.floors
     figure = Figure(figsize=(4.6 * len(networks), 3.8 * len(floors) + 0.6), layout="constrained")
     axes = figure.subplots(len(floors), len(networks), squeeze=False)
-    colours = {name: f"C{place}" for place, name in enumerate(_methods(results))}
+    colours = {name: f"C{place}" for place, name in enumerate(results.config.compared)}
     for front in results.fronts:
         ours, full = front.method == OURS, front.method == FULL
         for column, network in enumerate(networks):
@@ -119,7 +119,7 @@ def _tables(results: PlanResults) -> list[tuple[str, list[str], list[dict[str, A
             judge = ", which no search went by" if network in results.config.judges else ""
             heads = ["method", *(f"{target:.0%}" for target in results.config.targets)]
             rows = []
-            for name in (each for each in _methods(results) if each != FULL):
+            for name in (each for each in results.config.compared if each != FULL):
                 found = [results.at(name, floor, target) for target in results.config.targets]
                 cells = ["" if each is None else _distance(each, network) for each in found]
                 rows.append({"cells": [METHODS[name].title, *cells], "ours": name == OURS})
@@ -177,9 +177,10 @@ def _conditions_in_words(results: PlanResults) -> str:
     return (
         f"Every method had {config.trials} trials of the same search over steps, scheduler, spacing and guidance, with "
         f"its own settings, on {' and '.join(f'{count:,}' for count in config.images)} images, by "
-        f"{', '.join(config.features)}. Up to {config.points} plans of each were measured on {config.confirm:,} fresh "
-        f"images, ± one standard error by bootstrap; of those with at most so much compute, "
-        f"{', '.join(config.judges)}, which no search went by, names the one in the tables of equal compute. Compute "
+        f"{', '.join(config.features)}; it began with the full model's best guidance. Up to {config.points} plans of "
+        f"each were measured on {config.confirm:,} fresh images, ± one standard error by bootstrap; of those with at "
+        f"most so much compute, {', '.join(config.judges)}, which no search went by, names the one in the tables of "
+        f"equal compute. Compute "
         f"is FLOPs over those of the default, {plan_in_words(results.default.plan)}; seconds were timed in turns with "
         f"it. Real images: {config.reference}."
     )
@@ -206,10 +207,6 @@ def _plan_in_words(plan: SamplingPlan) -> str:
 
 def _floor_in_words(floor: float) -> str:
     return f"Class agreement of at least {floor:.0%}" if floor else "No floor"
-
-
-def _methods(results: PlanResults) -> Sequence[str]:
-    return results.config.methods or tuple(METHODS)
 
 
 def _networks(results: PlanResults) -> tuple[str, ...]:

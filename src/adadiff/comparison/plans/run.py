@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from adadiff.utils.files import claim_folder, exclusive_folder
 
 CONFIG, FEATURES, RECORDINGS = "compare.json", "features", "recordings"
 START_SHARES = (0.25, 0.5)  # of the compute, that the first trials of each method spend
+STARTED_FROM = 2  # best guidances of the full model that they begin with, beside the default's
 TOLERANCE = 0.005  # compute that a plan may take beyond a target
 
 
@@ -82,7 +83,8 @@ def compare_plans(
 ) -> PlanResults:
     """Search the best plans of every method under every floor, and measure them on fresh images.
 
-    The images show all classes of the model in turn.
+    Under each floor the full model's best guidance is searched first; the searches of all methods begin with it. The
+    images show all classes of the model in turn.
 
     Args:
         config: The configuration of the comparison.
@@ -113,8 +115,7 @@ def compare_plans(
         planner = DepthPlanner(model, out / RECORDINGS, config.seed + 2)
         searches = _Searches(config, measurer, planner, out)
         fronts = [
-            searches.front(METHODS[name], floor)
-            for floor, name in itertools.product(config.floors, config.methods or METHODS)
+            searches.front(METHODS[name], floor) for floor, name in itertools.product(config.floors, config.compared)
         ]
         return PlanResults(config, fronts[0].default, tuple(fronts))
 
@@ -122,7 +123,7 @@ def compare_plans(
 def _expected_images(config: PlansConfig) -> float:
     """Estimate how many images the comparison samples, in images of the default plan."""
     searched = searched_images(config.trials, config.images) + config.points * config.confirm
-    computes = [1.0 if name == FullModel.name else config.most_compute / 2 for name in config.methods or METHODS]
+    computes = [1.0 if name == FullModel.name else config.most_compute / 2 for name in config.compared]
     return config.images[-1] + config.confirm + len(config.floors) * sum(computes) * searched
 
 
@@ -131,38 +132,41 @@ class _Searches:
 
     def __init__(self, config: PlansConfig, measurer: Measurer, planner: DepthPlanner, out: Path) -> None:
         self.config, self.measurer, self.planner, self.out = config, measurer, planner, out
-        self.default, everything = measurer.model.default, measurer.model.space()
-        least = min(everything.steps[0], self.default.steps)
-        self.everything = replace(everything, steps=(least, self.default.steps))  # more exceed the compute in full
+        self.default, self.everything = measurer.model.default, measurer.model.space()
+        self._full: dict[float, list[SamplingPlan]] = {}
 
     def front(self, method: PlanMethod, floor: float) -> Front:
         """Search a method's plans under a floor; those that fresh images show to miss it are left out."""
-        best = self._search(method, floor).run(self.config.trials, self.config.images)[: self.config.points]
-        plans = [self.default, *(scored.candidate for scored in best if scored.score.all_missed == 0)]
+        scored = self._search(method, floor).run(self.config.trials, self.config.images)[: self.config.points]
+        found = [each.candidate for each in scored if each.score.all_missed == 0]
+        if isinstance(method, FullModel):
+            self._full[floor] = found[:STARTED_FROM]
         search = self.config.search(floor)
-        default, *found = confirm(self._scorer(search), plans, search.confirm, search.seed + 1)
-        kept = [point for point in found if not point.missed(TuningGoal(agreement=floor or None), None)]
+        default, *confirmed = confirm(self._scorer(search), [self.default, *found], search.confirm, search.seed + 1)
+        kept = [point for point in confirmed if not point.missed(TuningGoal(agreement=floor or None), None)]
         return Front(method.name, floor, default, tuple(sorted(kept, key=lambda point: point.compute)))
 
     def _search(self, method: PlanMethod, floor: float) -> Search[SamplingPlan]:
-        space, reference = method.space(self.everything), isinstance(method, FullModel)
+        space, reference = method.space(self.everything, self.default), isinstance(method, FullModel)
         most = math.inf if reference else self.config.most_compute * self.measurer.model.flops(self.default)
         scorer = self._scorer(self.config.search(floor))
         return Search(
             open_study(self.out, f"{method.name}, agreement {floor:g}", 1 if reference else 2),
             lambda trial: method.plan(trial, space.suggest(trial), self.planner, most),
             scorer.score_floors if reference else scorer.score,
-            self._starts(method, space),
+            space.starts(self.default, 1.0) if reference else self._starts(method, space, floor),
             self.config.seed,
         )
 
-    def _starts(self, method: PlanMethod, space: Space) -> list[dict[str, Any]]:
-        """Return a method's first trials: guided as the default, in the middle only, and internally too."""
+    def _starts(self, method: PlanMethod, space: Space, floor: float) -> list[dict[str, Any]]:
+        """Return a method's first trials, with the full model's best guidance and with the default's."""
         starts = [
-            {**guided, **method.start(share, self.default.steps)}
+            {**space.parameters(plan), **method.start(share * self.default.steps / steps, steps)}
             for share in START_SHARES
-            for guided in space.starts(self.default, 1.0)
+            for plan in (*self._full[floor], self.default)
+            for steps in (self.default.steps, space.steps[1])
         ]
+        starts = [{**start, "steps": max(space.steps[0], start["steps"])} for start in starts]
         return [start for place, start in enumerate(starts) if start not in starts[:place]]
 
     def _scorer(self, search: TuneConfig) -> Scorer:
