@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adadiff import CorrectedScheduleExit, NeverExit, ScheduleExit
-from adadiff.calibration import search
+from adadiff.calibration import refine
 from adadiff.calibration.goal import Goal
 from adadiff.calibration.kinds import CorrectedSchedule, Kind
 from adadiff.calibration.result import Point
@@ -81,18 +81,18 @@ def test_policies_are_refined_as_long_as_it_helps(
     goal: Goal, errors: tuple[float, ...], best: int, monkeypatch: pytest.MonkeyPatch
 ):
     policies, erring = in_rounds(*errors)
-    monkeypatch.setattr(search, "refined", lambda trials, policy, depth, numbers: policies[policies.index(policy) + 1])
+    monkeypatch.setattr(refine, "refined", lambda trials, policy, depth, numbers: policies[policies.index(policy) + 1])
     assert RefiningSearch(policies[0], erring).for_goal(goal, range(8, 16)).policy == policies[best]
 
 
 def test_policies_without_corrections_are_not_refined(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(search, "refined", None)
+    monkeypatch.setattr(refine, "refined", None)
     plain = ScheduleExit((4, 1))
     assert RefiningSearch(plain, {plain: 0.1}).for_goal(Goal(compute=0.5), range(8, 16)).policy is plain
 
 
 def test_policies_are_refined_only_if_asked(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(search, "refined", None)
+    monkeypatch.setattr(refine, "refined", None)
     policies, erring = in_rounds(0.1, 0.04)
     finding = RefiningSearch(policies[0], erring)
     finding.refine = False

@@ -14,7 +14,7 @@ import torch
 
 import adadiff
 from adadiff import InputError
-from adadiff.calibration import calibration_table, draw_calibration, stock
+from adadiff.calibration import calibration_table, draw_calibration, steps, stock
 from adadiff.calibration.bound import upper_bound
 from adadiff.calibration.steps import choose_steps
 from adadiff.stock import StockPolicy, StockSampler
@@ -68,17 +68,18 @@ def test_the_measured_error_is_that_of_the_samples(pipe: Any, found: adadiff.cal
     assert found.error_bound == upper_bound(found.checked.losses, 0.05)
 
 
-def test_numbers_of_steps_that_cost_the_same_are_compared_with_very_many(pipe: Any):
+def test_numbers_of_steps_that_cost_the_same_are_compared_with_very_many(pipe: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(steps, "SHARES", (1.0, 0.65, 0.4))
     sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
     sampling = stock.StockSampling(sampler, (1, 2, 3), None, "latent")
-    choice = choose_steps(sampling, 0.5, STEPS, 24, batch_size=8)
-    assert [trial.steps for trial in choice.trials] == [4, 5, 6, 8, 10, 13]
+    choice = choose_steps(sampling, 0.5, 24, batch_size=8)
+    assert [trial.steps for trial in choice.trials] == [4, 6, 10]
 
-    def sampled(steps: int, policy: adadiff.ExitPolicy) -> tuple[torch.Tensor, float]:
-        arguments = {**sampler.arguments, "num_inference_steps": steps}
+    def sampled(count: int, policy: adadiff.ExitPolicy) -> tuple[torch.Tensor, float]:
+        arguments = {**sampler.arguments, "num_inference_steps": count}
         stock.switch_on(pipe, policy, None, sampling.costs)
         latents = StockSampler(pipe, [1, 2, 3], stock.SEED, arguments)(range(16, 48))
-        return latents, adadiff.trace(pipe).compute_fraction * steps / STEPS
+        return latents, adadiff.trace(pipe).compute_fraction * count / STEPS
 
     reference, _ = sampled(24, adadiff.NeverExit())
     for trial in (choice.default, *choice.trials):

@@ -40,11 +40,11 @@ def test_calibrate_and_what_takes_it_from_there(model_folder, tmp_path, capsys):
 
 
 def test_the_number_of_steps_is_chosen_too(model_folder, tmp_path, capsys):
-    run(f"calibrate {model_folder} --compute 0.6 --steps 4 --scheduler ddim --samples 8 --reference-steps 20")
+    run(f"calibrate {model_folder} --compute 0.6 --steps 8 --scheduler dpm-solver++ --samples 8 --reference-steps 20")
     assert "error against 20 steps with all layers" in capsys.readouterr().out
     stored = json.loads((model_folder / "exit_policy.json").read_text())
     steps = stored["calibrated_for"]["steps"]
-    assert stored["goal"]["compute"] * steps == pytest.approx(0.6 * 4)
+    assert stored["goal"]["compute"] * steps == pytest.approx(0.6 * 8)
     run(f"sample {model_folder} -n 2 --out {tmp_path}/own")
     assert json.loads((tmp_path / "own/request.json").read_text())["steps"] == steps
 

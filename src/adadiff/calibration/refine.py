@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adadiff.calibration.cache import Tensors
+from adadiff.calibration.result import Point
 from adadiff.calibration.trials import Trials
 from adadiff.policies import CorrectedScheduleExit
 
@@ -27,6 +28,31 @@ MOST_WEIGHTS = 120  # the policy samples once for each; with more early steps th
 CHANGES = (0.004, 0.1, 0.1)  # changes of the weights of value, slope and curvature that show what they do
 DAMPINGS = tuple(10.0**k for k in np.arange(-3, 2.1, 0.5))  # relative to what each weight does by itself
 FOLDS = 8  # of the cross-validation
+ROUNDS = 3  # most times that an extrapolation is fitted
+MUCH = 0.5  # most of the error that a round leaves, if another follows
+
+
+def refined_in_rounds(
+    trials: Trials, point: Point, depth: int, numbers: Sequence[int], judged_on: Sequence[int]
+) -> Point:
+    """Fit the extrapolation of a corrected schedule to its own images, again as long as their error falls by much.
+
+    Args:
+        trials: Samples with policies.
+        point: The policy, measured on `judged_on`; one of another kind stays as it is.
+        depth: Number of layers N of the model.
+        numbers: The samples to fit to.
+        judged_on: The samples whose error decides whether a fit is kept.
+    """
+    for _ in range(ROUNDS):
+        if not isinstance(point.policy, CorrectedScheduleExit):
+            break
+        policy = refined(trials, point.policy, depth, numbers)
+        found = trials.sample(point.kind, policy, judged_on)
+        before, point = point, min(point, found, key=lambda each: each.error)
+        if point.error > MUCH * before.error:
+            break
+    return point
 
 
 def refined(trials: Trials, policy: CorrectedScheduleExit, depth: int, numbers: Sequence[int]) -> CorrectedScheduleExit:

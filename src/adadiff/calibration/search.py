@@ -16,10 +16,10 @@ from adadiff.calibration.influence import measured_influence
 from adadiff.calibration.kinds import Kind
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.record import ExitRecord
-from adadiff.calibration.refine import refined
+from adadiff.calibration.refine import refined_in_rounds
 from adadiff.calibration.result import Point
 from adadiff.calibration.trials import Trials
-from adadiff.policies import CorrectedScheduleExit, ExitPolicy
+from adadiff.policies import ExitPolicy
 from adadiff.utils.errors import InputError
 
 COMPUTES = (0.3, 0.45, 0.55, 0.7, 0.85)  # fractions of full compute at which the trade-off is measured
@@ -27,8 +27,6 @@ CORRECTIONS = 4  # most trials to bring a policy's measured compute to the reque
 TOLERANCE = 0.003  # accepted difference between measured and requested compute
 LEVELS = (0.05, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)  # predicted errors to test, as fractions of the allowed error
 SPEED_TRIALS = 6  # bisection steps towards a speedup, each one timed
-ROUNDS = 3  # most times that an extrapolation is fitted to images
-MUCH = 0.5  # most of the error that a round leaves, if another follows
 REPEATED = 8  # images that the full model samples twice, to measure rounding errors
 
 
@@ -171,20 +169,11 @@ class Search:
         return self._sampled(kind, tried[position].policy)
 
     def refined(self, point: Point) -> Point:
-        """Fit the extrapolation of a corrected schedule to its own images, again as long as their error falls by much.
-
-        Policies of other kinds stay as they are.
-        """
+        """Fit the extrapolation of a corrected schedule to its own images, if this search does."""
+        if not self.refine:
+            return point
         depth = self.trials.sampling.context().depth
-        for _ in range(ROUNDS if self.refine else 0):
-            if not isinstance(point.policy, CorrectedScheduleExit):
-                break
-            policy = refined(self.trials, point.policy, depth, self.optimising)
-            found = self.trials.sample(point.kind, policy, self.choosing)
-            before, point = point, min(point, found, key=lambda each: each.error)
-            if point.error > MUCH * before.error:
-                break
-        return point
+        return refined_in_rounds(self.trials, point, depth, self.optimising, self.choosing)
 
     def _best_at(self, compute: float) -> Kind:
         """Return the kind with the least expected error at this compute, of those that can spend so little."""

@@ -135,7 +135,7 @@ def _calibrate_own(
     conditions, steps = Conditions(classes, texts, guidance=chosen.guidance), chosen.steps
     if reference_steps is not None:
         sampling = AdaptiveSampling(pipeline, steps, conditions, seed)
-        goal, steps = with_chosen_steps(sampling, goals[0], steps, reference_steps, batch_size)
+        goal, steps = with_chosen_steps(sampling, goals[0], reference_steps, batch_size, refine)
         goals = [goal]
     found = calibrate_each(
         pipeline,

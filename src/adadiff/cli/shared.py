@@ -190,16 +190,16 @@ def require_free(place: Path, names: Sequence[str], options: FitOptions) -> None
 
 
 def with_chosen_steps(
-    sampling: Sampling, goal: Goal, steps: int, reference_steps: int, batch_size: int
+    sampling: Sampling, goal: Goal, reference_steps: int, batch_size: int, refine: bool
 ) -> tuple[Goal, int]:
     """Choose the number of steps, print what was tried, and return the same budget at that number.
 
     Args:
         sampling: Samples with the model.
         goal: A budget of compute at the default number of steps.
-        steps: The default number of steps.
         reference_steps: Number of steps of the reference.
         batch_size: Samples per batch.
+        refine: Whether schedules are fitted to their own images.
 
     Raises:
         InputError: If a number of steps that needs no exits comes nearest to the reference.
@@ -208,10 +208,10 @@ def with_chosen_steps(
     from adadiff.calibration.steps import choose_steps
 
     assert goal.compute is not None
-    choice = choose_steps(sampling, goal.compute, steps, reference_steps, batch_size)
+    choice = choose_steps(sampling, goal.compute, reference_steps, batch_size, refine)
     console.print(steps_table(choice))
     best = choice.best
-    budget = goal.compute * steps / best.steps
+    budget = goal.compute * choice.default.steps / best.steps
     if budget >= 1:
         raise InputError(
             f"{best.steps} steps with all layers come nearest to {reference_steps}: no exit policy is needed; set that "

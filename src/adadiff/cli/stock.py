@@ -82,7 +82,7 @@ def calibrate_stock(
     pipe, conditions, arguments = to_sample(model, options)
     if reference_steps is not None:
         sampler = StockSampler(pipe, conditions, seed, arguments)
-        goal, arguments[STEPS] = _with_chosen_steps(sampler, goal, reference_steps, batch_size)
+        goal, arguments[STEPS] = _with_chosen_steps(sampler, goal, reference_steps, batch_size, refine)
     found = calibrate(
         pipe,
         conditions,
@@ -102,15 +102,16 @@ def calibrate_stock(
     store_calibration(found, out)
 
 
-def _with_chosen_steps(sampler: StockSampler, goal: Goal, reference_steps: int, batch_size: int) -> tuple[Goal, int]:
+def _with_chosen_steps(
+    sampler: StockSampler, goal: Goal, reference_steps: int, batch_size: int, refine: bool
+) -> tuple[Goal, int]:
     """Choose the number of steps of a stock pipeline; return the same budget at that number."""
     pipe = sampler.pipe
-    steps = {**call_defaults(pipe), **sampler.arguments}.get(STEPS)
-    if steps is None:
+    if STEPS not in call_defaults(pipe):
         raise InputError(f"{type(pipe).__name__} takes no {STEPS} to be chosen: leave --reference-steps out")
     sampling = StockSampling(sampler, checked_exits(None, depth_of(pipe)), None, "latent")
     with trying(pipe):
-        return with_chosen_steps(sampling, goal, steps, reference_steps, batch_size)
+        return with_chosen_steps(sampling, goal, reference_steps, batch_size, refine)
 
 
 def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[int], dict[str, Any]]:
