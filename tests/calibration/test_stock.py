@@ -14,7 +14,7 @@ import torch
 
 import adadiff
 from adadiff import InputError
-from adadiff.calibration import calibration_table, draw_calibration, steps, stock
+from adadiff.calibration import calibration_table, draw_calibration, stock
 from adadiff.calibration.bound import upper_bound
 from adadiff.calibration.steps import choose_steps
 from adadiff.stock import StockPolicy, StockSampler
@@ -69,7 +69,7 @@ def test_the_measured_error_is_that_of_the_samples(pipe: Any, found: adadiff.cal
 
 
 def test_numbers_of_steps_that_cost_the_same_are_compared_with_very_many(pipe: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(steps, "SHARES", (1.0, 0.65, 0.4))
+    monkeypatch.setattr("adadiff.calibration.steps.SHARES", (1.0, 0.65, 0.4))
     sampler = StockSampler(pipe, [1, 2, 3], stock.SEED, {"num_inference_steps": STEPS, "guidance_scale": 2.0})
     sampling = stock.StockSampling(sampler, (1, 2, 3), None, "latent")
     choice = choose_steps(sampling, 0.5, 24, batch_size=8)
