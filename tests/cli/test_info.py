@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from adadiff.cli.output import console
 from tests.cli.conftest import run
 
 
@@ -15,14 +16,15 @@ def test_info(capsys):
     )
 
 
-def test_info_lists_the_plans_of_a_model(capsys):
+def test_info_lists_the_plans_of_a_model(capsys, monkeypatch):
+    monkeypatch.setattr(console, "width", 140)
     run("info digits")
     printed = capsys.readouterr().out
     assert "FLOP per image and step" in printed  # of the preset of that name
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
     assert [row for row in rows if len(row) == 5] == [
-        ["45.0%", "50", "1", "CorrectedScheduleExit", "the model's own"],
-        ["100.0%", "50", "1", "none", "the full model"],
+        ["45.0%", "50", "internal by layer 3 x 0.75 in [0.4, 1)", "CorrectedScheduleExit", "the model's own"],
+        ["100.0%", "50", "unguided", "none", "the full model"],
     ]
 
 

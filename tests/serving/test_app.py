@@ -331,7 +331,7 @@ def test_models_say_what_can_be_asked(client):
     assert model["class_indices"] == [0, 1, 2]
     assert model["takes"] == "class"
     assert model["can_guide"]
-    full = {"compute_fraction": 1.0, "steps": 50, "guidance_scale": 1.0}
+    full = {"compute_fraction": 1.0, "steps": 50, "guidance_scale": 1.0, "guidance": "unguided"}
     assert model["plans"] == [{"plan": "own", **full}, {"plan": "full", **full}]
 
 

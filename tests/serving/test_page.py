@@ -98,6 +98,7 @@ def test_early_exits_are_compared_with_the_full_model(browser, tmp_path, class_p
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector("#plans input", state="attached")
+        assert page.inner_text("#plans-base").endswith(". The model's own plan: 4 steps, unguided.")
         page.click("#generate")
         assert "1.00 times as fast as the full model in 4 steps" in finished(page)
         own, full = (ticket.request for ticket in engine.tickets)

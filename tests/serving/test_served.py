@@ -50,9 +50,12 @@ def test_plans_by_name_and_by_budget(calibrated):
         refusal(calibrated, prompt="cat", plan=0.2)
     )
     described = calibrated.describe()
-    assert [(entry.plan, entry.steps, entry.guidance_scale) for entry in described.plans] == [
-        ("own", 4, 3.0), (own, 4, 3.0), (larger, 8, 3.0), ("full", 10, 2.0),
-    ]  # fmt: skip
+    assert [(entry.plan, entry.steps, entry.guidance_scale, entry.guidance) for entry in described.plans] == [
+        ("own", 4, 3.0, "scale 3"),
+        (own, 4, 3.0, "scale 3"),
+        (larger, 8, 3.0, "scale 3"),
+        ("full", 10, 2.0, "scale 2"),
+    ]
     assert [entry.compute_fraction for entry in described.plans] == [
         pytest.approx(compute, abs=0.005) for compute in (own, own, larger, 1.0)
     ]

@@ -6,7 +6,7 @@ import pytest
 from adadiff.sampling import Guidance, SamplingPlan
 from adadiff.tuning import Confirmed, Tuning, TuningGoal
 from adadiff.tuning.measure import Measurement
-from adadiff.tuning.report import guidance_in_words, outcome_in_words
+from adadiff.tuning.report import outcome_in_words
 
 
 def confirmed(steps, compute, searched, first, second, agreement=0.7, scale=6.0):
@@ -65,8 +65,6 @@ def test_relative_distances_and_their_errors_against_draws():
 def test_where_guidance_differs_it_is_said():
     words = outcome_in_words(tuning(0.7))
     assert words.endswith("Guidance differs: the default: scale 6; the full model's best: scale 4; the plan: scale 6.")
-    assert guidance_in_words(Guidance(3, (0.25, 0.75))) == "scale 3 in [0.25, 0.75)"
-    assert guidance_in_words(Guidance()) == "unguided"
 
 
 def test_networks_of_the_search_that_call_the_plan_worse_are_named():

@@ -42,7 +42,7 @@ def _print_plans(folder: Path) -> None:
         plan, is_full = pipeline.sampling_settings(), pipeline is budgets.full
         note = "the full model" if is_full else "the model's own" if name == budgets.own else ""
         exits = "none" if is_full else type(plan.policy).__name__
-        table.add_row(f"{budgets.computes[name]:.1%}", str(plan.steps), f"{plan.guidance.scale:g}", exits, note)
+        table.add_row(f"{budgets.computes[name]:.1%}", str(plan.steps), plan.guidance.in_words, exits, note)
     console.print(table)
 
 

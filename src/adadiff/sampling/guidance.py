@@ -92,6 +92,20 @@ class Guidance:
         start, end = self.interval
         return self.scale > 1 and start <= step / num_steps < end
 
+    @property
+    def in_words(self) -> str:
+        """What guides, in a few words.
+
+        Examples:
+            >>> Guidance(4, internal=InternalGuidance(3, 0.5, (0.1, 0.7))).in_words
+            'scale 4 and internal by layer 3 x 0.5 in [0.1, 0.7)'
+        """
+        parts = [] if self.scale == 1 else [f"scale {self.scale:g}{_interval_in_words(self.interval)}"]
+        if (internal := self.internal) is not None:
+            weight = f"{internal.weight:g}{_interval_in_words(internal.interval)}"
+            parts.append(f"internal by layer {internal.layer} x {weight}")
+        return " and ".join(parts) or "unguided"
+
     def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Extrapolate from the unconditional to the conditional prediction, both (batch, channels, height, width)."""
         return unconditional + self.scale * (conditional - unconditional)
@@ -107,3 +121,7 @@ def checked_interval(interval: Any, name: str) -> tuple[float, float]:
             f"{name} is {shown(interval)}: it must be two fractions of the steps, in rising order between 0 and 1"
         )
     return fractions[0], fractions[1]
+
+
+def _interval_in_words(interval: tuple[float, float]) -> str:
+    return "" if interval == (0.0, 1.0) else f" in [{interval[0]:g}, {interval[1]:g})"

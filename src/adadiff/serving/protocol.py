@@ -206,6 +206,7 @@ class PlanInfo(BaseModel):
     )
     steps: int
     guidance_scale: float
+    guidance: str = Field(description="What guides, in words: the scale, internal guidance, and the steps of either.")
 
 
 class ModelInfo(BaseModel):

@@ -209,4 +209,5 @@ class ServedModel:
             compute_fraction=rounded,
             steps=resolved.steps,
             guidance_scale=resolved.guidance.scale,
+            guidance=resolved.guidance.in_words,
         )

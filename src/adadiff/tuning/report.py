@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adadiff.policies import ExitPolicy, NeverExit, ScheduleExit
-from adadiff.sampling import Guidance, SamplingPlan
+from adadiff.sampling import SamplingPlan
 from adadiff.tuning.result import Confirmed, Tuning
 from adadiff.utils.files import atomic_write
 from adadiff.utils.front import pareto_front
@@ -56,17 +56,7 @@ def plan_in_words(plan: SamplingPlan) -> str:
     """Describe a plan in a few words."""
     layers = "all layers" if isinstance(plan.policy, NeverExit) else _exits_in_words(plan.policy)
     spacing = "" if plan.spacing is None else f" ({plan.spacing})"
-    return f"{plan.steps} steps of {plan.scheduler}{spacing}, {guidance_in_words(plan.guidance)}, {layers}"
-
-
-def guidance_in_words(guidance: Guidance) -> str:
-    """Describe guidance in a few words."""
-    parts = []
-    if guidance.scale > 1:
-        parts.append(f"scale {guidance.scale:g}{_interval_in_words(guidance.interval)}")
-    if (internal := guidance.internal) is not None:
-        parts.append(f"internal by layer {internal.layer} x {internal.weight:g}{_interval_in_words(internal.interval)}")
-    return " and ".join(parts) or "unguided"
+    return f"{plan.steps} steps of {plan.scheduler}{spacing}, {plan.guidance.in_words}, {layers}"
 
 
 def outcome_in_words(tuning: Tuning) -> str:
@@ -86,9 +76,9 @@ def outcome_in_words(tuning: Tuning) -> str:
         "the plan": chosen.plan.guidance,
     }
     if len(set(guidances.values())) == 1:
-        said = f"all three have the same guidance: {guidance_in_words(chosen.plan.guidance)}"
+        said = f"all three have the same guidance: {chosen.plan.guidance.in_words}"
     else:
-        said = "guidance differs: " + "; ".join(f"{name}: {guidance_in_words(g)}" for name, g in guidances.items())
+        said = "guidance differs: " + "; ".join(f"{name}: {g.in_words}" for name, g in guidances.items())
     judged = f"by {', '.join(tuning.judges)}, the plan has {against}, and {default}"
     return f"{judged}. By the networks of the search, {_others_in_words(tuning, chosen)}. {said[0].upper()}{said[1:]}."
 
@@ -169,10 +159,6 @@ def _rows(tuning: Tuning) -> Mapping[str, Confirmed]:
 
 def _reached(confirmed: Confirmed, name: str) -> str:
     return f"{confirmed.compute:.1%}" if name == "compute" else f"{confirmed.fresh.shares[name]:.3f}"
-
-
-def _interval_in_words(interval: tuple[float, float]) -> str:
-    return "" if interval == (0.0, 1.0) else f" in [{interval[0]:g}, {interval[1]:g})"
 
 
 def _exits_in_words(policy: ExitPolicy) -> str:
