@@ -18,6 +18,8 @@ import adadiff
 from adadiff import FixedExit, InputError
 from adadiff.stock import FAMILIES, REFUSED
 from adadiff.stock.families import TIME_NAMES, check_arguments
+from adadiff.stock.recorder import ExitRecorder
+from adadiff.stock.switch import recording
 from tests.conftest import REPOSITORY
 from tests.stock import tiny as pipelines
 from tests.stock.tiny import build
@@ -123,6 +125,22 @@ def test_an_unknown_model_runs_with_the_lists_the_user_names():
     adadiff.disable(pipe)
     pipe.transformer.second = pipe.transformer.second[:1]
     assert torch.equal(pipe(), cut)
+
+
+class Indexing(Custom):
+    """Runs its blocks by their numbers."""
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        for number in range(len(self.first)):
+            sample = self.first[number](sample)
+        return sample
+
+
+def test_a_model_that_does_not_loop_over_its_blocks_is_refused():
+    pipe = CustomPipeline(Indexing(("first",)).eval(), diffusers.DDIMScheduler())
+    recorder = ExitRecorder((1, 2), 2, samples=1)
+    with recording(pipe, recorder, layers=("first",)), pytest.raises(InputError, match="does not loop over first"):
+        pipe()
 
 
 def test_an_unknown_model_is_recognised_by_the_usual_names():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adadiff import InputError
-from adadiff.stock.recorder import ExitRecorder
+from adadiff.stock.recorder import ExitRecorder, steps_observed
 from adadiff.stock.switch import recording
 from tests.stock.calls import depth_of
 from tests.stock.test_schedules import shortened
@@ -79,6 +81,24 @@ def test_the_scheduler_is_left_as_it_was():
     recorded(tiny)
     assert "step" not in vars(tiny.pipe.scheduler)
     assert torch.equal(tiny(), stock)
+
+
+def test_a_copy_of_the_scheduler_takes_its_own_steps_unseen():
+    scheduler, seen = diffusers.DDIMScheduler(), []
+    plain = scheduler.step
+    scheduler.step = lambda *args, **kwargs: plain(*args, **kwargs)  # of the user's own
+    own = scheduler.step
+    scheduler.set_timesteps(4)
+    sample = torch.ones(1, 2)
+    with steps_observed(scheduler, seen.append):
+        scheduler.step(sample, scheduler.timesteps[0], sample)
+    assert scheduler.step is own
+    del scheduler.step
+    with steps_observed(scheduler, seen.append):
+        other = copy.deepcopy(scheduler)
+        other.step(sample, other.timesteps[0], sample)
+        assert other.step.__self__ is other
+    assert len(seen) == 1
 
 
 def test_rows_that_belong_to_no_sample_are_refused():

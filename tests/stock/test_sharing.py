@@ -189,6 +189,23 @@ def test_a_call_cut_off_in_a_thread_that_has_ended_is_forgotten():
     assert torch.equal(tiny(), first)
 
 
+def test_a_call_cut_off_in_a_thread_that_goes_on_is_forgotten():
+    tiny = build(pixart)
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    first = tiny()
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = tiny.transformer.transformer_blocks[0].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    handle.remove()
+    images: list[Any] = []
+    assert in_thread(lambda: images.append(tiny())) == []
+    assert torch.equal(images[0], first)
+
+
 def test_time_steps_of_tokens_or_rows_are_refused():
     tiny = build("pixart")
     args, kwargs = first_call(tiny)
@@ -209,3 +226,11 @@ def test_a_cache_of_diffusers_is_refused():
     tiny.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(InputError, match="a cache of diffusers is enabled"):
         adadiff.enable(tiny.pipe, schedule(tiny))
+    tiny.transformer.disable_cache()
+    adadiff.enable(tiny.pipe, schedule(tiny))
+    first = tiny()
+    tiny.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(InputError, match="a cache of diffusers is enabled"):
+        tiny()
+    tiny.transformer.disable_cache()
+    assert torch.equal(tiny(), first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class TransformerHooks:
             return
         arguments = self.bound((args, kwargs)).arguments
         check_arguments(self.blocks.family, arguments)
+        check_no_cache(self.model)
         if self.model.training:
             raise InputError(f"the transformer is in training mode: call pipe.{self.name}.eval() before sampling")
         trajectory, reading = self.state.read(arguments.get(self._time_name))
@@ -133,10 +135,10 @@ class TransformerHooks:
         """Claim the model for this thread; forget a call that was cut off, as by Ctrl-C, and left the model cut."""
         this = threading.get_ident()
         if (claimed := self._caller.setdefault("thread", this)) != this:
-            if any(thread.ident == claimed for thread in threading.enumerate()):
+            if is_calling(claimed, self.model):
                 self._caller["interfered"] = this
                 raise InputError(TWO_THREADS)
-            self._caller["thread"] = this  # the thread of the call that was cut off has ended
+            self._caller["thread"] = this  # that call was cut off
         self.blocks.restore()
         if self._plan is not None:
             self._plan.taps.forget()
@@ -171,6 +173,14 @@ class TransformerHooks:
         own_inputs = {each: tree_map(lambda leaf: leaf, inputs) for each in exits}
         corrections, taps = trajectory.corrections_of(kind), self.blocks.tap(exits)
         return Plan(trajectory, kind, step, self.blocks.depth, corrections, trajectory.extrapolation, own_inputs, taps)
+
+    def _check_looped(self, plan: Plan) -> None:
+        """Raise InputError if a call that should have run all layers, with taps on all exits, ran none of them."""
+        if not any(plan.taps.ran(layer) for layer in plan.measured):
+            lists = ", ".join(self.blocks.family.layers)
+            raise InputError(
+                f"{type(self.model).__name__} does not loop over {lists}: it cannot be cut to fewer layers"
+            )
 
     def _finished(self, module: nn.Module, plan: Plan, output: Any) -> Any:
         """Return the output of a call, corrected if it exited early, and record the call."""
@@ -222,6 +232,23 @@ def _signature_of(model: nn.Module) -> inspect.Signature:
     """Return the signature of a model's forward method, without `self`."""
     signature = inspect.signature(type(model).forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def is_calling(thread: int, model: nn.Module) -> bool:
+    """Return whether a thread is within a call of a model, which may be compiled."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, nn.Module) and unwrap_module(caller) is model:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def check_no_cache(model: nn.Module) -> None:
+    """Raise InputError if a cache of diffusers is enabled for a transformer."""
+    if getattr(model, "is_cache_enabled", False):
+        raise InputError(f"a cache of diffusers is enabled: call {type(model).__name__}.disable_cache() first")
 
 
 def hooks_of(component: nn.Module) -> TransformerHooks | None:

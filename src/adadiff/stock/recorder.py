@@ -7,6 +7,7 @@ what the scheduler gets with the full predictions; early predictions are then co
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -126,6 +127,7 @@ class RecordingHooks(TransformerHooks):
         return self._all_exits_planned(trajectory, reading, sample, inputs, self.recorder.exits)
 
     def _measure(self, module: nn.Module, plan: Plan, full: Tensor, output: Any) -> None:
+        self._check_looped(plan)
         recorder = self.recorder
         if plan.kind not in recorder.costs:
             args, kwargs = tree_map(lambda leaf: leaf, plan.measured[recorder.exits[0]])
@@ -137,18 +139,28 @@ class RecordingHooks(TransformerHooks):
 @contextmanager
 def steps_observed(scheduler: Any, end_step: Callable[[Tensor], None]) -> Iterator[None]:
     """Call a function with what the scheduler gets at each step."""
-    step = scheduler.step
-
-    @functools.wraps(step)
-    def observed(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        end_step(model_output)
-        return step(model_output, *args, **kwargs)
-
-    scheduler.step = observed
+    before = {name: own for name, own in vars(scheduler).items() if name == "step"}
+    scheduler.step = _ObservedStep(scheduler.step, end_step)
     try:
         yield
     finally:
         del scheduler.step
+        vars(scheduler).update(before)
+
+
+class _ObservedStep:
+    """A scheduler's step that shows what it gets; a copy of the scheduler has its own step, which shows nothing."""
+
+    def __init__(self, step: Callable[..., Any], end_step: Callable[[Tensor], None]) -> None:
+        functools.update_wrapper(self, step)
+        self._step, self._end_step = step, end_step
+
+    def __call__(self, model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._end_step(model_output)
+        return self._step(model_output, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._step, memo)
 
 
 def _combined_exits(predictions: list[Tensor], combined: Tensor, samples: int) -> Tensor:

@@ -19,7 +19,7 @@ from adadiff.stock.adapting.adaptation import Adaptation, known_in_advance
 from adadiff.stock.adapting.adapted import AdaptedHooks
 from adadiff.stock.costs import LayerCosts
 from adadiff.stock.families import family_of, time_name
-from adadiff.stock.hooks import TransformerHooks, hooks_of
+from adadiff.stock.hooks import TransformerHooks, check_no_cache, hooks_of
 from adadiff.stock.record import StockTrace
 from adadiff.stock.recorder import ExitRecorder, RecordingHooks, steps_observed
 from adadiff.stock.stored import StockPolicy
@@ -229,9 +229,7 @@ def transformers_of(pipe: Any) -> list[tuple[str, nn.Module]]:
 
 def _check_free(pipe: Any, component: nn.Module) -> None:
     """Raise InputError if the transformer is driven by another pipeline, or accelerated otherwise."""
-    model = unwrap_module(component)
-    if getattr(model, "is_cache_enabled", False):
-        raise InputError(f"a cache of diffusers is enabled: call {type(model).__name__}.disable_cache() first")
+    check_no_cache(unwrap_module(component))
     hooks = hooks_of(component)
     other = hooks.state.pipe if hooks is not None else None
     if other is not None and other.scheduler is not pipe.scheduler:

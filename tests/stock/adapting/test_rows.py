@@ -47,6 +47,18 @@ def test_arguments_that_were_not_seen_are_judged_by_their_length():
     assert [len(each) for each in some.values()] == [2, 5]
 
 
+def test_lists_of_numbers_and_of_whole_batches_are_no_rows():
+    arguments = {
+        "skip_layers": [2, 3, 4],
+        "residuals": [numbered(3, 2) for _ in range(3)],
+        "captions": [numbered(5, 2) for _ in range(3)],
+    }
+    some = RowInputs().select(arguments, 3, KEPT)
+    assert some["skip_layers"] == [2, 3, 4]
+    assert [part.shape for part in some["residuals"]] == [(2, 2)] * 3
+    assert [part.shape for part in some["captions"]] == [(5, 2)] * 2
+
+
 def test_pairs_are_no_batch_of_two_rows():
     positions = (numbered(5, 4), numbered(5, 4))
     inputs = RowInputs()

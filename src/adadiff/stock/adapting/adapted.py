@@ -7,6 +7,7 @@ and runs to the next exit layer or the last one. Only the embeddings and the hea
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +126,9 @@ class AdaptedHooks(ProjectionHooks):
         uncertainty = torch.full((rows, depth), torch.nan)
         remaining, taps = torch.arange(rows), plan.taps
         for stop, following in itertools.pairwise((*plan.stops, depth)):
+            if not taps.ran(stop):  # skip-layer guidance leaves its blocks out: there is nothing to go on from
+                output = replaced(output, self._whole(module, plan, remaining, rows), remaining)
+                break
             if policy.reads_uncertainty(int(plan.step), stop):
                 tokens = by_rows(self._projection.tokens, len(remaining))
                 uncertainty[remaining, stop - 1] = self.fitted.uncertainty(stop, self._time, tokens)
@@ -143,12 +147,24 @@ class AdaptedHooks(ProjectionHooks):
             output = replaced(output, part, remaining)
         return output, layers
 
+    def _whole(self, module: nn.Module, plan: RowPlan, remaining: Tensor, rows: int) -> Any:
+        """Run some rows through all layers; return their output."""
+        self.blocks.restore()
+        bound = self._bound_for(plan, remaining, rows)
+        with self._projection.fitted(None):
+            return module.forward(*bound.args, **bound.kwargs)
+
+    def _bound_for(self, plan: RowPlan, remaining: Tensor, rows: int) -> inspect.BoundArguments:
+        """Return the arguments of the call for some rows."""
+        bound = self.bound(tree_map(lambda leaf: leaf, plan.inputs))
+        bound.arguments.update(self._row_inputs.select(bound.arguments, rows, remaining))
+        return bound
+
     def _run_on(
         self, module: nn.Module, plan: RowPlan, taps: Taps, stop: int, following: int, remaining: Tensor, rows: int
     ) -> tuple[Any, Taps]:
         """Run some rows from one exit layer to the next; return their output and what that layer returned."""
-        bound = self.bound(tree_map(lambda leaf: leaf, plan.inputs))
-        bound.arguments.update(self._row_inputs.select(bound.arguments, rows, remaining))
+        bound = self._bound_for(plan, remaining, rows)
         head = self._projection.fitted(self.fitted.head(following, self._time))
         with head, self.blocks.replayed(stop, taps, following) as next_taps:
             return module.forward(*bound.args, **bound.kwargs), next_taps

@@ -101,6 +101,7 @@ class FittingHooks(ProjectionHooks):
         return plan
 
     def _measure(self, module: nn.Module, plan: Plan, full: Tensor, output: Any) -> None:
+        self._check_looped(plan)
         assert self.projection is not None
         inputs, rows = plan.measured[self.survey.exits[0]], output_rows(output)[0]
         final, errors = by_rows(self.projection.output, rows), {}

@@ -49,11 +49,12 @@ class HeadFit:
         """Take how the predictions of the step were combined.
 
         Args:
-            weights: The weight of each prediction of a sample, (parts,); None if they were not combined.
+            weights: The weight of each prediction of a sample, (parts,); None if they were not combined. An exit that
+                was left out of one, as by skip-layer guidance, is not combined.
             samples: Number of samples; each has a row in every part.
         """
         for (exit_, bin_), calls in self._step.items():
-            if weights is not None:
+            if weights is not None and sum(len(part) for part, _ in calls) == len(weights) * samples:
                 tokens, wanted = (_combined(parts, weights, samples) for parts in zip(*calls, strict=True))
                 self.sums.add(exit_, bin_, tokens, wanted)
         self._step.clear()

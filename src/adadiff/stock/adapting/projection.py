@@ -18,7 +18,8 @@ from adadiff.utils.errors import InputError
 class Projection(nn.Module):
     """Runs a linear map, keeps what it reads and returns, and adds the output of a fitted head if one is set.
 
-    While the model's forward pass runs, it stands in the place of the linear map.
+    While the model's forward pass runs, it stands in the place of the linear map, with the same parameters: after a
+    call that Ctrl-C cut off it stands there until the next one, and the model's `state_dict()` is whole all the same.
 
     Args:
         model: The transformer.
@@ -30,6 +31,8 @@ class Projection(nn.Module):
         parent, _, self._attribute = name.rpartition(".")
         self._parent = (model.get_submodule(parent),)  # in tuples, so that they are not registered
         self._linear = (model.get_submodule(name),)
+        for shared in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[shared] = self._linear[0].__dict__[shared]
         self.head: Tensor | None = None
         self.forget()
 

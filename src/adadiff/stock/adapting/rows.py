@@ -16,8 +16,9 @@ class RowInputs:
     """Knows which arguments have one entry for each row of the batch.
 
     An argument that has as many entries as there are rows in one call may have so by chance. Those seen in calls of
-    several batch sizes are known; of others the length decides, except that a tuple is no batch: it is a pair such as
-    the cosines and sines of positions, as long as a batch of guidance for one sample.
+    several batch sizes are known; of others the length decides, with two exceptions. A tuple is no batch: it is a pair
+    such as the cosines and sines of positions, as long as a batch of guidance for one sample. Nor is a list of numbers,
+    such as layers to skip, or one of whole batches, such as what a ControlNet adds after each block.
 
     Args:
         known: Whether each part of an argument has an entry for each row, by its path.
@@ -50,7 +51,7 @@ class RowInputs:
         return {name: self._select(name, value, rows, kept) for name, value in arguments.items()}
 
     def _select(self, path: str, value: Any, rows: int, kept: Tensor) -> Any:
-        if _may_be_rows(value) and len(value) == rows and self.known.get(path, True):
+        if _may_be_rows(value) and len(value) == rows and self.known.get(path, _looks_like_rows(value)):
             return value[kept.to(value.device)] if isinstance(value, Tensor) else [value[row] for row in kept.tolist()]
         if isinstance(value, Mapping):
             return {name: self._select(f"{path}.{name}", each, rows, kept) for name, each in value.items()}
@@ -128,6 +129,13 @@ def paired(sample: Any, rows: int) -> bool:
 
 def _may_be_rows(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _looks_like_rows(value: Any) -> bool:
+    """Return whether a tensor or list, as long as there are rows, has an entry for each, as far as it shows."""
+    if isinstance(value, Tensor):
+        return True
+    return all(isinstance(each, Tensor) and each.shape[:1] != (len(value),) for each in value)
 
 
 def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
