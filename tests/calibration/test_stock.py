@@ -226,7 +226,7 @@ def test_a_calibration_goes_on_where_it_was_interrupted(
         with pytest.raises(pytest.fail.Exception):
             calibrate(pipe, keep=keep)
     monkeypatch.setattr(stock.StockSampling, "record", lambda *_: pytest.fail("the record is there already"))
-    again = calibrate(pipe, keep=keep)
+    again = calibrate(pipe, keep=str(keep))
     assert again.policy == found.policy
     assert not keep.exists()
 
@@ -239,6 +239,12 @@ def test_a_calibration_goes_on_where_it_was_interrupted(
         ({"exits": (4,)}, "name layers in 1 to 3"),
         ({"output_type": "pil"}, "output_type cannot be given"),
         ({"batch_size": 0}, "the batch size is 0"),
+        ({"batch_size": "8"}, "the batch size is '8': it must be a whole number"),
+        ({"samples": 8.5}, r"the number of samples is 8\.5: it must be a whole number"),
+        ({"seed": None}, "the seed is None: it must be a whole number"),
+        ({"compute": "a"}, "compute is 'a': it must be a number"),
+        ({"layers": []}, r"layers is \[\]: name its lists of blocks"),
+        ({"layers": 3}, "layers is 3: name its lists of blocks"),
         ({"class_labels": [1]}, "class_labels is given twice"),
     ],
 )
@@ -295,6 +301,13 @@ def test_a_packaged_models_policy_is_found_by_its_name(monkeypatch: pytest.Monke
     adadiff.enable(pipe, "digits-dit")
     pipe(class_labels=[1], **packaged.calibrated_for.arguments)
     assert adadiff.trace(pipe).compute_fraction == pytest.approx(packaged.found["compute"])
+
+
+def test_policies_of_other_models_are_one_line(tmp_path: Path):
+    with pytest.raises(InputError, match="the policy of digits belongs to a model of adadiff's own"):
+        adadiff.enable(make_pipe(), "digits")
+    with pytest.raises(InputError, match="the policy is for a transformer of 12 layers, and this one has 4"):
+        adadiff.enable(make_pipe(), PRETRAINED / "digits-dit" / "exit_policy.json")  # the file in place of its folder
 
 
 def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch):

@@ -287,8 +287,8 @@ def test_the_pipeline_stays_enabled_as_it_was():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 1}, "at least 2 samples"),
-        ({"bins": 0}, "samples, batch_size and bins are 3, 8, 0"),
+        ({"samples": 1}, "samples is 1: it must be at least 2"),
+        ({"bins": 0}, "bins is 0: it must be at least 1"),
         ({"exits": [0, 9]}, r"exits is \(0, 9\): name layers in 1 to 3"),
         ({"exits": []}, "name layers in 1 to 3"),
         ({"exits": 3}, r"exits is 3: name layers in 1 to 3, as in \[1, 3\]"),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_float
 
 SEED = 2_000_000
 """Default seed of the noise to calibrate on; sampling has another default, so that the two share no noise."""
@@ -40,9 +41,9 @@ class Goal:
     def __post_init__(self) -> None:
         if len(self.asked) != 1:
             raise InputError("give exactly one of compute, error and speedup")
-        for name in ("compute", "error", "confidence"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
+        for name, value in {**self.asked, "confidence": self.confidence}.items():
+            object.__setattr__(self, name, as_float(value, name))
+            if name != "speedup" and not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} is {value}: it must be between 0 and 1")
         if self.speedup is not None and not 1 < self.speedup < math.inf:
             raise InputError(f"the speedup is {self.speedup}: it must be above 1")

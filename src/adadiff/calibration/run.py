@@ -30,6 +30,7 @@ from adadiff.calibration.trials import Trials
 from adadiff.policies import NeverExit
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions
 from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_int
 
 
 def calibrate(
@@ -115,7 +116,7 @@ def calibrated(
     refine: bool,
 ) -> list[Calibration]:
     """Calibrate a pipeline, ours or any other; for the arguments and the method see `calibrate_each`."""
-    if batch_size < 1:
+    if as_int(batch_size, "the batch size") < 1:
         raise InputError(f"the batch size is {batch_size}: it must be at least 1")
     beside: tuple[Kind, ...] = ()
     if periodic:
@@ -162,7 +163,7 @@ def _calibration(search: Search, goal: Goal, fresh: Sequence[int], judged_by: st
 
 def check_request(goal: Goal, samples: int) -> None:
     """Raise InputError, before anything is sampled, if the goal cannot be shown to be met with so few samples."""
-    if samples < 8:
+    if as_int(samples, "the number of samples") < 8:
         raise InputError(f"there are {samples} samples: calibrate on at least 8")
     if goal.error is not None and samples < (least := least_samples(goal.error, 1 - goal.confidence)):
         raise InputError(

@@ -182,7 +182,7 @@ def calibrate(
     exits: Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
     metric: Metric | None = None,
-    keep: Path | None = None,
+    keep: str | Path | None = None,
     periodic: bool = False,
     refine: bool = True,
     **arguments: Any,
@@ -236,7 +236,8 @@ def calibrate(
     with trying(pipe):
         sampling = StockSampling(sampler, chosen, layers, "latent" if metric is None else "pt")
         kinds = (CorrectedSchedule(),)
-        (found,) = calibrated(sampling, (goal,), samples, metric, kinds, batch_size, keep, periodic, refine)
+        cached = None if keep is None else Path(keep)
+        (found,) = calibrated(sampling, (goal,), samples, metric, kinds, batch_size, cached, periodic, refine)
     assert isinstance(found.stored, StockPolicy)
     enable(pipe, found.stored, layers)
     if found.beats_fewer_steps is False:

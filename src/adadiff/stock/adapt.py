@@ -25,6 +25,7 @@ from adadiff.stock.switch import depth_of, switch_on, transformers_of, trying
 from adadiff.stock.trajectory import PipelineState
 from adadiff.stock.views import Blocks
 from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_int
 
 SEED = 0
 
@@ -71,10 +72,9 @@ def adapt(
         >>> adadiff.enable(pipe, adadiff.ThresholdExit(0.1), adaptation=adaptation)  # doctest: +SKIP
         >>> adaptation.save("adaptation")  # doctest: +SKIP
     """
-    if samples < 2 or batch_size < 1 or bins < 1:
-        raise InputError(
-            f"samples, batch_size and bins are {samples}, {batch_size}, {bins}: at least 2 samples, and 1 of the others"
-        )
+    for name, value, least in (("samples", samples, 2), ("batch_size", batch_size, 1), ("bins", bins, 1)):
+        if as_int(value, name) < least:
+            raise InputError(f"{name} is {value}: it must be at least {least}")
     sampler = StockSampler(pipe, prompts, seed, arguments)
     chosen = checked_exits(exits, depth_of(pipe, layers))
     with trying(pipe):

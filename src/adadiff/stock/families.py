@@ -6,7 +6,7 @@ A new family is one line in `FAMILIES`. A model of an unknown class is recognise
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ REFUSED: dict[str, str] = {
     "PriorTransformer": "it predicts an embedding for a U-Net",
     "RFD4ProteinaTransformer": "it takes several time steps",
     "T5FilmDecoder": "it is called at no time step of a scheduler",
-    "Transformer2DModel": "it is a part of a U-Net, or predicts discrete tokens",
+    "Transformer2DModel": "it is a part of U-Nets, and of VQ-Diffusion, which predicts discrete tokens",
     "TransformerTemporalModel": "it is a part of a U-Net",
 }
 """Classes of diffusers that are refused, each with the reason."""
@@ -143,7 +143,10 @@ def family_of(model: nn.Module, layers: Sequence[str] | None = None) -> Family:
     """
     classes = [cls.__name__ for cls in type(model).__mro__]
     if layers is not None:
-        return _checked(model, Family((layers,) if isinstance(layers, str) else tuple(layers)))
+        named = (layers,) if isinstance(layers, str) else tuple(layers) if isinstance(layers, Iterable) else ()
+        if not named or not all(isinstance(name, str) for name in named):
+            raise InputError(f"layers is {layers!r}: {HOW_TO_NAME}, or leave it out")
+        return _checked(model, Family(named))
     for name in classes:
         if name in FAMILIES:
             return _checked(model, FAMILIES[name])

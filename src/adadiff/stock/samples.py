@@ -15,6 +15,7 @@ from torch import Tensor
 from adadiff.sampling.finite import require_finite_images
 from adadiff.stock.stored import call_defaults
 from adadiff.utils.errors import InputError
+from adadiff.utils.ranges import as_int
 
 OWN_ARGUMENTS = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
 
@@ -42,6 +43,7 @@ class StockSampler:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", as_int(self.seed, "the seed"))
         if isinstance(self.prompts, (str, Mapping)) or not hasattr(self.prompts, "__len__") or not len(self.prompts):
             raise InputError("give a list of prompts, at least one")
         conditions = [*self._named(self.prompts[0])]

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from adadiff.policies import ExitPolicy
 from adadiff.policies.stored import EXIT_POLICY, CalibrationContext, StoredPolicy
 from adadiff.stock.costs import LayerCosts
+from adadiff.utils.errors import InputError
 from adadiff.utils.files import model_folder
 from adadiff.utils.fingerprints import fingerprint, sampled_fingerprint, settings_of
 from adadiff.utils.hub import require_on_hub
@@ -66,20 +67,25 @@ class StockPolicy(StoredPolicy):
         """Load a policy from a folder, from a packaged model, or from a repository of the Hugging Face Hub.
 
         Args:
-            name: The folder, the name of the packaged model, or that of the repository, as `someone/policy`.
+            name: The folder or the file in it, the name of the packaged model, or that of the repository, as
+                `someone/policy`.
 
         Raises:
-            InputError: If there is none, or it is invalid.
+            InputError: If there is none, it is invalid, or it belongs to a model of adadiff's own.
 
         Examples:
             >>> StockPolicy.from_pretrained("digits-dit").calibrated_for.pipeline
             'DiTPipeline'
         """
-        folder = Path(name) if Path(name).is_dir() else model_folder(name)
+        given = Path(name).parent if Path(name).is_file() and Path(name).name == EXIT_POLICY else Path(name)
+        folder = given if given.is_dir() else model_folder(name)
         if not folder.is_dir():
             require_on_hub(str(name), EXIT_POLICY)
             folder = Path(hf_hub_download(str(name), EXIT_POLICY)).parent
-        return cls.load(folder)
+        stored = cls.load(folder)
+        if not stored.calibrated_for.pipeline:
+            raise InputError(f"the policy of {name} belongs to a model of adadiff's own, not to a diffusers pipeline")
+        return stored
 
     def push_to_hub(self, name: str, private: bool = False, token: str | None = None) -> str:
         """Store the policy in a repository of the Hugging Face Hub, made if there is none; return its address.

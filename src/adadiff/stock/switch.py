@@ -85,6 +85,11 @@ def enable(
     if not isinstance(stored, StockPolicy):
         switch_on(pipe, stored, layers, adaptation=adaptation)
         return
+    if (depth := depth_of(pipe, layers)) != stored.calibrated_for.depth:
+        raise InputError(
+            f"the policy is for a transformer of {stored.calibrated_for.depth} layers, and this one has {depth}: "
+            f"calibrate for this pipeline"
+        )
     for difference in stored.differences_from(pipe, transformers_of(pipe)):
         logger.warning("the policy was calibrated for another pipeline: %s", difference)
     switch_on(pipe, stored.policy, layers, stored.costs, stored, adaptation=adaptation)
