@@ -98,6 +98,16 @@ def test_classes_layers_and_the_full_model_can_be_chosen(folder: Path, tmp_path:
     assert {call["layers"] for call in json.loads((tmp_path / "full/trace.json").read_text())["calls"]} == {4}
 
 
+@pytest.mark.parametrize("rule", ["--tau 0", "--exit-layer 2", "--policy {folder} --tau 0"])
+def test_the_stored_policy_gives_the_arguments_by_whatever_rule_samples_exit(folder: Path, tmp_path: Path, rule: str):
+    run(f"sample {folder} --out {tmp_path}/own -n 1 {rule.format(folder=folder)}")
+    stored = StockPolicy.load(folder).calibrated_for.arguments
+    assert json.loads((tmp_path / "own/request.json").read_text())["arguments"] == stored
+    run(f"sample {folder} --out {tmp_path}/given -n 1 {rule.format(folder=folder)} --steps 2")
+    given = {**stored, "num_inference_steps": 2}
+    assert json.loads((tmp_path / "given/request.json").read_text())["arguments"] == given
+
+
 def test_an_adapted_pipeline_takes_thresholds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(f"adapt {folder} --out {tmp_path}/adapted --samples 2 --batch-size 2 {CALL}")
     sampling = f"sample {folder} --adaptation {tmp_path}/adapted -n 2 {CALL}"

@@ -134,9 +134,10 @@ def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary
     for name in OWN_OPTIONS:
         if getattr(options, name) != getattr(defaults, name):
             raise InputError(f"--{name.replace('_', '-')} is for models of adadiff's own, and {model} is none")
+    stored = _stored_policy(model, options.policy)
     pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
-    policy = _policy(model, options)
-    arguments = _own_arguments(policy) | call_arguments(options.argument, options.steps, options.guidance_scale)
+    policy = _policy(model, options, stored)
+    arguments = _own_arguments(stored) | call_arguments(options.argument, options.steps, options.guidance_scale)
     if options.negative_prompt:
         arguments["negative_prompt"] = options.negative_prompt
     texts = chosen_prompts(options.prompt, options.prompts)
@@ -171,9 +172,10 @@ def compare_stock(
     repeats: int = 3,
 ) -> Comparison:
     """Sample the same noise with all layers and with the stored policy; for the arguments see `demo_command`."""
+    stored = _stored_policy(model)
     pipe = load_stock_pipeline(model, "float32", "cpu", scheduler)
-    policy = _policy(model, SampleOptions())
-    arguments = _own_arguments(policy) | call_arguments(argument, steps, guidance_scale)
+    policy = _policy(model, SampleOptions(), stored)
+    arguments = _own_arguments(stored) | call_arguments(argument, steps, guidance_scale)
     sampler = StockSampler(pipe, stock_conditions(pipe, prompt, (), (), "--prompt"), seed, arguments)
 
     def sample(rule: ExitPolicy | StockPolicy) -> tuple[torch.Tensor, StockTrace]:
@@ -183,22 +185,27 @@ def compare_stock(
     return timed_comparison({"full": lambda: sample(NeverExit()), "adaptive": lambda: sample(policy)}, repeats)
 
 
-def _policy(model: Path, options: SampleOptions) -> ExitPolicy | StockPolicy:
-    """Return the policy that the options choose, or the one that is stored with the model."""
+def _stored_policy(model: Path, name: str | None = None) -> StockPolicy | None:
+    """Return the stored policy of that folder or name, or else the one in the model's folder, if there is one."""
+    if name is not None:
+        return StockPolicy.from_pretrained(name)
+    return StockPolicy.load(model) if (model / EXIT_POLICY).is_file() else None
+
+
+def _policy(model: Path, options: SampleOptions, stored: StockPolicy | None) -> ExitPolicy | StockPolicy:
+    """Return the policy that the options choose, or else the stored one."""
     if options.tau == (0.0,):
         return NeverExit()
     if options.tau:
         return ThresholdExit(options.tau[0] if len(options.tau) == 1 else options.tau)
     if options.exit_layer is not None:
         return FixedExit(options.exit_layer)
-    if options.policy is not None:
-        return StockPolicy.from_pretrained(options.policy)
-    if not (model / EXIT_POLICY).is_file():
+    if stored is None:
         raise InputError(
             f"{model} holds no {EXIT_POLICY}: make one with adadiff calibrate {model} --compute 0.55, name another by "
             f"--policy, or run all layers with --tau 0"
         )
-    return StockPolicy.load(model)
+    return stored
 
 
 def _adaptation(model: Path, options: SampleOptions, policy: ExitPolicy | StockPolicy) -> Path | None:
@@ -214,9 +221,9 @@ def _adaptation(model: Path, options: SampleOptions, policy: ExitPolicy | StockP
     return path
 
 
-def _own_arguments(policy: ExitPolicy | StockPolicy) -> dict[str, Any]:
-    """Return the arguments of the calls that a policy was calibrated for."""
-    return dict(policy.calibrated_for.arguments) if isinstance(policy, StockPolicy) else {}
+def _own_arguments(stored: StockPolicy | None) -> dict[str, Any]:
+    """Return the arguments of the calls that the stored policy was calibrated for, by whatever rule samples exit."""
+    return {} if stored is None else dict(stored.calibrated_for.arguments)
 
 
 def call_arguments(words: Sequence[str], steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
