@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,55 @@ def test_the_stored_policy_gives_the_arguments_by_whatever_rule_samples_exit(fol
     run(f"sample {folder} --out {tmp_path}/given -n 1 {rule.format(folder=folder)} --steps 2")
     given = {**stored, "num_inference_steps": 2}
     assert json.loads((tmp_path / "given/request.json").read_text())["arguments"] == given
+
+
+def test_the_scheduler_is_the_one_that_the_policy_was_calibrated_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(f"calibrate {folder} --compute 0.6 --samples 8 {CALL} --scheduler dpm-solver++ --out {tmp_path}/policy")
+    shutil.copytree(folder, tmp_path / "model")
+    shutil.copy(tmp_path / "policy/exit_policy.json", tmp_path / "model")
+    run(f"sample {tmp_path}/model --out {tmp_path}/own -n 1")
+    run(f"sample {folder} --policy {tmp_path}/policy --out {tmp_path}/named -n 1 --tau 0")
+    run(f"demo --model {tmp_path}/model --out {tmp_path}/demo -n 2")
+    assert "the policy was calibrated for" not in capsys.readouterr().err
+    stored = StockPolicy.load(tmp_path / "policy").calibrated_for
+    assert stored.scheduler == "DPMSolverMultistepScheduler"
+    for out in ("own", "named"):
+        request = json.loads((tmp_path / out / "request.json").read_text())
+        assert (request["scheduler"], request["scheduler_config"]) == (stored.scheduler, stored.scheduler_settings)
+    run(f"sample {tmp_path}/model --out {tmp_path}/given -n 1 --scheduler euler")
+    assert json.loads((tmp_path / "given/request.json").read_text())["scheduler"] == "EulerDiscreteScheduler"
+    assert "scheduler EulerDiscreteScheduler in place of DPMSolver" in capsys.readouterr().err
+
+
+def test_the_settings_of_the_scheduler_are_those_of_the_policy(folder: Path, tmp_path: Path):
+    stored = StockPolicy.load(folder)
+    settings = {**stored.calibrated_for.scheduler_settings, "timestep_spacing": "trailing"}
+    replace(stored, calibrated_for=replace(stored.calibrated_for, scheduler_settings=settings)).save(tmp_path)
+    run(f"sample {folder} --policy {tmp_path} --out {tmp_path}/out -n 1")
+    assert json.loads((tmp_path / "out/request.json").read_text())["scheduler_config"] == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("DiTPipeline", {}, "the stored scheduler 'DiTPipeline' is none of diffusers"),
+        ("NoSuchScheduler", {}, "the stored scheduler 'NoSuchScheduler' is none of diffusers"),
+        ("DDIMScheduler", {"num_train_timesteps": "x"}, "DDIMScheduler does not take its stored settings"),
+    ],
+)
+def test_a_stored_scheduler_that_diffusers_cannot_build_is_one_line(
+    folder: Path, tmp_path: Path, name: str, settings: Any, message: str, capsys: pytest.CaptureFixture[str]
+):
+    stored = StockPolicy.load(folder)
+    made_for = replace(stored.calibrated_for, scheduler=name, scheduler_settings=settings)
+    replace(stored, calibrated_for=made_for).save(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run(f"sample {folder} --policy {tmp_path} --out {tmp_path}/out -n 1")
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_an_adapted_pipeline_takes_thresholds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

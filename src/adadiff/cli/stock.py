@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from adadiff.calibration import Goal
@@ -21,7 +21,7 @@ from adadiff.cli.shared import chosen_prompts, device_of, store_calibration, wit
 from adadiff.comparison.demo import Comparison, timed_comparison
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, ThresholdExit
 from adadiff.policies.stored import EXIT_POLICY
-from adadiff.sampling.schedulers import scheduler_like
+from adadiff.sampling.schedulers import scheduler_like, stored_scheduler
 from adadiff.stock import StockPolicy, StockSampler, StockTrace, enable, trace
 from adadiff.stock.adapting.adaptation import ADAPTATION
 from adadiff.stock.exits import checked_exits
@@ -46,8 +46,10 @@ OWN_OPTIONS = (
 )
 
 
-def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str | None = None) -> Any:
-    """Load a stock pipeline, with the named scheduler in place of its own if one is given."""
+def load_stock_pipeline(
+    model: Path, dtype: Dtype, device: str, scheduler: str | None = None, stored: StockPolicy | None = None
+) -> Any:
+    """Load a stock pipeline, with the named scheduler if one is given, or else the one of the stored policy, if any."""
     place = device_of(device)
     disable_progress_bar()
     set_verbosity_error()  # it warns of its own types
@@ -62,7 +64,16 @@ def load_stock_pipeline(model: Path, dtype: Dtype, device: str, scheduler: str |
             torch.nn.Module.to(part, getattr(torch, dtype))
     if scheduler is not None:
         pipe.scheduler = scheduler_like(scheduler, pipe.scheduler)
+    elif stored is not None:
+        pipe.scheduler = _calibrated_scheduler(stored, pipe.scheduler)
     return pipe
+
+
+def _calibrated_scheduler(stored: StockPolicy, own: SchedulerMixin) -> SchedulerMixin:
+    """Return the scheduler that the policy was calibrated for: the pipeline's own, if it is that one."""
+    name, settings = stored.calibrated_for.scheduler, stored.calibrated_for.scheduler_settings
+    is_own = (type(own).__name__, settings_of(own)) == (name, settings)
+    return own if is_own else stored_scheduler(name, settings)
 
 
 def calibrate_stock(
@@ -135,7 +146,7 @@ def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary
         if getattr(options, name) != getattr(defaults, name):
             raise InputError(f"--{name.replace('_', '-')} is for models of adadiff's own, and {model} is none")
     stored = _stored_policy(model, options.policy)
-    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
+    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler, stored)
     policy = _policy(model, options, stored)
     arguments = _own_arguments(stored) | call_arguments(options.argument, options.steps, options.guidance_scale)
     if options.negative_prompt:
@@ -173,7 +184,7 @@ def compare_stock(
 ) -> Comparison:
     """Sample the same noise with all layers and with the stored policy; for the arguments see `demo_command`."""
     stored = _stored_policy(model)
-    pipe = load_stock_pipeline(model, "float32", "cpu", scheduler)
+    pipe = load_stock_pipeline(model, "float32", "cpu", scheduler, stored)
     policy = _policy(model, SampleOptions(), stored)
     arguments = _own_arguments(stored) | call_arguments(argument, steps, guidance_scale)
     sampler = StockSampler(pipe, stock_conditions(pipe, prompt, (), (), "--prompt"), seed, arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -41,9 +42,7 @@ def scheduler_like(name: str, trained_with: SchedulerMixin, spacing: str | None 
     Raises:
         InputError: If there is no such scheduler, or it does not support that process or that spacing.
     """
-    kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        kind = lookup(name, SCHEDULERS, "scheduler")
+    kind = _class_named(name) or lookup(name, SCHEDULERS, "scheduler")
     spaced = {} if spacing is None else {"timestep_spacing": spacing}
     if spaced and "timestep_spacing" not in inspect.signature(kind.__init__).parameters:
         raise InputError(f"{name} has no spacing of time steps to choose: leave it out, or choose another scheduler")
@@ -52,6 +51,27 @@ def scheduler_like(name: str, trained_with: SchedulerMixin, spacing: str | None 
     except (TypeError, ValueError, NotImplementedError) as error:
         reason = one_line(error)
         raise InputError(f"{name} cannot take the place of {type(trained_with).__name__}: {reason}") from error
+
+
+def stored_scheduler(name: str, settings: Mapping[str, Any]) -> SchedulerMixin:
+    """Build a scheduler of diffusers from the name of its class and its settings, as a file stores them.
+
+    Raises:
+        InputError: If diffusers has no such scheduler, or it does not take these settings.
+    """
+    kind, advice = _class_named(name), "name another by --scheduler, or calibrate again"
+    if kind is None:
+        raise InputError(f"the stored scheduler {name!r} is none of diffusers {diffusers.__version__}: {advice}")
+    try:
+        return kind.from_config(dict(settings))
+    except Exception as error:  # settings of any kind break its constructor in any way
+        raise InputError(f"{name} does not take its stored settings ({one_line(error)}): {advice}") from error
+
+
+def _class_named(name: str) -> Any:
+    """Return diffusers' scheduler class of that name; None if there is none."""
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    return kind if isinstance(kind, type) and issubclass(kind, SchedulerMixin) else None
 
 
 def scheduler_name(scheduler: SchedulerMixin) -> str:
