@@ -228,6 +228,34 @@ def test_what_makes_no_sense_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sample {unet} --out {out} -n 1", "DDPMPipeline has a U-Net, and adadiff cuts transformers alone"),
+        ("sample {unet} --out {out} --prompt boat --tau 0", "DDPMPipeline has a U-Net"),
+        ("demo --model {unet} --out {out}", "DDPMPipeline has a U-Net"),
+        ("calibrate {unet} --compute 0.6", "DDPMPipeline has a U-Net"),
+        ("adapt {unet}", "DDPMPipeline has a U-Net"),
+        ("tune {unet} --compute 0.6 --data digits", "DDPMPipeline has a U-Net"),
+        ("evaluate {unet} --data digits --out {out}", "is a pipeline of diffusers' own"),
+        ("serve {unet}", "it is a stock diffusers pipeline (DDPMPipeline)"),
+    ],
+)
+def test_a_pipeline_with_a_unet_is_refused_in_one_line(
+    tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 2, "layers_per_block": 1}
+    unet = diffusers.UNet2DModel(8, 1, 1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **sizes)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "unet")
+    before = files(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run(words.format(unet=tmp_path / "unet", out=tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
     ("name", "condition", "size"),
     [("digits-dit", "--class-index 3", 8), ("cifar10-dit", "--class cat", 32), ("emoji-pixart", "--prompt apple", 32)],
 )

@@ -59,6 +59,7 @@ def load_stock_pipeline(
         pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise InputError(f"{model} cannot be loaded as a pipeline: {one_line(error)}") from error
+    transformers_of(pipe)  # raises for U-Nets
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))

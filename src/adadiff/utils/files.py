@@ -21,6 +21,7 @@ CHECKSUMS = "SHA256SUMS"
 LOCK = ".lock"
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 """Folder of the packaged models."""
+OWN_PIPELINES = ("AdaDiffPipeline", "AdaptivePipeline")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Written atomically
@@ -175,8 +176,10 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
 def is_stock(model: Path) -> bool:
     """Return whether a model is a pipeline of diffusers' own: a folder of one, or a name such as `someone/model`."""
     if (model / "model_index.json").is_file():
-        transformer = read_json(model / "model_index.json").get("transformer")
-        return isinstance(transformer, list) and transformer[1:] not in ([None], ["AdaptiveModel"])
+        index = read_json(model / "model_index.json")
+        transformer = index.get("transformer")
+        is_adaptive = isinstance(transformer, list) and transformer[1:] == ["AdaptiveModel"]
+        return not is_adaptive and index.get("_class_name") not in (None, *OWN_PIPELINES)
     return not model.exists() and not model.is_absolute() and len(model.parts) == 2
 
 
