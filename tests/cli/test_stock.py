@@ -180,6 +180,19 @@ def test_the_demo_compares_the_same_noise(folder: Path, tmp_path: Path, capsys: 
     assert f"{StockPolicy.load(folder).found['compute']:.1%}" in table
 
 
+def test_without_a_policy_each_command_advises_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = tmp_path / "model"
+    build("dit").pipe.save_pretrained(model)
+    advice = f"{model} holds no exit_policy.json: make one with adadiff calibrate {model} --compute 0.55"
+    for words, more in (
+        (f"demo --model {model} --out {tmp_path}/out", ""),
+        (f"sample {model} --out {tmp_path}/out", ", name another by --policy, or run all layers with --tau 0"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run(words)
+        assert capsys.readouterr().err == f"adadiff: {advice}{more}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -186,7 +186,9 @@ def compare_stock(
     """Sample the same noise with all layers and with the stored policy; for the arguments see `demo_command`."""
     stored = _stored_policy(model)
     pipe = load_stock_pipeline(model, "float32", "cpu", scheduler, stored)
-    policy = _policy(model, SampleOptions(), stored)
+    if stored is None:
+        how, folder = ("make one with", model) if model.is_dir() else ("download it to a folder, and run", "FOLDER")
+        raise InputError(f"{model} holds no {EXIT_POLICY}: {how} adadiff calibrate {folder} --compute 0.55")
     arguments = _own_arguments(stored) | call_arguments(argument, steps, guidance_scale)
     sampler = StockSampler(pipe, stock_conditions(pipe, prompt, (), (), "--prompt"), seed, arguments)
 
@@ -194,7 +196,7 @@ def compare_stock(
         enable(pipe, rule)
         return as_images(sampler(range(n), "pt")), trace(pipe)
 
-    return timed_comparison({"full": lambda: sample(NeverExit()), "adaptive": lambda: sample(policy)}, repeats)
+    return timed_comparison({"full": lambda: sample(NeverExit()), "adaptive": lambda: sample(stored)}, repeats)
 
 
 def _stored_policy(model: Path, name: str | None = None) -> StockPolicy | None:
