@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 import adadiff
+from adadiff.cli.stock import stock_conditions
 from adadiff.stock import StockPolicy
+from adadiff.utils.errors import InputError
 from adadiff.utils.files import PRETRAINED
 from tests.cli.conftest import files, run
 from tests.stock.tiny import build
@@ -203,6 +205,8 @@ def test_without_a_policy_each_command_advises_what_it_takes(tmp_path: Path, cap
         ("calibrate cifar10-dit --compute 0.6", "say where the policy goes, with --out FOLDER"),
         ("sample {folder} --out {out} --patience 2", "--patience is for models of adadiff's own"),
         ("sample {folder} --out {out} --class fox", "there is no class 'fox': the pipeline names cat, dog, tomcat"),
+        ("sample {folder} --out {out} --class-index 1 3", "there is no class 3: the pipeline has classes 1 to 2"),
+        ("sample digits-dit --out {out} --class-index 99", "there is no class 99: the pipeline has classes 0 to 9"),
         ("sample {folder} --out {out} --prompt fox", "DiTPipeline takes classes and no prompts"),
         ("sample {folder} --out {out} --argument steps", "--argument steps: write name=value"),
         ("sample {folder} --out {out} --argument colour=red", "DiTPipeline takes no argument colour"),
@@ -238,6 +242,13 @@ def test_what_makes_no_sense_is_one_line(
     assert said.count("\n") == 1
     assert files(folder) == before
     assert not images_in(tmp_path / "out")
+
+
+def test_a_pipeline_without_names_has_the_classes_of_its_transformer():
+    pipe = build("dit").pipe
+    assert stock_conditions(pipe, (), (), (0, 999)) == [0, 999]
+    with pytest.raises(InputError, match="no class 1000: the pipeline has classes 0 to 999"):
+        stock_conditions(pipe, (), (), (1000,))  # which stands for none
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,10 @@ def stock_conditions(
         chosen = [labels[name] for name in classes] or list(class_index) or sorted(set(labels.values()))
         if not chosen:
             raise InputError("the pipeline does not name its classes: give --class-index")
+        known = set(labels.values()) or range(pipe.transformer.config.get("num_embeds_ada_norm") or 0)
+        for index in chosen if known else ():
+            if index not in known:
+                raise InputError(f"there is no class {index}: the pipeline has classes {min(known)} to {max(known)}")
         return chosen
     if classes or class_index:
         raise InputError(f"{type(pipe).__name__} takes prompts and no classes: give {options_of_prompts}")
