@@ -1,10 +1,12 @@
-"""Files of prompts, in any encoding of Unicode."""
+"""Files of prompts, in any encoding of Unicode, and devices."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from adadiff.cli.shared import chosen_prompts
+from adadiff.cli.shared import chosen_prompts, device_of
+from adadiff.utils.errors import InputError
 from tests.cli.conftest import run
 
 
@@ -39,3 +41,22 @@ def test_prompts_are_the_same_in_every_unicode_encoding(tmp_path):
     for content in contents:
         (tmp_path / "prompts.txt").write_bytes(content)
         assert chosen_prompts((), tmp_path / "prompts.txt") == ("red apple", "Caf\u00e9 \u2603")
+
+
+@pytest.mark.parametrize(
+    ("name", "available", "message"),
+    [
+        ("cuda", False, "there is no device 'cuda': no CUDA device was found; choose cpu, or auto"),
+        ("cuda:9", True, "there is no device 'cuda:9' on this machine: choose cpu, or cuda if available"),
+        ("cudda", False, "there is no device 'cudda' on this machine: choose cpu, or cuda if available"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(monkeypatch, name, available, message):
+    def not_there(*_, **__):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "empty", not_there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    with pytest.raises(InputError) as refusal:
+        device_of(name)
+    assert str(refusal.value) == message

@@ -71,6 +71,8 @@ def device_of(name: str) -> torch.device:
         place = torch.device(name)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"there is no device {name!r}: no CUDA device was found; choose cpu, or auto") from error
         raise InputError(f"there is no device {name!r} on this machine: choose cpu, or cuda if available") from error
     return place
 
