@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adadiff import NeverExit
-from adadiff.calibration import Calibration, Goal
+from adadiff.calibration import Calibration, Goal, calibration_table
 from adadiff.calibration.result import Point
 from adadiff.policies.stored import CalibrationContext
 
@@ -49,3 +49,12 @@ def test_the_full_model_follows_the_most_steps():
 
 def test_nothing_is_said_where_fewer_steps_were_not_measured():
     assert result(NOISE**2, {}).beats_fewer_steps is None
+
+
+def test_an_error_at_its_limit_is_at_least_1():
+    def row(losses: NDArray[np.floating]) -> str:
+        return str(next(iter(calibration_table(result(losses, {})).columns[2].cells)))
+
+    assert row(np.ones(16)) == "≥ 1"
+    assert row(np.where(NOISE < 0, 1.0, 0.5)) == "0.750 ± 0.065"
+    assert row(np.full(16, 1.5)) == "1.5 ± 0"  # as errors that are not limited

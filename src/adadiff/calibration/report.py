@@ -10,7 +10,6 @@ from rich.table import Table
 from adadiff.calibration.result import Calibration, Point
 from adadiff.calibration.steps import StepsChoice
 from adadiff.utils.files import atomic_write
-from adadiff.utils.text import with_error
 
 
 def calibration_table(calibration: Calibration, *others: Calibration) -> Table:
@@ -96,4 +95,4 @@ def draw_calibration(calibration: Calibration, path: Path, *others: Calibration)
 
 
 def _row(point: Point) -> tuple[str, str, str]:
-    return point.kind, f"{point.compute:.1%}", with_error(point.error, point.standard_error)
+    return point.kind, f"{point.compute:.1%}", point.error_in_words

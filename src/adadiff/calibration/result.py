@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adadiff.calibration.goal import Goal
 from adadiff.policies import ExitPolicy
 from adadiff.policies.stored import CalibrationContext, StoredPolicy
+from adadiff.utils.text import with_error
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Point:
     def standard_error(self) -> float:
         """The standard error of the mean loss."""
         return float(self.losses.std(ddof=1) / math.sqrt(len(self.losses)))
+
+    @property
+    def error_in_words(self) -> str:
+        """The mean loss with its standard error; where every loss is at the limit of 1, that it is at least 1."""
+        return "≥ 1" if (self.losses == 1).all() else with_error(self.error, self.standard_error)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from adadiff.stock.samples import StockSampler
 from adadiff.stock.stored import StockContext, StockPolicy, stock_context
 from adadiff.stock.switch import depth_of, enable, recording, switch_on, trace, transformers_of, trying
 from adadiff.utils.errors import InputError
-from adadiff.utils.text import with_error
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +241,7 @@ def calibrate(
     enable(pipe, found.stored, layers)
     if found.beats_fewer_steps is False:
         points = (*found.fewer_steps, replace(found.checked, kind="the policy"))
-        each = (f"{with_error(p.error, p.standard_error)} ({p.kind}, {p.compute:.0%} of the compute)" for p in points)
+        each = (f"{p.error_in_words} ({p.kind}, {p.compute:.0%} of the compute)" for p in points)
         logger.warning(
             "early exits are not shown to save anything here, against fewer steps: errors of %s", ", ".join(each)
         )
