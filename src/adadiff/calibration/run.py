@@ -31,6 +31,7 @@ from adadiff.policies import NeverExit
 from adadiff.sampling import UNCONDITIONAL, AdaptivePipeline, Conditions
 from adadiff.utils.errors import InputError
 from adadiff.utils.ranges import as_int
+from adadiff.utils.text import counted
 
 
 def calibrate(
@@ -183,6 +184,6 @@ def check_compute(goal: Goal, sampling: Sampling, kinds: Sequence[Kind]) -> None
     least = min(kind.least_compute(sampling.parts, steps) for kind in kinds)
     if goal.compute is not None and goal.compute < least:
         raise InputError(
-            f"compute is {goal.compute}, but with {steps} evaluations of the model no policy takes less than "
-            f"{math.ceil(1000 * least) / 1000:.3f} of the full model's: request that, or set fewer steps"
+            f"compute is {goal.compute}, but with {counted(steps, 'evaluation')} of the model no policy takes less "
+            f"than {math.ceil(1000 * least) / 1000:.3f} of the full model's: request that, or set fewer steps"
         )

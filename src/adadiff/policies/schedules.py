@@ -14,6 +14,7 @@ from torch import Tensor
 from adadiff.policies.base import LINE, ExitPolicy, ExitQuery, check_layer, stretched_rows
 from adadiff.utils.errors import InputError
 from adadiff.utils.ranges import as_float, as_int
+from adadiff.utils.text import counted
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class ScheduleExit(ExitPolicy):
 
     def check(self, depth: int, num_steps: int) -> None:
         if len(self.layers) != num_steps:
-            raise InputError(f"the schedule has {len(self.layers)} exit layers: give one per step, {num_steps}")
+            has = counted(len(self.layers), "exit layer")
+            raise InputError(f"the schedule has {has}: give one per step, {num_steps}")
         for layer in self.layers:
             check_layer("an exit layer", layer, depth)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adadiff.policies.base import ExitPolicy, ExitQuery, check_layer, checked_tau, stretched_rows
 from adadiff.utils.errors import InputError
+from adadiff.utils.text import counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class ThresholdExit(ExitPolicy):
         if isinstance(self.tau, tuple):
             wanted = depth if self.per == "layer" else num_steps
             if len(self.tau) != wanted:
-                raise InputError(f"tau has {len(self.tau)} values: give one number, or one per {self.per}, {wanted}")
+                has = counted(len(self.tau), "value")
+                raise InputError(f"tau has {has}: give one number, or one per {self.per}, {wanted}")
 
     @property
     def num_steps(self) -> int | None:
@@ -118,7 +120,8 @@ class TableExit(ExitPolicy):
 
     def check(self, depth: int, num_steps: int) -> None:
         if len(self.thresholds) != num_steps:
-            raise InputError(f"the table has {len(self.thresholds)} rows: give one per step, {num_steps}")
+            has = counted(len(self.thresholds), "row")
+            raise InputError(f"the table has {has}: give one per step, {num_steps}")
         for row in self.thresholds:
             if len(row) != depth - 1:
                 raise InputError(f"the table has rows of {len(row)}: give one threshold for layers 1 to {depth - 1}")

@@ -1,8 +1,18 @@
-"""Numbers as text."""
+"""Numbers as text: with a noun, or with an error."""
 
 from __future__ import annotations
 
 import math
+
+
+def counted(number: int, noun: str) -> str:
+    """Format a number of things, with the noun in the plural for any number but one.
+
+    Examples:
+        >>> counted(1, "step"), counted(20, "step")
+        ('1 step', '20 steps')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def with_error(value: float, error: float) -> str:
