@@ -29,6 +29,24 @@ def test_a_bad_file_of_prompts_is_named(text_pipeline, tmp_path, capsys, content
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sample some/one --prompts {tmp}/none.txt --out {tmp}/out",
+        "calibrate some/one --compute 0.6 --prompts {tmp}/none.txt --out {tmp}/out",
+        "adapt some/one --prompts {tmp}/none.txt --out {tmp}/out",
+        "tune some/one --data digits --prompts {tmp}/none.txt --out {tmp}/out",
+        "sample {tmp}/model --prompts {tmp}/none.txt --out {tmp}/out",
+        "calibrate {tmp}/model --compute 0.6 --prompts {tmp}/none.txt",
+        "tune {tmp}/model --data digits --prompts {tmp}/none.txt --out {tmp}/out",
+    ],
+)
+def test_prompts_are_read_before_the_model_is_loaded(tmp_path, capsys, words):
+    with pytest.raises(SystemExit):
+        run(words.format(tmp=tmp_path))
+    assert "there is no file" in capsys.readouterr().err  # nor is there a model
+
+
 def test_prompts_are_the_same_in_every_unicode_encoding(tmp_path):
     text = "red apple\r\n\r\n  Caf\u00e9 \u2603\r\n"
     contents = (

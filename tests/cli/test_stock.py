@@ -219,6 +219,9 @@ def test_without_a_policy_each_command_advises_what_it_takes(tmp_path: Path, cap
         ("sample some/one --out {out}", "there is no folder some/one, and model_index.json of that name cannot be had"),
         ("demo --model some/one --out {out}", "there is no folder some/one, and model_index.json of that name cannot"),
         ("sample {folder} --out {out} --policy some/one", "there is no folder some/one, and exit_policy.json of that"),
+        ("sample some/one --out {out} --policy {out}", "there is no folder"),
+        ("sample some/one --out {out} --tau 0.3 --adaptation {out}", "/out holds no adaptation.safetensors"),
+        ("sample some/one --out {out} --argument steps", "--argument steps: write name=value"),
         ("calibrate digits --compute 0.6 --out {out}", "--out and --argument are for stock pipelines"),
     ],
 )

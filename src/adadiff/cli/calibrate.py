@@ -126,12 +126,12 @@ def _calibrate_own(
     from adadiff.sampling import Conditions
     from adadiff.sampling.settings import FolderSettings, resolve
 
+    texts = chosen_prompts((), options.prompts)
     own = FolderSettings.load(model, policy=False)  # an earlier policy may be damaged, or for other weights
     scheduler = options.scheduler or own.scheduler
     pipeline = load_pipeline(model, options.dtype, options.device, scheduler, own_settings=False)
     chosen = resolve(own, pipeline.scheduler, options.steps, options.guidance_scale, policy=NeverExit())
     classes = options.class_index or pipeline.transformer.class_indices
-    texts = chosen_prompts((), options.prompts)
     conditions, steps = Conditions(classes, texts, guidance=chosen.guidance), chosen.steps
     if reference_steps is not None:
         sampling = AdaptiveSampling(pipeline, steps, conditions, seed)

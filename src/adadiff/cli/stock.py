@@ -128,10 +128,10 @@ def _with_chosen_steps(
 
 def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[int], dict[str, Any]]:
     """Return a stock pipeline, its conditions and the arguments of its calls, to fit something to it."""
-    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
     texts = chosen_prompts((), options.prompts)
-    conditions = stock_conditions(pipe, texts, (), options.class_index, "--prompts with a file of them")
-    return pipe, conditions, call_arguments(options.argument, options.steps, options.guidance_scale)
+    arguments = call_arguments(options.argument, options.steps, options.guidance_scale)
+    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
+    return pipe, stock_conditions(pipe, texts, (), options.class_index, "--prompts with a file of them"), arguments
 
 
 def tunable_stock(model: Path, options: FitOptions) -> TunableStockPipeline:
@@ -146,16 +146,16 @@ def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary
     for name in OWN_OPTIONS:
         if getattr(options, name) != getattr(defaults, name):
             raise InputError(f"--{name.replace('_', '-')} is for models of adadiff's own, and {model} is none")
+    texts = chosen_prompts(options.prompt, options.prompts)
+    adaptation = _adaptation(model, options)
     stored = _stored_policy(model, options.policy)
-    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler, stored)
-    policy = _policy(model, options, stored)
     arguments = _own_arguments(stored) | call_arguments(options.argument, options.steps, options.guidance_scale)
     if options.negative_prompt:
         arguments["negative_prompt"] = options.negative_prompt
-    texts = chosen_prompts(options.prompt, options.prompts)
+    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler, stored)
+    policy = _policy(model, options, stored)
     conditions = stock_conditions(pipe, texts, options.classes, options.class_index)
     sampler = StockSampler(pipe, conditions, options.seed, arguments)
-    adaptation = _adaptation(model, options, policy)
     enable(pipe, policy, adaptation=None if adaptation is None else adaptation.parent)
     request = {
         "pipeline": type(pipe).__name__,
@@ -222,9 +222,9 @@ def _policy(model: Path, options: SampleOptions, stored: StockPolicy | None) -> 
     return stored
 
 
-def _adaptation(model: Path, options: SampleOptions, policy: ExitPolicy | StockPolicy) -> Path | None:
+def _adaptation(model: Path, options: SampleOptions) -> Path | None:
     """Return the file of the exit heads and estimators that a threshold needs; None for policies that need none."""
-    if not isinstance(policy, ThresholdExit):
+    if options.tau in ((), (0.0,)):
         return None
     path = Path(options.adaptation or model) / ADAPTATION
     if not path.is_file():

@@ -147,10 +147,9 @@ def _tunable(folder: Path, options: FitOptions, cluster: str | None) -> Iterator
         return
     if options.argument:
         raise InputError("--argument is for stock pipelines: leave it out")
+    texts = chosen_prompts((), options.prompts)
     with spread_over(cluster, options.device) as spread:
         device = device_here(options.device, cluster)
         pipeline, default = load_with_default_plan(folder, options.dtype, device, options)
-        conditions = Conditions(
-            options.class_index or pipeline.transformer.class_indices, chosen_prompts((), options.prompts)
-        )
+        conditions = Conditions(options.class_index or pipeline.transformer.class_indices, texts)
         yield TunablePipeline(pipeline, default, conditions, spread)
