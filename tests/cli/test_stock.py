@@ -282,6 +282,16 @@ def test_a_pipeline_with_a_unet_is_refused_in_one_line(
     assert files(tmp_path) == before
 
 
+def test_a_unet_is_refused_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))  # without its parts
+    with pytest.raises(SystemExit, match="2"):
+        run(f"calibrate {tmp_path} --compute 0.6")
+    assert capsys.readouterr().err == (
+        "adadiff: StableDiffusionPipeline has a U-Net, and adadiff cuts transformers alone\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "condition", "size"),
     [("digits-dit", "--class-index 3", 8), ("cifar10-dit", "--class cat", 32), ("emoji-pixart", "--prompt apple", 32)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from adadiff.stock.stored import call_defaults, weights_fingerprint
 from adadiff.stock.switch import depth_of, transformers_of, trying
 from adadiff.tuning.stock import TunableStockPipeline
 from adadiff.utils.errors import InputError, one_line
+from adadiff.utils.files import read_json
 from adadiff.utils.fingerprints import settings_of
 from adadiff.utils.hub import require_on_hub
 
@@ -53,13 +54,15 @@ def load_stock_pipeline(
     place = device_of(device)
     disable_progress_bar()
     set_verbosity_error()  # it warns of its own types
-    if not model.is_dir():
+    if model.is_dir():
+        _require_transformer(read_json(model / "model_index.json"))
+    else:
         require_on_hub(str(model), "model_index.json")
     try:
         pipe = DiffusionPipeline.from_pretrained(str(model)).to(place)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise InputError(f"{model} cannot be loaded as a pipeline: {one_line(error)}") from error
-    transformers_of(pipe)  # raises for U-Nets
+    transformers_of(pipe)  # raises for U-Nets, of pipelines on the Hub too
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))
@@ -68,6 +71,12 @@ def load_stock_pipeline(
     elif stored is not None:
         pipe.scheduler = _calibrated_scheduler(stored, pipe.scheduler)
     return pipe
+
+
+def _require_transformer(index: Mapping[str, Any]) -> None:
+    """Raise InputError if a pipeline has a U-Net by its model_index.json: before its weights are loaded."""
+    if "unet" in index and not any(name.startswith("transformer") for name in index):
+        raise InputError(f"{index.get('_class_name')} has a U-Net, and adadiff cuts transformers alone")
 
 
 def _calibrated_scheduler(stored: StockPolicy, own: SchedulerMixin) -> SchedulerMixin:
