@@ -19,6 +19,7 @@ from adadiff.stock.costs import LayerCosts
 from adadiff.stock.record import Call, Kind
 from adadiff.stock.stored import StockPolicy
 from adadiff.utils.errors import InputError
+from adadiff.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class PipelineState:
             return policy
         if steps not in self._warned:
             self._warned.add(steps)
-            logger.warning("the schedule has %d steps, and is stretched to the %d sampled", own, steps)
+            logger.warning("the schedule has %s, and is stretched to the %d sampled", counted(own, "step"), steps)
         return policy.stretched(steps)
 
 
