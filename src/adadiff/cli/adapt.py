@@ -25,7 +25,8 @@ def adapt_command(
     """Fit exit heads and uncertainty estimators to a stock diffusers pipeline, and store them with it.
 
     Samples with all layers; no images are needed and the model's weights stay as they are. Afterwards `adadiff sample`
-    takes thresholds for the pipeline (--tau), by which each sample exits by itself.
+    takes thresholds for the pipeline (--tau), by which each sample exits by itself. Steps, guidance and scheduler
+    default to those of the folder's exit_policy.json, as they do in `adadiff sample`, or else to the pipeline's own.
 
     Args:
         model: Folder of the pipeline, or its name on the Hugging Face Hub.
@@ -35,7 +36,7 @@ def adapt_command(
         options: How the pipeline is sampled, and where its adaptation.safetensors is stored.
     """
     from adadiff.cli.shared import require_free, require_own_folder
-    from adadiff.cli.stock import to_sample
+    from adadiff.cli.stock import stored_policy, to_sample
     from adadiff.stock import adapt
     from adadiff.stock.adapting.adaptation import ADAPTATION
 
@@ -44,7 +45,7 @@ def adapt_command(
     require_own_folder(model, options, "adaptation")
     folder = options.out or model
     require_free(folder, [ADAPTATION], options)
-    pipe, conditions, arguments = to_sample(model, options)
+    pipe, conditions, arguments = to_sample(model, options, stored_policy(model))
     adaptation = adapt(pipe, conditions, samples=samples, batch_size=batch_size, seed=seed, **arguments)
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"the exit heads and estimators are in {adaptation.save(folder)}")

@@ -135,11 +135,19 @@ def _with_chosen_steps(
         return with_chosen_steps(sampling, goal, reference_steps, batch_size, refine)
 
 
-def to_sample(model: Path, options: FitOptions) -> tuple[Any, list[str] | list[int], dict[str, Any]]:
-    """Return a stock pipeline, its conditions and the arguments of its calls, to fit something to it."""
+def to_sample(
+    model: Path, options: FitOptions, stored: StockPolicy | None = None
+) -> tuple[Any, list[str] | list[int], dict[str, Any]]:
+    """Return a stock pipeline, its conditions and the arguments of its calls, to fit something to it.
+
+    Args:
+        model: Folder of the pipeline, or its name on the Hub.
+        options: How it is sampled.
+        stored: A policy whose scheduler and arguments are used where the options name none.
+    """
     texts = chosen_prompts((), options.prompts)
-    arguments = call_arguments(options.argument, options.steps, options.guidance_scale)
-    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler)
+    arguments = _own_arguments(stored) | call_arguments(options.argument, options.steps, options.guidance_scale)
+    pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler, stored)
     return pipe, stock_conditions(pipe, texts, (), options.class_index, "--prompts with a file of them"), arguments
 
 
@@ -157,7 +165,7 @@ def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary
             raise InputError(f"--{name.replace('_', '-')} is for models of adadiff's own, and {model} is none")
     texts = chosen_prompts(options.prompt, options.prompts)
     adaptation = _adaptation(model, options)
-    stored = _stored_policy(model, options.policy)
+    stored = stored_policy(model, options.policy)
     arguments = _own_arguments(stored) | call_arguments(options.argument, options.steps, options.guidance_scale)
     if options.negative_prompt:
         arguments["negative_prompt"] = options.negative_prompt
@@ -193,7 +201,7 @@ def compare_stock(
     repeats: int = 3,
 ) -> Comparison:
     """Sample the same noise with all layers and with the stored policy; for the arguments see `demo_command`."""
-    stored = _stored_policy(model)
+    stored = stored_policy(model)
     pipe = load_stock_pipeline(model, "float32", "cpu", scheduler, stored)
     if stored is None:
         how, folder = ("make one with", model) if model.is_dir() else ("download it to a folder, and run", "FOLDER")
@@ -208,7 +216,7 @@ def compare_stock(
     return timed_comparison({"full": lambda: sample(NeverExit()), "adaptive": lambda: sample(stored)}, repeats)
 
 
-def _stored_policy(model: Path, name: str | None = None) -> StockPolicy | None:
+def stored_policy(model: Path, name: str | None = None) -> StockPolicy | None:
     """Return the stored policy of that folder or name, or else the one in the model's folder, if there is one."""
     if name is not None:
         return StockPolicy.from_pretrained(name)
