@@ -39,7 +39,6 @@ class LinearSampling(Sampling):
     parts: Any = None
     evaluations = len(SCHEDULE.layers)
     with_steps: Any = None
-    flops: Any = None
     record: Any = None
     settings: Any = None
     context: Any = None

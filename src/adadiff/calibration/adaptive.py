@@ -52,9 +52,6 @@ class AdaptiveSampling(Sampling):
     def with_steps(self, steps: int) -> AdaptiveSampling:
         return replace(self, steps=steps)
 
-    def flops(self, policy: ExitPolicy) -> float:
-        return SamplingPlan(self.steps, policy, self.conditions.guidance).flops(self.parts, self.evaluations)
-
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         output = sample_seeded(self.pipeline, numbers, self.steps, policy, self.seed, self.conditions)
         trace = output.trace

@@ -51,10 +51,6 @@ class Sampling(ABC):
         """Return the same sampling with another number of steps."""
 
     @abstractmethod
-    def flops(self, policy: ExitPolicy) -> float:
-        """Return the FLOPs of one sample by a policy that counts recorded exits."""
-
-    @abstractmethod
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         """Sample one batch with a policy of the model."""
 

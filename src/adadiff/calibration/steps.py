@@ -70,10 +70,10 @@ def choose_steps(
     """Try numbers of steps that cost the same, each with the schedule of exits that its share of the compute allows.
 
     Errors are against the same sampler with very many steps from the same noise, so that those of too few steps count
-    as those of early exits do. A scheduler that adds noise of its own makes them meaningless, of which a warning tells.
+    as those of early exits do. With a scheduler that adds noise of its own they mean nothing, and a warning says so.
 
     Args:
-        sampling: Samples with the model, by default in so many steps as it says.
+        sampling: Samples with the model, in its default number of steps.
         compute: FLOPs to spend, over those of all layers at the default number of steps, in (0, 1).
         reference_steps: Number of steps of the reference, above the default number.
         batch_size: Samples per batch.

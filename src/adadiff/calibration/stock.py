@@ -85,7 +85,7 @@ class StockSampling(Sampling):
         return other
 
     def flops(self, policy: ExitPolicy) -> float:
-        """Return the FLOPs of one sample, in billionths of a prediction with all layers."""
+        """Return the FLOPs of one sample by a policy that counts recorded exits, in billionths of a full prediction."""
         one_row = SamplingPlan(self.evaluations, policy).flops(self.parts, self.evaluations)
         return one_row * self.rows_per_evaluation
 

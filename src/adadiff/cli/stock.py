@@ -25,6 +25,7 @@ from adadiff.sampling.schedulers import scheduler_like, stored_scheduler
 from adadiff.stock import StockPolicy, StockSampler, StockTrace, enable, trace
 from adadiff.stock.adapting.adaptation import ADAPTATION
 from adadiff.stock.exits import checked_exits
+from adadiff.stock.families import HAS_UNET
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import call_defaults, weights_fingerprint
 from adadiff.stock.switch import depth_of, transformers_of, trying
@@ -76,7 +77,7 @@ def load_stock_pipeline(
 def _require_transformer(index: Mapping[str, Any]) -> None:
     """Raise InputError if a pipeline has a U-Net by its model_index.json: before its weights are loaded."""
     if "unet" in index and not any(name.startswith("transformer") for name in index):
-        raise InputError(f"{index.get('_class_name')} has a U-Net, and adadiff cuts transformers alone")
+        raise InputError(f"{index.get('_class_name')} {HAS_UNET}")
 
 
 def _calibrated_scheduler(stored: StockPolicy, own: SchedulerMixin) -> SchedulerMixin:

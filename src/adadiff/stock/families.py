@@ -127,6 +127,7 @@ USUAL_NAMES = ("transformer_blocks", "double_blocks", "blocks", "layers", "singl
 """Names of lists of layers in models of unknown class, in the order they run."""
 
 TIME_NAMES = ("timestep", "timesteps", "t")
+HAS_UNET = "has a U-Net, and adadiff cuts transformers alone"
 CACHE_NAMES = ("kv_cache", "kv_caches")
 HOW_TO_NAME = 'name its lists of blocks in the order they run: enable(pipe, policy, layers=("my_blocks",))'
 

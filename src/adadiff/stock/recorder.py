@@ -149,7 +149,7 @@ def steps_observed(scheduler: Any, end_step: Callable[[Tensor], None]) -> Iterat
 
 
 class _ObservedStep:
-    """A scheduler's step that shows what it gets; a copy of the scheduler has its own step, which shows nothing."""
+    """Shows what a scheduler's step gets, and takes it; a copy of the scheduler takes its own, and shows nothing."""
 
     def __init__(self, step: Callable[..., Any], end_step: Callable[[Tensor], None]) -> None:
         functools.update_wrapper(self, step)

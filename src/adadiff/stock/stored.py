@@ -77,7 +77,9 @@ class StockPolicy(StoredPolicy):
             >>> StockPolicy.from_pretrained("digits-dit").calibrated_for.pipeline
             'DiTPipeline'
         """
-        given = Path(name).parent if Path(name).is_file() and Path(name).name == EXIT_POLICY else Path(name)
+        given = Path(name)
+        if given.is_file() and given.name == EXIT_POLICY:
+            given = given.parent
         folder = given if given.is_dir() else model_folder(name)
         if not folder.is_dir():
             require_on_hub(str(name), EXIT_POLICY)

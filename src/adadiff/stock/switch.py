@@ -18,7 +18,7 @@ from adadiff.sampling import AdaptivePipeline
 from adadiff.stock.adapting.adaptation import Adaptation, known_in_advance
 from adadiff.stock.adapting.adapted import AdaptedHooks
 from adadiff.stock.costs import LayerCosts
-from adadiff.stock.families import family_of, time_name
+from adadiff.stock.families import HAS_UNET, family_of, time_name
 from adadiff.stock.hooks import TransformerHooks, check_no_cache, hooks_of
 from adadiff.stock.record import StockTrace
 from adadiff.stock.recorder import ExitRecorder, RecordingHooks, steps_observed
@@ -228,7 +228,7 @@ def transformers_of(pipe: Any) -> list[tuple[str, nn.Module]]:
     if found:
         return list(found.values())[::-1]
     if "unet" in components:
-        raise InputError(f"{type(pipe).__name__} has a U-Net, and adadiff cuts transformers alone")
+        raise InputError(f"{type(pipe).__name__} {HAS_UNET}")
     raise InputError(f"{type(pipe).__name__} is not a diffusers pipeline with a transformer")
 
 
