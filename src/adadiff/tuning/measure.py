@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from adadiff.sampling import SamplingPlan
 from adadiff.sampling.images import decoded_images, pixels_of
 from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
+from adadiff.utils.fingerprints import fingerprint
 
 CHUNK = 250  # images whose features are stored together; those of an incomplete chunk are lost by an interruption
 
@@ -80,6 +82,20 @@ class Measurer:
         self.model, self.evaluator = model, evaluator
         self.cache, self.batch_size, self.progress = cache, batch_size, progress
         self._counted: set[str] = set()
+
+    def describe(self, seed: int) -> dict[str, Any]:
+        """Describe, as plain values, what measurements depend on besides the plan and the number of images.
+
+        Args:
+            seed: Seed of the noise.
+        """
+        references = self.evaluator.references
+        return {
+            "model": self.model.describe(seed),
+            "default": self.model.default.describe(),
+            "networks": {name: each.network.fingerprint for name, each in references.items()},
+            "real_images": {name: fingerprint([each.real.vectors.tobytes()]) for name, each in references.items()},
+        }
 
     def measure(
         self, plan: SamplingPlan, images: int, seed: int, shares: Sequence[str] = (), errors: bool = False

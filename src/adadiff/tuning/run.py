@@ -23,7 +23,6 @@ from adadiff.tuning.search import Search, open_study
 from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
 from adadiff.utils.files import claim_folder, exclusive_folder, read_json, write_json
-from adadiff.utils.fingerprints import fingerprint
 
 NOTE, SECONDS, FEATURES, RECORDINGS = "search.json", "seconds.json", "features", "recordings"
 FINALISTS = 3  # plans of each search that fresh images are sampled of, at most
@@ -160,12 +159,9 @@ class _Job:
 
 def _description(job: _Job) -> dict[str, Any]:
     """Describe, as plain values, everything that a search's trials depend on; more trials and images may follow."""
-    config, references = job.config, job.evaluator.references
+    config = job.config
     return {
-        "model": job.model.describe(config.seed),
-        "default": job.default.describe(),
-        "networks": {name: each.network.fingerprint for name, each in references.items()},
-        "real_images": {name: fingerprint([each.real.vectors.tobytes()]) for name, each in references.items()},
+        **job.measurer.describe(config.seed),
         "goal": asdict(config.goal),
         "features": list(config.features),
         "images": list(config.images),

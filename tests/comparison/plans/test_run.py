@@ -1,8 +1,10 @@
 """A whole comparison of tuned plans with a tiny model."""
 
+import copy
 from dataclasses import replace
 
 import pytest
+import torch
 
 from adadiff import InputError
 from adadiff.comparison import compare_plans
@@ -82,6 +84,14 @@ def test_a_comparison_that_was_interrupted_goes_on(
     sampled.clear()
     compare_plans(*arguments)
     assert not sampled
+
+
+def test_the_folder_of_another_model_is_refused(compared, classes_pipeline, default, evaluator):
+    other = classes_pipeline.with_parts(transformer=copy.deepcopy(classes_pipeline.transformer))
+    with torch.no_grad():
+        next(other.transformer.parameters()).add_(1)
+    with pytest.raises(InputError, match=r"holds a comparison with measured\.model.*: choose another folder"):
+        compare_plans(CONFIG, other, default, evaluator, compared[1])
 
 
 def test_the_folder_of_another_comparison_is_refused(compared, classes_pipeline, default, evaluator):

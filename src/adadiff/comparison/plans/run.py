@@ -96,7 +96,8 @@ def compare_plans(
             in this process.
 
     Raises:
-        InputError: If the folder holds another comparison, a floor cannot be measured, or there are too few images.
+        InputError: If the folder holds a comparison of other settings, weights or real images, a floor cannot be
+            measured, or there are too few images.
     """
     model = TunablePipeline(pipeline, default, Conditions(pipeline.transformer.class_indices), spread)
     evaluator.require_enough(min(*config.images, config.confirm))
@@ -110,7 +111,7 @@ def compare_plans(
     if any(config.floors):
         measurer.require(("agreement",))
     with exclusive_folder(out), progress:
-        claim_folder(out, CONFIG, asdict(config), "a comparison")
+        claim_folder(out, CONFIG, {**asdict(config), "measured": measurer.describe(config.seed)}, "a comparison")
         progress.total = _expected_images(config)
         planner = DepthPlanner(model, out / RECORDINGS, config.seed + 2)
         searches = _Searches(config, measurer, planner, out)
