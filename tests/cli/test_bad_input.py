@@ -68,7 +68,7 @@ from tests.cli.conftest import files, run
         ("demo --model {model} --tau nan --out {tmp}/d", "tau is nan"),
         ("encode {tmp}/latents --vae none --scaling-factor 0", "scaling_factor is 0"),
         ("encode {tmp}/latents --vae none --batch-size 0", "batch_size is 0"),
-        ("calibrate digits --compute 0.5", "adadiff export digits FOLDER"),
+        ("calibrate digits --compute 0.5", "say where the policy goes, with --out FOLDER"),
         ("calibrate {model} --compute 0.5 --samples 0", "samples is 0"),
         ("calibrate {model} --compute 0.5 --confidence nan", "between 0 and 1"),
         ("calibrate {model} --speedup nan", "the speedup is nan"),

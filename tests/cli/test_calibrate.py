@@ -39,6 +39,18 @@ def test_calibrate_and_what_takes_it_from_there(model_folder, tmp_path, capsys):
     assert (stored["found"]["metric"], stored["found"]["error"]) == (f"{__name__}:any_difference", 1)
 
 
+def test_a_policy_in_another_folder_is_the_same_and_leaves_the_model_alone(model_folder, tmp_path, capsys):
+    before, options = files(model_folder), "--compute 0.6 --steps 3 --scheduler ddim --samples 8"
+    run(f"calibrate {model_folder} {options} --out {tmp_path}/policy")
+    assert files(model_folder) == before
+    run(f"sample {model_folder} -n 2 --policy {tmp_path}/policy --out {tmp_path}/by-policy")
+    run(f"calibrate {model_folder} {options}")
+    run(f"sample {model_folder} -n 2 --out {tmp_path}/own")
+    by_policy, own = ((tmp_path / name / "request.json").read_text() for name in ("by-policy", "own"))
+    assert by_policy == own
+    assert json.loads(own)["policy"] != {"policy": "NeverExit"}
+
+
 def test_the_number_of_steps_is_chosen_too(model_folder, tmp_path, capsys):
     run(f"calibrate {model_folder} --compute 0.6 --steps 8 --scheduler dpm-solver++ --samples 8 --reference-steps 20")
     assert "error against 20 steps with all layers" in capsys.readouterr().out

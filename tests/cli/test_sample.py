@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, FixedExit
 from adadiff.policies.stored import save_policies
-from adadiff.sampling import SamplingPlan
+from adadiff.sampling import Guidance, InternalGuidance, SamplingPlan
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.training.config import DiffusionConfig
+from adadiff.utils.files import weights_checksum
 from tests.cli.conftest import run
 from tests.conftest import make_model
 
@@ -55,3 +56,77 @@ def test_a_budget_chooses_among_the_plans_of_the_folder(class_pipeline, tmp_path
     with pytest.raises(SystemExit):
         run(f"sample {folder} -n 3 --out {tmp_path}/none --budget 0.01")
     assert "no plan of the model takes at most 0.01" in capsys.readouterr().err
+
+
+PLAN = SamplingPlan(
+    6,
+    CorrectedScheduleExit((5, 1, 5, 1, 5, 1)),
+    Guidance(2.0, (0.25, 0.75), tied=False, internal=InternalGuidance(3, 0.5, (0.0, 0.5))),
+    "ddim",
+    "trailing",
+)
+
+
+def folder_of(pipeline, folder):
+    """The folders of a model without a plan, and of a plan for it alone."""
+    pipeline.save_pretrained(folder / "model")
+    context = pipeline.with_plan(PLAN).own_settings.stored.calibrated_for
+    weights = weights_checksum(folder / "model/transformer")
+    replace(context, weights=weights).stored(PLAN.policy, {"compute": 0.5}, {}).save(folder / "plan")
+    return folder / "model", folder / "plan"
+
+
+def asked(folder):
+    """What was asked for in a folder of images: steps, policy, guidance, scheduler and its spacing."""
+    request = json.loads((folder / "request.json").read_text())
+    spacing = request["scheduler_config"]["timestep_spacing"]
+    return *(request[name] for name in ("steps", "policy", "scheduler")), request["conditions"]["guidance"], spacing
+
+
+def test_a_plan_of_another_folder_is_sampled_by(class_pipeline, tmp_path, capsys):
+    model, plan = folder_of(class_pipeline, tmp_path)
+    run(f"sample {model} -n 3 --out {tmp_path}/by-plan --policy {plan}")
+    policy, guidance = json.loads(json.dumps([PLAN.policy.describe(), asdict(PLAN.guidance)]))
+    assert asked(tmp_path / "by-plan") == (6, policy, "DDIMScheduler", guidance, "trailing")
+    run(f"sample {model} -n 3 --out {tmp_path}/budget --policy {plan} --budget 0.7")
+    assert asked(tmp_path / "budget") == asked(tmp_path / "by-plan")
+    run(f"export {model} {tmp_path}/exported")
+    run(f"sample {tmp_path}/exported -n 3 --out {tmp_path}/exported-full")
+    assert asked(tmp_path / "exported-full")[:2] == (50, {"policy": "NeverExit"})
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(f"sample {tmp_path}/exported -n 3 --out {tmp_path}/other --policy {plan}")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "belongs to other weights than those of" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_model_without_its_own_settings_samples_by_a_plan_alone(class_pipeline, tmp_path):
+    model, plan = folder_of(class_pipeline, tmp_path)
+    pipe = AdaDiffPipeline.from_pretrained(model, own_settings=False, policy=plan)
+    assert pipe.own_settings.stored.plan == PLAN
+    pipe.save_pretrained(tmp_path / "saved")
+    assert AdaDiffPipeline.from_pretrained(tmp_path / "saved").own_settings.stored.plan == PLAN
+
+
+def test_an_exported_model_keeps_its_plans(class_pipeline, tmp_path):
+    model, plan = folder_of(class_pipeline, tmp_path)
+    (plan / "exit_policy.json").rename(model / "exit_policy.json")
+    (model / "exit_policy-0.4.json").write_bytes((model / "exit_policy.json").read_bytes())
+    run(f"export {model} {tmp_path}/exported")
+    own = AdaDiffPipeline.from_pretrained(tmp_path / "exported").own_settings
+    assert (own.stored.plan, own.others["exit_policy-0.4.json"].plan, own.defaults) == (PLAN, PLAN, None)
+
+
+def test_internal_guidance_takes_the_place_of_the_plans_with_a_warning(class_pipeline, tmp_path, capsys):
+    model, plan = folder_of(class_pipeline, tmp_path)
+    run(f"sample {model} -n 3 --out {tmp_path}/out --policy {plan} --internal-guidance 2 1.5")
+    guidance = asked(tmp_path / "out")[3]
+    assert guidance["internal"] == {"layer": 2, "weight": 1.5, "interval": [0.0, 0.5]}
+    assert "internal guidance InternalGuidance(layer=2" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(f"sample {model} -n 3 --out {tmp_path}/wrong --internal-guidance 5 1.5")
+    assert "layers before the last are 1 to 4" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()

@@ -9,18 +9,25 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import httpx2
 import pytest
 
+from adadiff import FixedExit
+from adadiff.sampling import SamplingPlan
 from tests.cli.conftest import run
 from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("isolate", [False, True])
-def test_a_model_is_served_until_sigterm_and_running_requests_finish(model_folder, isolate):
+def test_a_model_is_served_by_a_plan_until_sigterm_and_running_requests_finish(
+    pipeline, model_folder, tmp_path, isolate
+):
+    context = pipeline.with_plan(SamplingPlan(6, FixedExit(2))).own_settings.stored.calibrated_for
+    context.stored(FixedExit(2), {"compute": 0.4}, {}).save(tmp_path / "plan")
     command = [sys.executable, "-m", "adadiff", "serve", str(model_folder), "--port", "0", "--slots", "4"]
-    command += ["--isolate"] if isolate else []
+    command += ["--policy", str(tmp_path / "plan")] + (["--isolate"] if isolate else [])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY / "src")}
     environment.pop("ADADIFF_API_KEY", None)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -29,11 +36,13 @@ def test_a_model_is_served_until_sigterm_and_running_requests_finish(model_folde
         line = process.stdout.readline()
         address = re.search(r"model is served at (http://127\.0\.0\.1:\d+) ", line)[1]
         answers: list[httpx2.Response] = []
+        models: list[dict[str, Any]] = []
         begun = threading.Event()
 
         def ask() -> None:
             with httpx2.Client(base_url=address, timeout=60) as client:
                 body = {"n": 4, "num_inference_steps": 200, "stream": True, "partial_images": 3}
+                models.append(client.get("/v1/models").json())
                 with client.stream("POST", "/v1/images/generations", json=body) as answer:
                     for _ in answer.iter_lines():
                         begun.set()
@@ -46,6 +55,7 @@ def test_a_model_is_served_until_sigterm_and_running_requests_finish(model_folde
         asking.join(60)
         assert process.wait(60) == 0
         assert [answer.status_code for answer in answers] == [200]
+        assert [plan["steps"] for plan in models[0]["data"][0]["plans"]] == [6, 6, 6]  # own, the same, full
     finally:
         process.kill()
     assert process.stdout.read() == ""

@@ -105,7 +105,7 @@ def test_what_is_no_json_and_what_is_not_there(tmp_path):
 def test_one_for_other_weights_is_refused(model, tmp_path):
     model.save_pretrained(tmp_path / "transformer")
     store(tmp_path, circumstances=CalibrationContext("0" * 64, 5, "ddim", 2, 1.0))
-    with pytest.raises(InputError, match="calibrated for other weights"):
+    with pytest.raises(InputError, match="belongs to other weights"):
         load_policy(tmp_path)
     own = weights_checksum(tmp_path / "transformer")
     store(tmp_path, circumstances=CalibrationContext(own, 5, "ddim", 2, 1.0))

@@ -83,7 +83,7 @@ def test_all_plans_of_a_folder_are_for_its_weights(class_pipeline, tmp_path):
     other["calibrated_for"]["weights"] = 64 * "0"
     del other["sha256"]
     (tmp_path / "exit_policy-0.41.json").write_text(json.dumps(other))
-    with pytest.raises(InputError, match=r"exit_policy-0.41.json was calibrated for other weights"):
+    with pytest.raises(InputError, match=r"exit_policy-0.41.json belongs to other weights"):
         AdaDiffPipeline.from_pretrained(tmp_path)
 
 

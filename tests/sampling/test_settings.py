@@ -98,7 +98,7 @@ def test_without_its_own_settings_the_parts_alone_are_loaded(folder):
     pipe = load(folder, own_settings=False)
     assert isinstance(pipe.scheduler, diffusers.DDPMScheduler)
     assert pipe.own_settings == FolderSettings()
-    with pytest.raises(InputError, match=r"exit_policy\.json cannot be used: .*; calibrate again, or delete it"):
+    with pytest.raises(InputError, match=r"exit_policy\.json cannot be used: .*; make it anew, or delete it"):
         load(folder)
 
 

@@ -37,13 +37,13 @@ def calibrate_command(
     """Find the exit policy for a compute budget, an error bound or a speedup, and store it with the model.
 
     Samples with the full model and with policies of several kinds, prints the error of each, and writes the best one's
-    exit_policy.json and calibration.png into the model's folder, where `adadiff sample` finds it. After an interruption
-    the same command continues. No images are needed. The error is the mean squared difference from the full model's
-    images over their variance.
+    exit_policy.json and calibration.png into the model's folder, where `adadiff sample` finds it, or into that of
+    --out, for `sample --policy`. After an interruption the same command continues. No images are needed. The error is
+    the mean squared difference from the full model's images over their variance.
 
     Args:
-        model: Model folder, as `adadiff train` makes it (to calibrate a packaged model, copy it by `adadiff export`),
-            or a stock diffusers pipeline: its folder, or its name on the Hugging Face Hub.
+        model: Model folder, as `adadiff train` makes it, or with --out the name of a packaged model; or a stock
+            diffusers pipeline: its folder, or with --out its name on the Hugging Face Hub.
         compute: Fraction of the full model's FLOPs to spend, in (0, 1); the least error at that compute is found.
             Several, for a model of adadiff's own, give a policy for each: the first is the model's default, and the
             service offers all.
@@ -71,44 +71,26 @@ def calibrate_command(
     goals, folder = [Goal(each, error, speedup, confidence) for each in budgets], model_folder(model)
     if reference_steps is not None and len(compute) != 1:
         raise InputError("--reference-steps goes with --compute, one budget: leave it out")
+    require_own_folder(model, options, "policy")
     place = options.out or model
     require_free(place, [EXIT_POLICY, *other_policies(place)], options)
-    judged_by = None if metric is None else imported(metric)
+    judged_by, how = None if metric is None else imported(metric), (seed, reference_steps, periodic, refine)
     if is_stock(folder):
         from adadiff.cli.stock import calibrate_stock
 
-        require_own_folder(model, options, "policy")
         if len(goals) > 1:
             raise InputError("a stock pipeline's folder holds one policy: give one budget as --compute")
-        calibrate_stock(
-            folder,
-            goals[0],
-            place,
-            options,
-            judged_by,
-            samples or 16,
-            batch_size or 8,
-            seed,
-            reference_steps,
-            periodic,
-            refine,
-        )
+        calibrate_stock(folder, goals[0], place, options, judged_by, samples or 16, batch_size or 8, *how)
         return
-    if options.out is not None or options.argument:
-        raise InputError("--out and --argument are for stock pipelines; the policy goes into the model's own folder")
-    if folder != model:
-        raise InputError(
-            f"{model} is a packaged model, which is never written to: copy it with adadiff export {model} FOLDER, and "
-            f"calibrate the copy"
-        )
-    _calibrate_own(
-        model, goals, options, judged_by, samples or 192, batch_size or 32, seed, reference_steps, periodic, refine
-    )
+    if options.argument:
+        raise InputError("--argument is for stock pipelines: leave it out")
+    _calibrate_own(folder, goals, place, options, judged_by, samples or 192, batch_size or 32, *how)
 
 
 def _calibrate_own(
     model: Path,
     goals: list[Goal],
+    place: Path,
     options: FitOptions,
     metric: Metric | None,
     samples: int,
@@ -146,8 +128,8 @@ def _calibrate_own(
         metric,
         seed=seed,
         batch_size=batch_size,
-        keep=model / ".calibration",
+        keep=place / ".calibration",
         periodic=periodic,
         refine=refine,
     )
-    store_calibration(found[0], model, *found[1:])
+    store_calibration(found[0], place, *found[1:])

@@ -66,7 +66,8 @@ class SampleOptions:
     class_index: tuple[CountOrZero, ...] = ()
     """Class indices, counted from 0, in place of --class."""
     policy: str | None = None
-    """For a stock pipeline, the policy's folder or name on the Hugging Face Hub; by default the model folder's own."""
+    """Folder of the policy, that of --out when it was found, or for a stock pipeline its name on the Hugging Face Hub;
+    by default the model folder's own."""
     adaptation: Path | None = None
     """For a stock pipeline and --tau, the folder of its adaptation; by default the model folder."""
     argument: tuple[str, ...] = ()
@@ -124,6 +125,6 @@ class FitOptions:
     device: str = "auto"
     """Device: cpu, cuda, ..., or auto for cuda if available."""
     out: Path | None = None
-    """Folder to store the result in, for a stock pipeline or by `adadiff tune`; by default the model's."""
+    """Folder to store the result in; by default the model's."""
     replace: bool = False
     """Replace an earlier result."""

@@ -41,6 +41,7 @@ def serve_command(
     isolate: bool = False,
     replicas: Count | None = None,
     address: str | None = None,
+    policy: Path | None = None,
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> None:
@@ -66,6 +67,7 @@ def serve_command(
             replaced, and its requests are made again, with the same images. Needs adadiff[cluster].
         address: Ray cluster for the replicas: HOST:PORT, or auto for the one that this machine is part of; by default
             one is started of this machine.
+        policy: Folder of the plans to offer, that of --out when they were found; by default the model's own.
         dtype: Precision of the model.
         device: Device: cpu, cuda, ..., or auto for cuda if available.
     """
@@ -88,24 +90,22 @@ def serve_command(
     from adadiff.serving.served import ServedModel
     from adadiff.serving.server import address_of, bind, is_loopback, listen, run
 
-    key = os.environ.get(KEY) if api_key is None else api_key
-    if key == "":
-        raise InputError(f"the API key is empty: give one, or leave --api-key and {KEY} out")
+    key = _chosen_key(api_key)
     listener = bind(host, port)
     if key is None and not is_loopback(listener):
         logger.warning(f"anybody who can reach {host} can use the service: set {KEY} to require a key")
+    plans = None if policy is None else policy.resolve()
+    load = partial(load_pipeline, model.resolve(), dtype, device=device, policy=plans)
+    sizes = slots, width, max_wait
     with _cluster(address, replicas):
-        load = partial(load_pipeline, model.resolve(), dtype, device)
-        pipeline = load() if replicas is None and not isolate else load_pipeline(model, dtype, "cpu")
+        pipeline = load() if replicas is None and not isolate else load(device="cpu")
         served = ServedModel(model.resolve().name, pipeline, created=int(model.stat().st_mtime))
         engine: ImageEngine
         if replicas is not None:
             application = f"adadiff-{served.name}-{socket.gethostname()}-{listener.getsockname()[1]}"
-            engine = ClusterEngine(pipeline, load, replicas, application, slots, width, max_wait, device != "cpu")
-        elif isolate:
-            engine = IsolatedEngine(pipeline, load, slots, width, max_wait)
+            engine = ClusterEngine(pipeline, load, replicas, application, *sizes, device != "cpu")
         else:
-            engine = Engine(pipeline, slots, width, max_wait)
+            engine = IsolatedEngine(pipeline, load, *sizes) if isolate else Engine(pipeline, *sizes)
         runner = None if jobs is None else Jobs(JobStore(jobs, describe_pipeline(pipeline)), engine)
         engine.start()
         listen(listener)  # a client that goes by the line below is not refused
@@ -122,6 +122,14 @@ def _cluster(address: str | None, replicas: int | None) -> AbstractContextManage
     from adadiff.utils.clusters import connected
 
     return connected(address, cpus=max(replicas, os.cpu_count() or 1))
+
+
+def _chosen_key(given: str | None) -> str | None:
+    """Return the API key of the option or of the environment, if there is one."""
+    key = os.environ.get(KEY) if given is None else given
+    if key == "":
+        raise InputError(f"the API key is empty: give one, or leave --api-key and {KEY} out")
+    return key
 
 
 def _require_extra() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
@@ -15,13 +15,13 @@ from adadiff.cli.options import LOCAL_CLUSTER, Dtype, FitOptions, SampleOptions
 from adadiff.cli.output import console
 from adadiff.policies import ExitPolicy, FixedExit, NeverExit, PatienceExit, ThresholdExit
 from adadiff.policies.stored import save_policies
-from adadiff.sampling import AdaptivePipeline, Conditions, InternalGuidance, SamplingPlan
+from adadiff.sampling import AdaptivePipeline, Conditions, Guidance, InternalGuidance, SamplingPlan
 from adadiff.sampling.budgets import Budgets
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.sampling.folder import FolderSummary, Spread, one_by_one, sample_to_folder
 from adadiff.sampling.settings import FolderSettings, resolve
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import PRETRAINED, model_folder, read_text
+from adadiff.utils.files import PRETRAINED, is_stock, model_folder, read_text
 from adadiff.utils.processes import process_state
 
 if TYPE_CHECKING:
@@ -30,13 +30,18 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(
-    folder: Path, dtype: Dtype, device: str, scheduler: str | None = None, own_settings: bool = True
+    folder: Path,
+    dtype: Dtype,
+    device: str,
+    scheduler: str | None = None,
+    own_settings: bool = True,
+    policy: str | Path | None = None,
 ) -> AdaptivePipeline:
-    """Load a model folder's pipeline, with the named scheduler in place of its own if one is given."""
+    """Load a model folder's pipeline, with the named scheduler and the policies of that folder if they are given."""
     place = device_of(device)
     disable_progress_bar()
     named = {} if scheduler is None else {"scheduler": scheduler}
-    pipeline = AdaptivePipeline.from_pretrained(folder, own_settings, **named).to(place)
+    pipeline = AdaptivePipeline.from_pretrained(folder, own_settings, policy, **named).to(place)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         if part is not None:
             # diffusers' own `to` warns of parts to keep in float32 for any dtype, even where there are none.
@@ -87,23 +92,15 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple
         raise InputError("give either --class or --class-index, not both")
     prompts = chosen_prompts(options.prompt, options.prompts)
     device = device_here(options.device, options.cluster)
-    pipeline = load_pipeline(model, options.dtype, device, options.scheduler)
+    pipeline = load_pipeline(model, options.dtype, device, options.scheduler, policy=options.policy)
     budgets = Budgets(pipeline)
     if options.budget is not None:
         if options.scheduler is not None:
             raise InputError("--budget chooses a plan with its scheduler: leave --scheduler out")
         pipeline = budgets.plans[budgets.named(options.budget)]
     policy = _chosen_policy(options, pipeline.own_settings.sampling)
-    chosen = pipeline.sampling_settings(
-        options.steps,
-        options.guidance_scale,
-        policy=policy,
-        guidance_interval=options.guidance_interval,
-        tied_exits=options.tied_exits,
-    )
-    guidance = chosen.guidance
-    if options.internal_guidance is not None:
-        guidance = replace(guidance, internal=InternalGuidance(*options.internal_guidance))
+    guidance = _chosen_guidance(options, pipeline.own_settings.guidance)
+    chosen = pipeline.sampling_settings(options.steps, policy=policy, guidance=guidance)
     classes = options.classes or options.class_index or pipeline.transformer.class_indices
     conditions = Conditions(classes, prompts, options.negative_prompt, guidance)
     with spread_over(options.cluster, options.device) as spread:
@@ -139,6 +136,17 @@ def spread_over(cluster: str | None, device: str) -> Iterator[Spread]:
 
     with connected(None if cluster == LOCAL_CLUSTER else cluster), OnActors(device) as spread:
         yield spread
+
+
+def _chosen_guidance(options: SampleOptions, own: Guidance) -> Guidance:
+    """Return the guidance that the options choose, and the model's own where they leave it open."""
+    chosen: dict[str, Any] = {"scale": options.guidance_scale, "interval": options.guidance_interval}
+    if not options.tied_exits:
+        chosen["tied"] = False
+    if options.internal_guidance is not None:
+        interval = (0.0, 1.0) if own.internal is None else own.internal.interval
+        chosen["internal"] = InternalGuidance(*options.internal_guidance, interval)
+    return replace(own, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def _chosen_policy(options: SampleOptions, own: SamplingDefaults) -> ExitPolicy | None:
@@ -180,7 +188,8 @@ def require_own_folder(model: Path, options: FitOptions, what: str) -> None:
         what: The result, such as `policy`.
     """
     folder = model_folder(model)
-    if options.out is None and (not folder.is_dir() or PRETRAINED in folder.parents):
+    is_foreign = PRETRAINED in folder.parents if folder.is_dir() else is_stock(folder)  # else there is none: said later
+    if options.out is None and is_foreign:
         raise InputError(f"{model} is no folder of yours: say where the {what} goes, with --out FOLDER")
 
 

@@ -97,15 +97,22 @@ class StoredPolicy:
         return path
 
     @classmethod
-    def load(cls, folder: Path, name: str = EXIT_POLICY) -> Self:
+    def load(cls, folder: Path, name: str = EXIT_POLICY, model: Path | None = None) -> Self:
         """Load a policy's file from a model folder.
+
+        Args:
+            folder: The folder.
+            name: Name of the file.
+            model: The folder of the model that it is for, if it is another.
 
         Raises:
             InputError: If the file is missing or invalid, or was calibrated for other weights.
         """
         path = folder / name
         if not path.is_file():
-            raise InputError(f"{folder} holds no {name}: make one with adadiff calibrate {folder} --compute 0.55")
+            raise InputError(
+                f"{folder} holds no {name}: make one with adadiff calibrate {model or folder} --compute 0.55"
+            )
         try:
             values = read_json(path)
             if values.pop("sha256", None) not in (None, _digest(values)):
@@ -118,16 +125,21 @@ class StoredPolicy:
                 TypeAdapter(dict[str, float]).validate_python(values["goal"]),
                 TypeAdapter(dict[str, Any]).validate_python(values["found"]),
             )
-            made_for = stored.calibrated_for
-            stored.policy.check(made_for.depth, made_for.policy_steps)
+            stored.check()
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} cannot be used: {_reason(error)}; calibrate again, or delete it") from error
-        weights = weights_checksum(folder / "transformer")
-        if None not in (weights, made_for.weights) and weights != made_for.weights:
+            raise InputError(f"{path} cannot be used: {_reason(error)}; make it anew, or delete it") from error
+        weights = weights_checksum((folder if model is None else model) / "transformer")
+        if None not in (weights, stored.calibrated_for.weights) and weights != stored.calibrated_for.weights:
             raise InputError(
-                f"{path} was calibrated for other weights than the folder's: calibrate again, or delete it"
+                f"{path} belongs to other weights than the folder's: make it anew, or delete it"
+                if model is None
+                else f"{path} belongs to other weights than those of {model}: name another policy"
             )
         return stored
+
+    def check(self) -> None:
+        """Raise InputError if the policy does not fit the settings that it is stored with."""
+        self.policy.check(self.calibrated_for.depth, self.calibrated_for.policy_steps)
 
     def for_steps(self, num_steps: int) -> ExitPolicy:
         """Return the policy for `num_steps` evaluations, stretched if it was calibrated for another number."""

@@ -155,7 +155,7 @@ def sample_to_folder(
     for name, value in (("number of images", n), ("batch size", batch_size)):
         if value < 1:
             raise InputError(f"the {name} is {value}: it must be at least 1")
-    pipeline.check_inputs(1, steps, policy)
+    pipeline.check_inputs(1, steps, policy, conditions.guidance)
     _check_conditions(pipeline, conditions)
     state = process_state()
     sampler = ImageSampler(pipeline, steps, policy, seed, conditions)

@@ -76,7 +76,11 @@ class ModelParts(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], own_settings: bool = True, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        own_settings: bool = True,
+        policy: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Load a model folder, as `save_pretrained` and the training make it, a packaged model by name, or a hub model.
 
@@ -84,10 +88,13 @@ class ModelParts(DiffusionPipeline):
             pretrained_model_name_or_path: The folder or name.
             own_settings: Whether to sample as the folder's sampling.json and exit_policy.json say; else the parts alone
                 are loaded, with the scheduler saved among them. A hub model's two files are not fetched.
+            policy: Folder whose exit_policy.json, and plans for other budgets, take the place of the model's own, as
+                `adadiff tune --out` makes it.
             kwargs: As diffusers takes them; `scheduler` may also be a name, such as "dpm-solver++".
 
         Raises:
-            InputError: If there is no such model, or its files are damaged or do not fit together.
+            InputError: If there is no such model, its files are damaged or do not fit together, or the policy is for
+                other weights.
 
         Examples:
             >>> from adadiff import AdaDiffPipeline
@@ -98,7 +105,9 @@ class ModelParts(DiffusionPipeline):
         folder = model_folder(pretrained_model_name_or_path)
         if folder.exists():
             verify_parts(folder)
-        own = FolderSettings.load(folder) if own_settings else FolderSettings()
+        own = FolderSettings.load(folder, policy=policy is None) if own_settings else FolderSettings()
+        if policy is not None:
+            own = own.with_policies_of(model_folder(policy), folder)
         chosen = kwargs.get("scheduler")
         if isinstance(chosen, str):
             del kwargs["scheduler"]

@@ -116,11 +116,13 @@ class PlanContext(CalibrationContext):
         guidance_interval: The steps that are guided, as fractions [start, end) of all steps.
         internal_guidance: Internal guidance, or None.
         spacing: Spacing of the time steps; None for the scheduler's.
+        tied_exits: Whether the two predictions of a guided pair exit together.
     """
 
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     internal_guidance: InternalGuidance | None = None
     spacing: str | None = None
+    tied_exits: bool = True
 
     @classmethod
     def of(cls, plan: SamplingPlan, weights: str | None, depth: int, scheduler: str, evaluations: int) -> PlanContext:
@@ -136,12 +138,13 @@ class PlanContext(CalibrationContext):
             guidance.interval,
             guidance.internal,
             plan.spacing,
+            guidance.tied,
         )
 
     @property
     def guidance(self) -> Guidance:
         """The guidance."""
-        return Guidance(self.guidance_scale, self.guidance_interval, internal=self.internal_guidance)
+        return Guidance(self.guidance_scale, self.guidance_interval, self.tied_exits, self.internal_guidance)
 
     def stored(self, policy: ExitPolicy, goal: Mapping[str, float], found: Mapping[str, Any]) -> StoredPlan:
         return StoredPlan(policy, self, goal, found)
@@ -167,12 +170,19 @@ class StoredPlan(StoredPolicy):
         made_for = self.calibrated_for
         return SamplingPlan(made_for.steps, self.policy, made_for.guidance, made_for.scheduler, made_for.spacing)
 
+    def check(self) -> None:
+        super().check()
+        depth, internal = self.calibrated_for.depth, self.plan.guidance.internal
+        if internal is not None and internal.layer >= depth:
+            raise InputError(f"internal guidance is by layer {internal.layer} of {depth}: it must be below the last")
+
     def differences_of(self, plan: SamplingPlan) -> list[str]:
         """List, as short phrases, the settings of a plan, policy apart, that differ from the stored plan's."""
         own, differences = self.plan, self.differences(str(plan.scheduler), plan.steps, plan.guidance.scale)
         pairs = (
             ("guidance interval", plan.guidance.interval, own.guidance.interval),
             ("internal guidance", plan.guidance.internal, own.guidance.internal),
+            ("tied exits", plan.guidance.tied, own.guidance.tied),
             ("spacing", plan.spacing, own.spacing),
         )
         return differences + [

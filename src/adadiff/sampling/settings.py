@@ -56,6 +56,20 @@ class FolderSettings:
         others = {name: StoredPlan.load(folder, name) for name in other_policies(folder)} if policy else {}
         return cls(folder.absolute(), defaults, stored, others)
 
+    def with_policies_of(self, folder: Path, model: Path) -> Self:
+        """Return the settings with the policies of another folder in place of the model's own.
+
+        Args:
+            folder: The other folder.
+            model: The model's folder.
+
+        Raises:
+            InputError: If it holds no exit_policy.json, or a damaged one, or one for other weights.
+        """
+        names = (EXIT_POLICY, *other_policies(folder))
+        stored = {name: StoredPlan.load(folder, name, model) for name in names}
+        return replace(self, stored=stored.pop(EXIT_POLICY), others=stored)
+
     def save(self, folder: Path) -> None:
         """Write the settings to another model folder, whose weights may be stored in another precision."""
         if self.defaults is not None:
