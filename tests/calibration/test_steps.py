@@ -70,3 +70,8 @@ def test_a_scheduler_that_adds_noise_of_its_own_makes_a_warning(digits, monkeypa
 def test_a_reference_needs_more_steps(digits):
     with pytest.raises(InputError, match="reference_steps is 10: it must be above the number of steps, 10"):
         choose_steps(AdaptiveSampling(digits, STEPS), BUDGET, 10)
+
+
+def test_less_than_one_step_is_refused(digits):
+    with pytest.raises(InputError, match=r"compute is 0\.05: one step with all layers takes 0\.1; choose more"):
+        choose_steps(AdaptiveSampling(digits, 10), 0.05, 50)

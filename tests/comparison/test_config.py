@@ -70,6 +70,8 @@ def test_a_file_that_is_not_there_or_no_json(tmp_path):
         ({"floors": []}, "floors is empty: give 0 for no floor"),
         ({"floors": [1.5]}, "the floor agreement is 1.5"),
         ({"judges": ["small"]}, "small is among both"),
+        ({"features": ["small", "small"]}, "--features names a network twice, among small, small"),
+        ({"seed": -1}, "seed is -1: it must be at least 0"),
     ],
 )
 def test_what_is_wrong_in_a_file_of_tuned_plans_is_named(tmp_path, changes, message):

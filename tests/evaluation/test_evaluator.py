@@ -74,6 +74,17 @@ def test_too_few_real_images_are_refused_before_sampling(pipeline, tmp_path, mon
         evaluator_for(tmp_path / "model", data, [network], None, "cpu")
 
 
+def test_features_that_never_change_are_refused(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("adadiff.evaluation.features.cache_folder", lambda: tmp_path / "cache")
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    for k in range(5):
+        Image.new("L", (8, 8), 100).save(tmp_path / f"photos/{k}.png")
+    data, network = DataConfig(source=str(tmp_path / "photos")), "tests.comparison.conftest:Quadrants"
+    with pytest.raises(InputError, match="are the same for all real images: choose another"):
+        evaluator_for(tmp_path / "model", data, [network], None, "cpu")
+
+
 @pytest.mark.parametrize(
     ("side", "mode", "settings", "message"),
     [

@@ -96,3 +96,34 @@ def test_bad_names_are_told(name, message, tmp_path):
     (tmp_path / "text.txt").write_text("hello")
     with pytest.raises(InputError, match=message):
         load_feature_network(name.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda images: images.mean((1, 2, 3)), r"returns shape \(2,\) for images of shape \(2, 3, 8, 8\)"),
+        (lambda images: images[:1].flatten(1), r"returns shape \(1, 192\)"),
+        (lambda images: [images], "returns list"),
+        (lambda images: images.flatten(1) / 0, "NaN or infinite"),
+        (
+            lambda images: images @ images.new_zeros(3, 3),
+            r"theirs fails on images of shape \(2, 3, 8, 8\): mat1 and|size",
+        ),
+    ],
+)
+def test_a_network_that_gives_no_features_is_named(function, message):
+    class Theirs(nn.Module):
+        def forward(self, images):
+            return function(images)
+
+    with pytest.raises(InputError, match=message) as caught:
+        FeatureNetwork("theirs", Theirs()).of([torch.rand(2, 3, 8, 8)])
+    assert "theirs" in str(caught.value)
+
+
+def test_a_network_is_the_same_by_another_name_but_not_with_other_weights():
+    first, other = FeatureNetwork("first", MeanColour()), MeanColour()
+    assert first.same_as(FeatureNetwork("second", other))
+    other.scale.data *= 2
+    assert not first.same_as(FeatureNetwork("second", other))
+    assert not FeatureNetwork("first", nn.ReLU()).same_as(FeatureNetwork("second", nn.ReLU()))  # no weights tell

@@ -48,7 +48,7 @@ def test_floors_count_before_distances():
     missing = tuning(0.7, agreement=0.8)
     assert missing.chosen is None
     assert missing.nearest is CHEAP
-    assert outcome_in_words(missing).endswith("reaches agreement 0.700")
+    assert outcome_in_words(missing).endswith("reaches agreement 0.700 of 0.800")
 
 
 def test_relative_distances_and_their_errors_against_draws():

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from adadiff import AdaDiffPipeline, InputError, NeverExit
 from adadiff.calibration.cache import TensorCache
-from adadiff.evaluation.metrics import frechet_distance
+from adadiff.evaluation.metrics import frechet_distance, precision_recall
 from adadiff.evaluation.packaged import PACKAGED
 from adadiff.sampling import Guidance, sample_seeded
 from adadiff.tuning import (
@@ -143,9 +144,47 @@ def test_floors_are_kept_on_fresh_images_or_nothing_is_chosen(search, found):
     assert kept.chosen is None or kept.chosen.fresh.shares["agreement"] >= 0.9 * reached
     none = search(replace(CONFIG, goal=TuningGoal(compute=0.6, agreement=1.0)), folder="none")
     assert none.chosen is None
-    assert f"agreement {none.nearest.fresh.shares['agreement']:.3f}" in outcome_in_words(none)
+    assert f"agreement {none.nearest.fresh.shares['agreement']:.3f} of 1.000" in outcome_in_words(none)
     with pytest.raises(InputError, match="no plan met the floors"):
         none.stored(None)
+
+
+def test_floors_of_recall_are_for_as_many_images_as_confirm_a_plan(tunable, default, evaluator):
+    """Of few images recall is another one: the default's by both numbers says how much."""
+    measurer, goal = Measurer(tunable, evaluator, TensorCache()), TuningGoal(recall=0.3)
+    scorer = Scorer(measurer, ["searched"], goal, None, 7, (24, 60))
+    plan, recall = replace(default, steps=3), {}
+    for name, each, images, seed in (("plan", plan, 12, 7), ("few", default, 12, 7), ("fresh", default, 60, 8)):
+        vectors = measurer._features(each, images, seed)["searched/vectors"].numpy()
+        real = evaluator.references["searched"].real.vectors
+        recall[name] = precision_recall(vectors, real[np.random.default_rng(0).permutation(60)[:images]])[1]
+    assert recall["few"] != recall["fresh"]
+    expected = recall["plan"] - (recall["few"] - recall["fresh"])
+    raised = 0.3 + (0.3 * 0.7 * (1 / 24 + 1 / 60)) ** 0.5
+    assert scorer.score(plan, 12).missed == (pytest.approx((raised - expected) / 0.3),)
+
+
+def test_a_larger_confirm_begins_another_search_if_floors_were_raised_by_it(search, found):
+    for floor, goes_on in ((None, True), (0.1, False)):
+        config = replace(CONFIG, goal=TuningGoal(compute=0.6, agreement=floor), trials=2)
+        search(config, folder=f"{goes_on}")
+        if goes_on:
+            search(replace(config, confirm=40), folder=f"{goes_on}")
+        else:
+            with pytest.raises(InputError, match="holds a search with confirm = 30, not 40"):
+                search(replace(config, confirm=40), folder=f"{goes_on}")
+
+
+@pytest.mark.parametrize("damaged", ["search.db", "seconds.json"])
+def test_a_damaged_file_of_a_search_is_named(search, tmp_path, damaged):
+    config = replace(CONFIG, goal=TuningGoal(seconds=60.0), trials=1)
+    search(config)
+    (tmp_path / "search" / damaged).write_text("{}")
+    with pytest.raises(InputError, match=rf"{damaged} .*: delete it") as caught:
+        search(config)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "search" / damaged).unlink()
+    search(config)
 
 
 def test_a_budget_in_seconds_is_measured_once(search, monkeypatch):
@@ -222,11 +261,19 @@ def test_the_report_names_every_plan_and_every_network(found, tmp_path):
         ({"goal": TuningGoal(compute=0.1)}, "the budget compute is 0.1: one step with all layers takes 0.125"),
         ({"goal": TuningGoal(compute=45)}, "the budget compute is 45: no plan of this search takes more than 1.5;"),
         ({"goal": TuningGoal(clip_score=20.0)}, "needs prompts and a CLIP model"),
+        ({"judges": ("again",)}, "the judge again is the network searched that the search goes by"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_anything_is_sampled(search, sampled, tmp_path, changes, message):
+def test_what_cannot_be_searched_is_refused_before_anything_is_sampled(
+    search, evaluator, sampled, tmp_path, changes, message
+):
+    again = evaluator.references["searched"]
+    again = replace(again, network=replace(again.network, name="again"))
     with pytest.raises(InputError, match=message):
-        search(replace(CONFIG, **changes))
+        search(
+            replace(CONFIG, **changes),
+            evaluator=replace(evaluator, references={**evaluator.references, "again": again}),
+        )
     assert not sampled
     assert not (tmp_path / "search").exists()
 
@@ -242,5 +289,6 @@ def test_a_folder_of_another_model_default_data_or_goal_is_refused(search, class
         {"evaluator": make_evaluator(real_seed=2)},
         {"config": replace(CONFIG, goal=TuningGoal(compute=0.7))},
     ):
-        with pytest.raises(InputError, match=r"holds a search with .*: choose another folder"):
+        with pytest.raises(InputError, match=r"holds a search with .*: choose another folder") as caught:
             search(**changed)
+        assert len(str(caught.value)) < 300

@@ -80,7 +80,7 @@ def choose_steps(
         refine: Fit the schedules to their own images, as the calibration that follows does.
 
     Raises:
-        InputError: If the reference has no more steps than the default.
+        InputError: If the reference has no more steps than the default, or the compute is below that of one step.
 
     Examples:
         >>> from adadiff import AdaDiffPipeline
@@ -93,6 +93,8 @@ def choose_steps(
     steps = sampling.context().steps
     if reference_steps <= steps:
         raise InputError(f"reference_steps is {reference_steps}: it must be above the number of steps, {steps}")
+    if compute * steps < 1:
+        raise InputError(f"compute is {compute}: one step with all layers takes {1 / steps:.3g}; choose more")
     reference, _ = _sampled(sampling.with_steps(reference_steps), NeverExit(), reference_steps, batch_size)
     images, full_flops = _sampled(sampling, NeverExit(), steps, batch_size)
     variance = reference.var(0, correction=0).mean()

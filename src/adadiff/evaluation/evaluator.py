@@ -219,6 +219,9 @@ def evaluator_of(
     references = {each.name: Reference(each, mine) for each, mine in zip(networks, vectors, strict=True)}
     evaluator = Evaluator(real, references, float(colours.vectors.mean()), scorer)
     evaluator.require_enough(len(real), "{n} real images")
+    for name, each in references.items():
+        if not each.real.vectors.std(0).any():
+            raise InputError(f"the features {name} are the same for all real images: choose another feature network")
     return evaluator
 
 

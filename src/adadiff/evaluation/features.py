@@ -16,7 +16,7 @@ from adadiff.data import ImageData, cache_folder
 from adadiff.evaluation.packaged import PACKAGED
 from adadiff.evaluation.small_network import SmallNetwork
 from adadiff.evaluation.statistics_network import StatisticsNetwork
-from adadiff.utils.errors import InputError, imported
+from adadiff.utils.errors import InputError, imported, one_line
 from adadiff.utils.files import atomic_write, read_json, verify_checksums
 from adadiff.utils.fingerprints import fingerprint, weights_of
 
@@ -59,6 +59,11 @@ class FeatureNetwork:
         """A short hash of the network's name and weights."""
         return fingerprint([self.name, *weights_of(self.network)])
 
+    def same_as(self, other: FeatureNetwork) -> bool:
+        """Return whether another network is this one, by whatever name: of one class, with the same weights."""
+        mine, others = list(weights_of(self.network)), list(weights_of(other.network))
+        return type(self.network) is type(other.network) and bool(mine) and mine == others
+
     def of(self, batches: Iterable[Tensor]) -> ImageFeatures:
         """Compute the features of batches of images, (batch, channels, height, width) in [0, 1]."""
         return features_of([self], batches)[0]
@@ -71,13 +76,15 @@ def features_of(networks: Sequence[FeatureNetwork], batches: Iterable[Tensor]) -
     Args:
         networks: The networks.
         batches: Batches of images, (batch, channels, height, width) in [0, 1].
+
+    Raises:
+        InputError: If a network fails on the images, or its features are not finite or not one row per image.
     """
     vectors: list[list[Tensor]] = [[] for _ in networks]
     guesses: list[list[Tensor]] = [[] for _ in networks]
     for images in batches:
         for place, each in enumerate(networks):
-            output = each.network(images.to(each.device))
-            features, logits = output if isinstance(output, tuple) else (output, None)
+            features, logits = _output(each, images)
             vectors[place].append(features.float().flatten(1).cpu())
             if each.class_names and logits is not None:
                 guesses[place].append(logits.argmax(1).cpu())
@@ -85,6 +92,30 @@ def features_of(networks: Sequence[FeatureNetwork], batches: Iterable[Tensor]) -
         ImageFeatures(torch.cat(mine).numpy(), torch.cat(known).numpy() if known else None)
         for mine, known in zip(vectors, guesses, strict=True)
     ]
+
+
+def _output(network: FeatureNetwork, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a network's features of images, (images, features), and its logits or None; raise InputError if it fails.
+
+    It may be anybody's.
+    """
+    shape = tuple(images.shape)
+    try:
+        output = network.network(images.to(network.device))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"the feature network {network.name} fails on images of shape {shape}: {one_line(error)}"
+        ) from error
+    features, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
+    if not isinstance(features, Tensor) or features.dim() < 2 or len(features) != len(images):
+        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(
+            f"the feature network {network.name} returns {found} for images of shape {shape}: it must return a tensor "
+            f"(images, features), or a pair of it and logits"
+        )
+    if not features.isfinite().all():
+        raise InputError(f"the feature network {network.name} returns features that are NaN or infinite")
+    return features, logits
 
 
 def load_feature_network(name: str, device: str | torch.device = "cpu") -> FeatureNetwork:

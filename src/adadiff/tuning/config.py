@@ -33,7 +33,8 @@ class TuneConfig:
         seed: Seed of the noise and of the proposals.
 
     Raises:
-        InputError: If a network is both searched by and a judge, there is no judge, or the numbers do not grow.
+        InputError: If a network is named twice, or is both searched by and a judge, there is no judge, or the numbers
+            do not grow.
     """
 
     goal: TuningGoal = field(default_factory=TuningGoal)
@@ -53,6 +54,9 @@ class TuneConfig:
                 f"a search goes by some networks and its winner is named by others, and {named}: set --features and "
                 f"--judges to different networks"
             )
+        for option, names in (("--features", self.features), ("--judges", self.judges)):
+            if len(set(names)) < len(names):
+                raise InputError(f"{option} names a network twice, among {', '.join(names)}: name each once")
         if not self.images or list(self.images) != sorted(set(self.images)):
             raise InputError(f"the numbers of images are {shown_numbers(self.images)}: they must grow")
 

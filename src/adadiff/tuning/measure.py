@@ -18,7 +18,7 @@ from adadiff.sampling import SamplingPlan
 from adadiff.sampling.images import decoded_images, pixels_of
 from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
-from adadiff.utils.fingerprints import fingerprint
+from adadiff.utils.fingerprints import fingerprint, model_fingerprint
 
 CHUNK = 250  # images whose features are stored together; those of an incomplete chunk are lost by an interruption
 
@@ -95,7 +95,7 @@ class Measurer:
             "default": self.model.default.describe(),
             "networks": {name: each.network.fingerprint for name, each in references.items()},
             "real_images": {name: fingerprint([each.real.vectors.tobytes()]) for name, each in references.items()},
-        }
+        } | ({} if self.evaluator.clip is None else {"clip": model_fingerprint(self.evaluator.clip.model)})
 
     def measure(
         self, plan: SamplingPlan, images: int, seed: int, shares: Sequence[str] = (), errors: bool = False

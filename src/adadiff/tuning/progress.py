@@ -61,6 +61,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._bar.total = self._bar.n  # the estimate may have been too large
+            self._bar.refresh()
         self._bar.close()
 
     def add(self, images: float, sampled: bool) -> None:

@@ -64,7 +64,11 @@ def outcome_in_words(tuning: Tuning) -> str:
     best, chosen = tuning.best_full, tuning.chosen
     if chosen is None:
         nearest = tuning.nearest
-        reached = ", ".join(f"{name} {_reached(nearest, name)}" for name in nearest.missed(tuning.goal, tuning.budget))
+        goals = {**tuning.goal.floors, "compute": tuning.budget}
+        reached = ", ".join(
+            f"{name} {_reached(nearest, name)} of {_shown(name, goals[name])}"
+            for name in nearest.missed(tuning.goal, tuning.budget)
+        )
         return f"no plan met the floors on fresh images: the nearest, {plan_in_words(nearest.plan)}, reaches {reached}"
     ratio = tuning.by_judges(chosen) / tuning.by_judges(best)
     error = chosen.fresh.relative_error(tuning.judges, best.fresh)
@@ -158,7 +162,11 @@ def _rows(tuning: Tuning) -> Mapping[str, Confirmed]:
 
 
 def _reached(confirmed: Confirmed, name: str) -> str:
-    return f"{confirmed.compute:.1%}" if name == "compute" else f"{confirmed.fresh.shares[name]:.3f}"
+    return _shown(name, confirmed.compute if name == "compute" else confirmed.fresh.shares[name])
+
+
+def _shown(name: str, value: float | None) -> str:
+    return f"{value:.1%}" if name == "compute" else f"{value:.3f}"
 
 
 def _exits_in_words(policy: ExitPolicy) -> str:

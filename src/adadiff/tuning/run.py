@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -70,6 +71,7 @@ class _Job:
         config = self.config
         self.evaluator.require_enough(config.images[0], "the {n} images that --images begins with")
         self.evaluator.require_enough(config.confirm, "the {n} images of --confirm")
+        self._require_independent_judges()
         self.measurer.require(tuple(self.goal.floors))
         if self.goal.gflops is not None and not self.model.counts_flops:
             raise InputError("a budget in GFLOPs is for models of adadiff's own: set one of compute or seconds")
@@ -83,6 +85,13 @@ class _Job:
                     f"the budget {unit} is {value}: no plan of this search takes more than {most / flops:.3g}; choose "
                     f"less, or leave the budget out"
                 )
+
+    def _require_independent_judges(self) -> None:
+        """Raise InputError if a judge is, under another name, a network that the search goes by."""
+        networks = {name: each.network for name, each in self.evaluator.references.items()}
+        for judge, name in itertools.product(self.config.judges, self.config.features):
+            if networks[judge].same_as(networks[name]):
+                raise InputError(f"the judge {judge} is the network {name} that the search goes by: name another one")
 
     def run(self) -> Tuning:
         """Search, confirm, and return what was found."""
@@ -143,7 +152,10 @@ class _Job:
         note = self.folder / SECONDS
         if not note.is_file():
             write_json(note, {"seconds_of_default": seconds_of(self.model, [self.default])[0]})
-        budget = goal.seconds / float(read_json(note)["seconds_of_default"])
+        seconds = read_json(note).get("seconds_of_default")
+        if not isinstance(seconds, float) or not seconds > 0:
+            raise InputError(f"{note} is damaged: delete it, and the default is timed again")
+        budget = goal.seconds / seconds
         if budget < (least := self.model.prediction_flops / self._default_flops):
             one_step = goal.seconds * least / budget
             raise InputError(f"the budget seconds is {goal.seconds}: one step with all layers takes {one_step:.3g}")
@@ -158,7 +170,7 @@ class _Job:
 
 
 def _description(job: _Job) -> dict[str, Any]:
-    """Describe, as plain values, everything that a search's trials depend on; more trials and images may follow."""
+    """Describe, as plain values, everything that a search's trials depend on; more trials may follow."""
     config = job.config
     return {
         **job.measurer.describe(config.seed),
@@ -166,4 +178,4 @@ def _description(job: _Job) -> dict[str, Any]:
         "features": list(config.features),
         "images": list(config.images),
         "seed": config.seed,
-    }
+    } | ({"confirm": config.confirm} if config.goal.floors else {})  # floors are raised by it

@@ -14,6 +14,7 @@ from adadiff.tuning.tunable import Tunable
 from adadiff.utils.errors import InputError
 
 WORST = 1000.0  # objective of a plan whose images are not finite
+NEIGHBOURHOODS = ("precision", "recall")  # the closer the more images there are
 
 
 class Scorer:
@@ -26,10 +27,10 @@ class Scorer:
         networks: Names of the networks that the search goes by.
         goal: Budget and floors.
         budget: The budget as FLOPs over the default plan's, or None.
-        seed: Seed of the noise.
-        confirming: Number of fresh images that the floors must hold on afterwards, with the last round's number. A
-            floor is raised by one standard error of a share for both, since a plan that just meets it would miss it on
-            every second set of fresh images.
+        seed: Seed of the noise; that of fresh images is one above it.
+        confirming: The last round's number of images, and the number of fresh ones that the floors must hold on
+            afterwards. A floor is raised by one standard error of a share for both, since a plan that just meets it
+            would miss it on every second set of fresh images.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Scorer:
     ) -> None:
         self.measurer, self.networks, self.seed = measurer, tuple(networks), seed
         self.goal, self.budget, self.confirming = goal, budget, confirming
+        self._drifts: dict[int, dict[str, float]] = {}
 
     @property
     def model(self) -> Tunable:
@@ -78,9 +80,22 @@ class Scorer:
         return Score(measured.relative(self.networks, reference), compute, (*over, *self._missed(measured)))
 
     def _missed(self, measured: Measurement) -> tuple[float, ...]:
-        missed = []
+        missed, drift = [], self._drift(measured.images)
         for name, floor in self.goal.floors.items():
             variance = 0.0 if name == "clip_score" else floor * (1 - floor)
             raised = floor + math.sqrt(variance * sum(1 / images for images in self.confirming))
-            missed.append((raised - measured.shares[name]) / max(floor, 1e-9))
+            missed.append((raised + drift.get(name, 0.0) - measured.shares[name]) / max(floor, 1e-9))
         return tuple(missed)
+
+    def _drift(self, images: int) -> dict[str, float]:
+        """Return by how much the default's precision and recall exceed those of as many images as confirm a plan.
+
+        Both depend on the number of images, and the floors are for the fresh ones.
+        """
+        names = [name for name in NEIGHBOURHOODS if name in self.goal.floors]
+        if images not in self._drifts and names:
+            default, fresh = self.model.default, self.confirming[1]
+            here = self.measurer.measure(default, images, self.seed, names).shares
+            there = self.measurer.measure(default, fresh, self.seed + 1, names).shares
+            self._drifts[images] = {name: here[name] - there[name] for name in names}
+        return self._drifts.get(images, {})

@@ -15,10 +15,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from adadiff.utils.errors import InputError
 from adadiff.utils.front import pareto_front
 
 DATABASE = "search.db"
@@ -62,16 +64,22 @@ def open_study(folder: Path, name: str, directions: int) -> optuna.Study:
         folder: An existing folder.
         name: Name of the study; the database may hold several.
         directions: Number of objectives, all minimised.
+
+    Raises:
+        InputError: If the database is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{(folder / DATABASE).absolute()}",
-        study_name=name,
-        directions=["minimize"] * directions,
-        load_if_exists=True,
-    )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
+    path = (folder / DATABASE).absolute()
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{path}", study_name=name, directions=["minimize"] * directions, load_if_exists=True
+        )
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a search: delete it to search again; what was sampled is kept beside it"
+        ) from error
     return study
 
 

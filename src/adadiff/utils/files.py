@@ -19,6 +19,7 @@ from adadiff.utils.errors import InputError
 
 CHECKSUMS = "SHA256SUMS"
 LOCK = ".lock"
+LONGEST_SHOWN = 120  # characters of two settings that a message still shows
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 """Folder of the packaged models."""
 OWN_PIPELINES = ("AdaDiffPipeline", "AdaptivePipeline")
@@ -157,7 +158,7 @@ def difference(name: str, earlier: Any, now: Any) -> str:
     while isinstance(earlier, dict) and isinstance(now, dict):
         key = next(key for key in {**earlier, **now} if earlier.get(key) != now.get(key))
         name, earlier, now = f"{name}.{key}", earlier.get(key), now.get(key)
-    return f"{name} = {earlier}, not {now}"
+    return f"{name} = {earlier}, not {now}" if len(f"{earlier}{now}") <= LONGEST_SHOWN else f"another {name}"
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:

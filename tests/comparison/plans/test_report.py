@@ -32,6 +32,29 @@ def test_the_verdict_counts_differences_of_two_standard_errors(compared):
     assert "in 0, worse in 0, and as good in the others" in sentence
 
 
+def test_the_verdict_says_where_one_side_has_no_plan(compared):
+    results, _ = compared
+    default, config = (
+        results.default,
+        replace(CONFIG, floors=(0.0,), targets=(0.2, 0.4), methods=("ours", "fewer-steps")),
+    )
+    cheap, dear = (moved(default, 1.0, compute=compute) for compute in (0.2, 0.4))
+    for mine, rival, said in (
+        ((cheap,), (dear,), " Of plans that meet the floor, ours alone has one with at most 20% of the compute."),
+        (
+            (dear,),
+            (cheap,),
+            " Of plans that meet the floor, another method alone has one with at most 20% of the compute.",
+        ),
+        ((), (cheap,), ", another method alone has one with at most 20%, 40% of the compute."),
+        ((cheap,), (cheap,), "as good in the others."),
+    ):
+        fronts = (Front("ours", 0.0, default, mine), Front("fewer-steps", 0.0, default, rival))
+        (sentence,) = verdicts_in_words(replace(results, config=config, fronts=fronts))
+        assert sentence.endswith(said)
+    assert verdicts_in_words(replace(results, config=replace(config, methods=("fewer-steps",)), fronts=fronts)) == []
+
+
 def test_the_pages_hold_every_method_network_and_plan(compared):
     results, out = compared
     write_plans_report(results, out)

@@ -94,6 +94,13 @@ def test_the_folder_of_another_model_is_refused(compared, classes_pipeline, defa
         compare_plans(CONFIG, other, default, evaluator, compared[1])
 
 
+def test_less_than_one_step_is_refused(classes_pipeline, default, evaluator, tmp_path):
+    config = replace(CONFIG, most_compute=0.1, targets=(0.1,))
+    with pytest.raises(InputError, match=r"most_compute is 0\.1: one step with all layers takes 0\.125"):
+        compare_plans(config, classes_pipeline, default, evaluator, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
 def test_the_folder_of_another_comparison_is_refused(compared, classes_pipeline, default, evaluator):
     with pytest.raises(InputError, match=r"holds a comparison with .*: choose another folder"):
         compare_plans(replace(CONFIG, trials=10), classes_pipeline, default, evaluator, compared[1])

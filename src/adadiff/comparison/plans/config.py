@@ -75,6 +75,8 @@ class PlansConfig:
         for name in ("trials", "points", "confirm", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}: it must be at least 0")
         for floor in self.floors:
             self.search(floor)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,15 @@ def write_plans_report(results: PlanResults, out: Path) -> None:
 def verdicts_in_words(results: PlanResults) -> list[str]:
     """Say for each floor at how many targets and networks ours is better or worse than the best other method.
 
-    A difference counts from two standard errors.
+    A difference counts from two standard errors. Without ours among the methods there is nothing to say.
     """
     sentences = []
-    for floor in results.config.floors:
+    for floor in results.config.floors if OURS in results.config.compared else ():
         better, worse, compared = 0, 0, 0
-        for _, mine, rivals in _contests(results, floor):
+        contests = [_contest(results, floor, target) for target in results.config.targets]
+        for mine, rivals in contests:
+            if mine is None or not rivals:
+                continue
             for network in _networks(results):
                 rival = min(rivals, key=lambda each: each.fresh.distances[network])
                 difference = _difference(mine, rival, network)
@@ -55,20 +58,24 @@ def verdicts_in_words(results: PlanResults) -> list[str]:
         sentences.append(
             f"{_floor_in_words(floor)}: of {compared} comparisons with the best other method, at one compute by one "
             f"network each, ours is better by two standard errors in {better}, worse in {worse}, and as good in the "
-            f"others."
+            f"others.{_alone_in_words(results.config.targets, contests)}"
         )
     return sentences
 
 
-def _contests(results: PlanResults, floor: float) -> list[tuple[float, Confirmed, list[Confirmed]]]:
-    """List the targets at which both ours and another method have a plan, with these plans."""
-    contests = []
-    for target in results.config.targets:
-        others = [results.at(name, floor, target) for name in results.config.compared if name not in (OURS, FULL)]
-        mine, rivals = results.at(OURS, floor, target), [each for each in others if each is not None]
-        if mine is not None and rivals:
-            contests.append((target, mine, rivals))
-    return contests
+def _contest(results: PlanResults, floor: float, target: float) -> tuple[Confirmed | None, list[Confirmed]]:
+    """Return our plan at a target, if there is one, and those of the other methods that have one."""
+    others = [results.at(name, floor, target) for name in results.config.compared if name not in (OURS, FULL)]
+    return results.at(OURS, floor, target), [each for each in others if each is not None]
+
+
+def _alone_in_words(targets: Sequence[float], contests: Sequence[tuple[Confirmed | None, list[Confirmed]]]) -> str:
+    """Say at which targets ours has a plan and no other method, or the other way round."""
+    ours = [target for target, (mine, rivals) in zip(targets, contests, strict=True) if mine is not None and not rivals]
+    theirs = [target for target, (mine, rivals) in zip(targets, contests, strict=True) if mine is None and rivals]
+    said = (("ours alone has one", ours), ("another method alone has one", theirs))
+    found = [f"{who} with at most {', '.join(f'{target:.0%}' for target in those)}" for who, those in said if those]
+    return f" Of plans that meet the floor, {'; '.join(found)} of the compute." if found else ""
 
 
 def draw_fronts(results: PlanResults, label: str, cost: Callable[[Front, Confirmed], float]) -> Figure:

@@ -23,6 +23,7 @@ from adadiff.tuning.result import Confirmed
 from adadiff.tuning.score import Scorer
 from adadiff.tuning.search import Search, open_study
 from adadiff.tuning.space import Space
+from adadiff.utils.errors import InputError
 from adadiff.utils.files import claim_folder, exclusive_folder
 
 CONFIG, FEATURES, RECORDINGS = "compare.json", "features", "recordings"
@@ -97,11 +98,14 @@ def compare_plans(
 
     Raises:
         InputError: If the folder holds a comparison of other settings, weights or real images, a floor cannot be
-            measured, or there are too few images.
+            measured, there are too few images, or the compute is below that of one step.
     """
     model = TunablePipeline(pipeline, default, Conditions(pipeline.transformer.class_indices), spread)
     evaluator.require_enough(min(*config.images, config.confirm))
     progress, full = Progress("comparing"), model.flops(default)
+    if config.most_compute * full < model.prediction_flops:
+        least = model.prediction_flops / full
+        raise InputError(f"most_compute is {config.most_compute}: one step with all layers takes {least:.3g}")
 
     def count(flops: int, sampled: bool) -> None:
         progress.add(flops / full, sampled)
