@@ -72,6 +72,8 @@ def test_a_file_that_is_not_there_or_no_json(tmp_path):
         ({"judges": ["small"]}, "small is among both"),
         ({"features": ["small", "small"]}, "--features names a network twice, among small, small"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
+        ({"steps": 0}, "steps is 0: it must be at least 1"),
+        ({"guidance_scale": 0.5}, "guidance_scale is 0.5: it must be at least 1"),
     ],
 )
 def test_what_is_wrong_in_a_file_of_tuned_plans_is_named(tmp_path, changes, message):

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from adadiff.cli.options import Cluster
 from adadiff.cli.output import console
 from adadiff.utils.errors import InputError
+from adadiff.utils.files import model_folder
 
 if TYPE_CHECKING:
     from adadiff.comparison import CompareConfig, PlansConfig
@@ -25,7 +26,7 @@ def compare_command(config: Positional[str], out: Path, so_far: bool = False, cl
     Args:
         config: The comparison: digits, digits-policies, cifar10, cifar10-policies, cifar10-guided-policies, which train
             a network for each method and compare at equal compute; cifar10-plans, which tunes the sampling plan of each
-            method by the same search; or a JSON file like theirs.
+            method by the same search; or a JSON file like theirs, for plans of a stock diffusers pipeline too.
         out: Folder for the report.
         so_far: Write the report of the finished cells, without training or sampling; not for tuned plans.
         cluster: Sample the images on a Ray cluster: HOST:PORT, auto for the one that this machine is part of, or
@@ -60,18 +61,20 @@ def _compare(config: CompareConfig, out: Path, so_far: bool, cluster: str | None
 
 
 def _compare_plans(config: PlansConfig, out: Path, cluster: str | None) -> None:
-    from adadiff.cli.shared import device_here, device_of, load_with_default_plan, spread_over
+    from adadiff.cli.options import FitOptions
+    from adadiff.cli.shared import device_of
+    from adadiff.cli.tunable import loaded_tunable
     from adadiff.comparison import compare_plans, verdicts_in_words, write_plans_report
     from adadiff.data import DataConfig
-    from adadiff.evaluation.evaluator import evaluator_for
-    from adadiff.utils.files import model_folder
+    from adadiff.evaluation.evaluator import evaluator_of
 
-    folder = model_folder(Path(config.model))
     data = DataConfig(source=config.reference, split=config.reference_split, image_column=config.image_column)
-    with spread_over(cluster, "auto") as spread:
-        pipeline, default = load_with_default_plan(folder, config.dtype, device_here("auto", cluster))
-        evaluator = evaluator_for(folder, data, (*config.features, *config.judges), None, device_of("auto"))
-        results = compare_plans(config, pipeline, default, evaluator, out, spread)
+    networks, prompts = (*config.features, *config.judges), config.prompts and Path(config.prompts)
+    options = FitOptions(config.steps, config.scheduler, config.guidance_scale, prompts or None, dtype=config.dtype)
+    with loaded_tunable(model_folder(config.model), options, cluster) as tunable:
+        takes_text = bool(tunable.prompts)
+        evaluator = evaluator_of(tunable.image_shape, takes_text, data, networks, None, device_of("auto"))
+        results = compare_plans(config, tunable, evaluator, out)
     write_plans_report(results, out)
     for sentence in verdicts_in_words(results):
         console.print(sentence, markup=False, highlight=False)

@@ -29,7 +29,6 @@ from adadiff.stock.families import HAS_UNET
 from adadiff.stock.folder import StockSummary, as_images, sample_stock_to_folder
 from adadiff.stock.stored import call_defaults, weights_fingerprint
 from adadiff.stock.switch import depth_of, transformers_of, trying
-from adadiff.tuning.stock import TunableStockPipeline
 from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.files import read_json
 from adadiff.utils.fingerprints import settings_of
@@ -150,12 +149,6 @@ def to_sample(
     arguments = _own_arguments(stored) | call_arguments(options.argument, options.steps, options.guidance_scale)
     pipe = load_stock_pipeline(model, options.dtype, options.device, options.scheduler, stored)
     return pipe, stock_conditions(pipe, texts, (), options.class_index, "--prompts with a file of them"), arguments
-
-
-def tunable_stock(model: Path, options: FitOptions) -> TunableStockPipeline:
-    """Return a stock pipeline to search plans for."""
-    pipe, conditions, arguments = to_sample(model, options)
-    return TunableStockPipeline(pipe, conditions, **arguments)
 
 
 def sample_stock(model: Path, out: Path, options: SampleOptions) -> StockSummary:

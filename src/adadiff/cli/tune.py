@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -15,11 +13,8 @@ from adadiff.data import DataConfig
 from adadiff.tuning.config import JUDGED_BY, SEARCHED_BY, SEED, TuneConfig
 from adadiff.tuning.goal import TuningGoal
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import is_stock, model_folder
+from adadiff.utils.files import model_folder
 from adadiff.utils.ranges import Count, Fraction, Positive, Seed, checked
-
-if TYPE_CHECKING:
-    from adadiff.tuning import Tunable
 
 NO_DATA = DataConfig(source="")
 SEARCH = "tuning"
@@ -113,11 +108,12 @@ def _tune(
 ) -> None:
     """Search, print and store; for the arguments see `tune_command`."""
     from adadiff.cli.shared import device_of
+    from adadiff.cli.tunable import loaded_tunable
     from adadiff.evaluation.evaluator import evaluator_of
     from adadiff.tuning import draw_tuning, outcome_in_words, plans_in_words, tune, tuning_table
 
     names = (*config.features, *config.judges)
-    with _tunable(model_folder(model), options, cluster) as tunable:
+    with loaded_tunable(model_folder(model), options, cluster) as tunable:
         shape, takes_text = tunable.image_shape, bool(tunable.prompts)
         evaluator = evaluator_of(shape, takes_text, data, names, clip, device_of(options.device))
         tuning = tune(tunable, evaluator, config, place / SEARCH)
@@ -129,27 +125,3 @@ def _tune(
     console.print(outcome_in_words(tuning), markup=False, highlight=False)
     path = tuning.stored(tunable).save(place)
     console.print(f"the plan is in {path}, the drawn front in {place / SEARCH / 'front.png'}")
-
-
-@contextmanager
-def _tunable(folder: Path, options: FitOptions, cluster: str | None) -> Iterator[Tunable]:
-    """Load a model, and connect to the cluster that its images are sampled on, if any."""
-    from adadiff.cli.shared import chosen_prompts, device_here, load_with_default_plan, spread_over
-    from adadiff.sampling import Conditions
-    from adadiff.tuning import TunablePipeline
-
-    if is_stock(folder):
-        from adadiff.cli.stock import tunable_stock
-
-        if cluster is not None:
-            raise InputError("--cluster is for models of adadiff's own: leave it out")
-        yield tunable_stock(folder, options)
-        return
-    if options.argument:
-        raise InputError("--argument is for stock pipelines: leave it out")
-    texts = chosen_prompts((), options.prompts)
-    with spread_over(cluster, options.device) as spread:
-        device = device_here(options.device, cluster)
-        pipeline, default = load_with_default_plan(folder, options.dtype, device, options)
-        conditions = Conditions(options.class_index or pipeline.transformer.class_indices, texts)
-        yield TunablePipeline(pipeline, default, conditions, spread)

@@ -73,7 +73,7 @@ class _Job:
         self.evaluator.require_enough(config.confirm, "the {n} images of --confirm")
         self._require_independent_judges()
         self.measurer.require(tuple(self.goal.floors))
-        if self.goal.gflops is not None and not self.model.counts_flops:
+        if self.goal.gflops is not None and not self.model.is_own:
             raise InputError("a budget in GFLOPs is for models of adadiff's own: set one of compute or seconds")
         least, most = self.model.prediction_flops, self.model.flops(self.model.space().dearest(self.default))
         for unit, flops in {"compute": self._default_flops, "gflops": 1e9}.items():

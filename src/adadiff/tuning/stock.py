@@ -39,7 +39,7 @@ class TunableStockPipeline(Tunable):
         InputError: If an argument is invalid, or the pipeline cannot be cut, or its call takes no number of steps.
     """
 
-    counts_flops = False  # but in billionths of a prediction with all layers
+    is_own = False  # FLOPs are in billionths of a prediction with all layers
 
     def __init__(
         self, pipe: Any, prompts: Sequence[Any], layers: Sequence[str] | None = None, **arguments: Any

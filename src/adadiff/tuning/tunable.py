@@ -23,10 +23,11 @@ class Tunable(ABC):
         prompts: Prompts of its images, in turn; empty if it takes none.
 
     Attributes:
-        counts_flops: Whether FLOPs are absolute, or only relative to one another.
+        is_own: Whether it is a model of adadiff's own, whose FLOPs are absolute and which can run with a baseline; the
+            FLOPs of a stock pipeline are relative to one another.
     """
 
-    counts_flops: ClassVar[bool] = True
+    is_own: ClassVar[bool] = True
 
     def __init__(self, default: SamplingPlan, classes: tuple[str | int, ...], prompts: tuple[str, ...]) -> None:
         self.default, self.classes, self.prompts = default, classes, prompts

@@ -23,6 +23,6 @@ CONFIG = PlansConfig(
 
 
 @pytest.fixture(scope="session")
-def compared(classes_pipeline, default, evaluator, tmp_path_factory):
+def compared(tunable, evaluator, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared") / "report"
-    return compare_plans(CONFIG, classes_pipeline, default, evaluator, out), out
+    return compare_plans(CONFIG, tunable, evaluator, out), out

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from adadiff import InputError
-from adadiff.comparison import compare_plans
+from adadiff.cli.stock import load_stock_pipeline
+from adadiff.comparison import compare_plans, write_plans_report
 from adadiff.comparison.plans.methods import METHODS
 from adadiff.evaluation.metrics import frechet_distance
 from adadiff.policies import NeverExit
 from adadiff.sampling import sample_seeded
+from adadiff.sampling.images import decoded_images, pixels_of
+from adadiff.tuning import TunablePipeline, TunableStockPipeline
 from adadiff.tuning.measure import Measurer
+from adadiff.utils.files import PRETRAINED
 from tests.comparison.plans.conftest import CONFIG
 
 
@@ -61,9 +65,7 @@ def test_the_judges_name_the_plan_at_a_target(compared):
                 assert named.fresh.distances["judging"] == min(relative)
 
 
-def test_a_comparison_that_was_interrupted_goes_on(
-    compared, classes_pipeline, default, evaluator, tmp_path, monkeypatch
-):
+def test_a_comparison_that_was_interrupted_goes_on(compared, tunable, evaluator, tmp_path, monkeypatch):
     original, sampled = Measurer._features_of, []
 
     def interrupted(self, *args):
@@ -74,7 +76,7 @@ def test_a_comparison_that_was_interrupted_goes_on(
 
     monkeypatch.setattr(Measurer, "_features_of", interrupted)
     config = replace(CONFIG, methods=("ours", "extrapolation"), floors=(0.2,))
-    arguments = (config, classes_pipeline, default, evaluator, tmp_path / "report")
+    arguments = (config, tunable, evaluator, tmp_path / "report")
     with pytest.raises(KeyboardInterrupt):
         compare_plans(*arguments)
     fronts = compare_plans(*arguments).fronts
@@ -86,21 +88,48 @@ def test_a_comparison_that_was_interrupted_goes_on(
     assert not sampled
 
 
-def test_the_folder_of_another_model_is_refused(compared, classes_pipeline, default, evaluator):
+def test_the_folder_of_another_model_is_refused(compared, classes_pipeline, default, conditions, evaluator):
     other = classes_pipeline.with_parts(transformer=copy.deepcopy(classes_pipeline.transformer))
     with torch.no_grad():
         next(other.transformer.parameters()).add_(1)
     with pytest.raises(InputError, match=r"holds a comparison with measured\.model.*: choose another folder"):
-        compare_plans(CONFIG, other, default, evaluator, compared[1])
+        compare_plans(CONFIG, TunablePipeline(other, default, conditions), evaluator, compared[1])
 
 
-def test_less_than_one_step_is_refused(classes_pipeline, default, evaluator, tmp_path):
+def test_less_than_one_step_is_refused(tunable, evaluator, tmp_path):
     config = replace(CONFIG, most_compute=0.1, targets=(0.1,))
     with pytest.raises(InputError, match=r"most_compute is 0\.1: one step with all layers takes 0\.125"):
-        compare_plans(config, classes_pipeline, default, evaluator, tmp_path / "report")
+        compare_plans(config, tunable, evaluator, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
-def test_the_folder_of_another_comparison_is_refused(compared, classes_pipeline, default, evaluator):
+def test_the_folder_of_another_comparison_is_refused(compared, tunable, evaluator):
     with pytest.raises(InputError, match=r"holds a comparison with .*: choose another folder"):
-        compare_plans(replace(CONFIG, trials=10), classes_pipeline, default, evaluator, compared[1])
+        compare_plans(replace(CONFIG, trials=10), tunable, evaluator, compared[1])
+
+
+@pytest.fixture(scope="module")
+def stock():
+    pipe = load_stock_pipeline(PRETRAINED / "digits-dit", "float32", "cpu")
+    return TunableStockPipeline(pipe, [1, 2, 3], num_inference_steps=4, guidance_scale=2.0)
+
+
+def test_a_stock_pipeline_is_compared_by_the_methods_that_need_nothing_of_ours(stock, evaluator, tmp_path):
+    config = replace(CONFIG, floors=(0.0,), trials=5, images=(12,), points=2)
+    results = compare_plans(config, stock, evaluator, tmp_path / "report")
+    assert results.config.compared == ("full-model", "ours", "fewer-steps", "extrapolation")
+    for point in points(results, "ours", "fewer-steps", "extrapolation"):
+        assert point.compute == pytest.approx(point.predicted, rel=1e-6)
+        assert point.compute <= config.most_compute + 1e-6
+        ((_, contents),) = stock.sampled(point.plan, config.seed + 1, iter([range(30)]))
+        vectors = evaluator.references["judging"].network.of([pixels_of(decoded_images(contents)[0])]).vectors
+        wanted = frechet_distance(vectors, evaluator.references["judging"].real.vectors)
+        assert point.fresh.distances["judging"] == pytest.approx(wanted, rel=1e-3)
+    assert any(0 in point.plan.policy.layers for point in points(results, "extrapolation"))
+    write_plans_report(results, tmp_path / "report")
+    assert "skip caching" not in (tmp_path / "report/report.md").read_text()
+
+
+def test_a_method_for_our_own_models_is_refused_for_others(stock, evaluator, tmp_path):
+    with pytest.raises(InputError, match="the method skip-caching is for models of adadiff's own, and tiny is none"):
+        compare_plans(replace(CONFIG, methods=("ours", "skip-caching")), stock, evaluator, tmp_path / "report")

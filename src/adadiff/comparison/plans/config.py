@@ -18,13 +18,14 @@ class PlansConfig:
     """The configuration of a comparison in which every method is tuned by the same search.
 
     Args:
-        model: The trained model: a folder, or the name of a packaged model.
+        model: The trained model: a folder, or the name of a packaged model; or a stock diffusers pipeline.
         reference: Real images to compare the samples with.
         reference_split: Split of the reference; by default train, or the only one available.
         image_column: Column of the real images.
         features: Feature networks that the searches go by; class agreement goes by the first.
         judges: Feature networks that no search goes by, which choose among a method's plans.
-        methods: Names of the methods (docs/comparison.md); by default all. The full model is always one.
+        methods: Names of the methods (docs/comparison.md); by default all that the model can be sampled by. The full
+            model is always one.
         floors: Least class agreements, in [0, 1): one search of every method for each; 0 for none.
         most_compute: Most FLOPs of a plan over those of the model's default steps and guidance with all layers.
         targets: Computes at which the methods are compared, each at most `most_compute`.
@@ -35,6 +36,10 @@ class PlansConfig:
         batch_size: Images per batch.
         dtype: Precision of the model.
         seed: Seed of the noise and of the proposals.
+        steps: Default number of steps, which compute is relative to; by default the model's own.
+        guidance_scale: Default guidance scale; by default the model's own.
+        scheduler: Default scheduler; by default the model's own.
+        prompts: File with a prompt in each line, for a model that takes text.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -56,6 +61,10 @@ class PlansConfig:
     batch_size: int = 50
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = SEED
+    steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    prompts: str | None = None
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -72,8 +81,8 @@ class PlansConfig:
             )
         if not self.floors:
             raise InputError("floors is empty: give 0 for no floor")
-        for name in ("trials", "points", "confirm", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("trials", "points", "confirm", "batch_size", "steps", "guidance_scale"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}: it must be at least 0")

@@ -30,12 +30,14 @@ class PlanMethod(ABC):
         title: Name in tables and figures.
         source: Publication or software that it comes from.
         guided_internally: Whether it can be combined with internal guidance.
+        for_own_models: Whether it is for models of adadiff's own only, and not for stock pipelines.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
     guided_internally: ClassVar[bool] = True
+    for_own_models: ClassVar[bool] = False
 
     def space(self, everything: Space, default: SamplingPlan) -> Space:
         """Return what the search is free to choose; by default everything but the depth, which is all layers.
@@ -140,6 +142,7 @@ class SingleThreshold(PlanMethod):
     """The paper's rule: one threshold of uncertainty for all steps and layers."""
 
     name, title, source = "threshold", "AdaDiff, one threshold", "Tang et al., ECCV 2024"
+    for_own_models = True
 
     def start(self, share: float, steps: int) -> Mapping[str, Any]:
         """Return all steps; what a threshold spends is only known by sampling."""
@@ -216,7 +219,7 @@ class SkipCacheMethod(PlanMethod):
     """Skip caching: the outer layers run at every step, the others at every k-th."""
 
     name, title, source = "skip-caching", "skip caching", "DeepCache, Ma et al., CVPR 2024"
-    guided_internally = False
+    guided_internally, for_own_models = False, True
 
     def start(self, share: float, steps: int) -> Mapping[str, Any]:
         """Return all steps with so many of them in full."""
@@ -231,7 +234,7 @@ class FirstBlockCacheMethod(PlanMethod):
     """First-block caching: the layers after the first are skipped while its output changes little."""
 
     name, title, source = "first-block-caching", "first-block caching", "ParaAttention"
-    guided_internally = False
+    guided_internally, for_own_models = False, True
 
     def start(self, share: float, steps: int) -> Mapping[str, Any]:
         """Return all steps; what a threshold spends is only known by sampling."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from adadiff.calibration.cache import TensorCache
 from adadiff.comparison.plans.config import PlansConfig
 from adadiff.comparison.plans.methods import METHODS, FullModel, PlanMethod
 from adadiff.evaluation.evaluator import Evaluator
-from adadiff.sampling import AdaptivePipeline, Conditions, SamplingPlan
-from adadiff.sampling.folder import Spread, one_by_one
-from adadiff.tuning import TunablePipeline, TuneConfig, TuningGoal
+from adadiff.sampling import SamplingPlan
+from adadiff.tuning import Tunable, TuneConfig, TuningGoal
 from adadiff.tuning.confirm import confirm
 from adadiff.tuning.depth import DepthPlanner
 from adadiff.tuning.measure import Measurer
@@ -76,33 +75,28 @@ class PlanResults:
 
 def compare_plans(
     config: PlansConfig,
-    pipeline: AdaptivePipeline,
-    default: SamplingPlan,
+    model: Tunable,
     evaluator: Evaluator,
     out: Path,
-    spread: Spread = one_by_one,
 ) -> PlanResults:
     """Search the best plans of every method under every floor, and measure them on fresh images.
 
-    Under each floor the full model's best guidance is searched first; the searches of all methods begin with it. The
-    images show all classes of the model in turn.
+    Under each floor the full model's best guidance is searched first; the searches of all methods begin with it.
 
     Args:
         config: The configuration of the comparison.
-        pipeline: The model.
-        default: Its default plan with all layers, which compute and distances are relative to.
+        model: The model, whose default plan compute and distances are relative to. It is left as it was.
         evaluator: The networks of the configuration: those that the searches go by first.
         out: Folder of the report: new, empty, or one begun with the same configuration, which is continued.
-        spread: Samples the images that are measured, here or on many machines; exits are recorded and plans are timed
-            in this process.
 
     Raises:
         InputError: If the folder holds a comparison of other settings, weights or real images, a floor cannot be
-            measured, there are too few images, or the compute is below that of one step.
+            measured, there are too few images, the compute is below that of one step, or a method is for models of
+            adadiff's own and this is none.
     """
-    model = TunablePipeline(pipeline, default, Conditions(pipeline.transformer.class_indices), spread)
+    config = config if model.is_own else _without_own_methods(config)
     evaluator.require_enough(min(*config.images, config.confirm))
-    progress, full = Progress("comparing"), model.flops(default)
+    progress, full = Progress("comparing"), model.flops(model.default)
     if config.most_compute * full < model.prediction_flops:
         least = model.prediction_flops / full
         raise InputError(f"most_compute is {config.most_compute}: one step with all layers takes {least:.3g}")
@@ -114,7 +108,7 @@ def compare_plans(
     measurer = Measurer(model, evaluator, cache, config.batch_size, count)
     if any(config.floors):
         measurer.require(("agreement",))
-    with exclusive_folder(out), progress:
+    with model.kept(), exclusive_folder(out), progress:
         claim_folder(out, CONFIG, {**asdict(config), "measured": measurer.describe(config.seed)}, "a comparison")
         progress.total = _expected_images(config)
         planner = DepthPlanner(model, out / RECORDINGS, config.seed + 2)
@@ -123,6 +117,15 @@ def compare_plans(
             searches.front(METHODS[name], floor) for floor, name in itertools.product(config.floors, config.compared)
         ]
         return PlanResults(config, fronts[0].default, tuple(fronts))
+
+
+def _without_own_methods(config: PlansConfig) -> PlansConfig:
+    """Leave out the methods that are for models of adadiff's own; raise InputError if one of them was asked for."""
+    for name in config.methods:
+        if METHODS[name].for_own_models:
+            raise InputError(f"the method {name} is for models of adadiff's own, and {config.model} is none")
+    possible = tuple(name for name, method in METHODS.items() if not method.for_own_models)
+    return replace(config, methods=config.methods or possible)
 
 
 def _expected_images(config: PlansConfig) -> float:
