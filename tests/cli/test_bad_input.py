@@ -68,6 +68,13 @@ from tests.cli.conftest import files, run
         ("demo --model {model} --tau nan --out {tmp}/d", "tau is nan"),
         ("encode {tmp}/latents --vae none --scaling-factor 0", "scaling_factor is 0"),
         ("encode {tmp}/latents --vae none --batch-size 0", "batch_size is 0"),
+        ("sample {model} --argument a=1 --out {tmp}/s", "--argument is for stock pipelines"),
+        (
+            "sample {model} --policy {tmp}/none --out {tmp}/s",
+            "/none holds no exit_policy.json: make one with adadiff calibrate MODEL --out ",
+        ),
+        ("calibrate {model} --compute 0.5 --out {model}/model_index.json", "model_index.json is a file: name a folder"),
+        ("calibrate digits --compute 0.5 --out {model}", "is a model's folder: leave --out out"),
         ("calibrate digits --compute 0.5", "say where the policy goes, with --out FOLDER"),
         ("calibrate {model} --compute 0.5 --samples 0", "samples is 0"),
         ("calibrate {model} --compute 0.5 --confidence nan", "between 0 and 1"),

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from adadiff import AdaDiffPipeline, CorrectedScheduleExit, FixedExit
-from adadiff.policies.stored import save_policies
+from adadiff import AdaDiffPipeline, CorrectedScheduleExit, FixedExit, InputError
+from adadiff.policies.stored import load_policy, save_policies
 from adadiff.sampling import Guidance, InternalGuidance, SamplingPlan
 from adadiff.sampling.defaults import SamplingDefaults
 from adadiff.training.config import DiffusionConfig
@@ -109,6 +109,33 @@ def test_a_model_without_its_own_settings_samples_by_a_plan_alone(class_pipeline
     assert pipe.own_settings.stored.plan == PLAN
     pipe.save_pretrained(tmp_path / "saved")
     assert AdaDiffPipeline.from_pretrained(tmp_path / "saved").own_settings.stored.plan == PLAN
+
+
+def test_a_policys_folder_counts_before_a_packaged_model_of_its_name(class_pipeline, tmp_path, monkeypatch):
+    model, plan = folder_of(class_pipeline, tmp_path)
+    plan.rename(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert AdaDiffPipeline.from_pretrained(model, policy="digits").own_settings.stored.plan == PLAN
+    assert load_policy("digits") == PLAN.policy
+
+
+def test_a_policy_that_cannot_be_for_this_model_is_refused(class_pipeline, tmp_path):
+    model, plan = folder_of(class_pipeline, tmp_path)
+    with pytest.raises(InputError, match="give either policy or transformer"):
+        AdaDiffPipeline.from_pretrained(model, policy=plan, transformer=class_pipeline.transformer)
+    context = class_pipeline.with_plan(PLAN).own_settings.stored.calibrated_for
+    replace(context, depth=7).stored(FixedExit(6), {}, {}).save(plan)
+    with pytest.raises(InputError, match=r"exit_policy\.json is for a model of 7 layers, and this one has 5"):
+        AdaDiffPipeline.from_pretrained(model, policy=plan)
+
+
+def test_evaluation_goes_by_the_plan_of_another_folder_too(class_pipeline, tmp_path):
+    model, plan = folder_of(class_pipeline, tmp_path)
+    run(
+        f"evaluate {model} -n 8 --data digits --features tests.comparison.conftest:Quadrants --out {tmp_path}/out "
+        f"--policy {plan}"
+    )
+    assert asked(tmp_path / "out")[0] == 6
 
 
 def test_an_exported_model_keeps_its_plans(class_pipeline, tmp_path):

@@ -70,7 +70,7 @@ def test_a_file_that_is_not_there_or_no_json(tmp_path):
         ({"floors": []}, "floors is empty: give 0 for no floor"),
         ({"floors": [1.5]}, "the floor agreement is 1.5"),
         ({"judges": ["small"]}, "small is among both"),
-        ({"features": ["small", "small"]}, "--features names a network twice, among small, small"),
+        ({"features": ["small", "small"]}, "the features small, small name a network twice"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
         ({"steps": 0}, "steps is 0: it must be at least 1"),
         ({"guidance_scale": 0.5}, "guidance_scale is 0.5: it must be at least 1"),

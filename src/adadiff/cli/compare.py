@@ -69,8 +69,16 @@ def _compare_plans(config: PlansConfig, out: Path, cluster: str | None) -> None:
     from adadiff.evaluation.evaluator import evaluator_of
 
     data = DataConfig(source=config.reference, split=config.reference_split, image_column=config.image_column)
-    networks, prompts = (*config.features, *config.judges), config.prompts and Path(config.prompts)
-    options = FitOptions(config.steps, config.scheduler, config.guidance_scale, prompts or None, dtype=config.dtype)
+    networks = (*config.features, *config.judges)
+    options = FitOptions(
+        steps=config.steps,
+        scheduler=config.scheduler,
+        guidance_scale=config.guidance_scale,
+        prompts=None if config.prompts is None else Path(config.prompts),
+        class_index=config.class_index,
+        argument=config.argument,
+        dtype=config.dtype,
+    )
     with loaded_tunable(model_folder(config.model), options, cluster) as tunable:
         takes_text = bool(tunable.prompts)
         evaluator = evaluator_of(tunable.image_shape, takes_text, data, networks, None, device_of("auto"))

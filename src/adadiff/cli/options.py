@@ -66,8 +66,8 @@ class SampleOptions:
     class_index: tuple[CountOrZero, ...] = ()
     """Class indices, counted from 0, in place of --class."""
     policy: str | None = None
-    """Folder of the policy, that of --out when it was found, or for a stock pipeline its name on the Hugging Face Hub;
-    by default the model folder's own."""
+    """Folder of the exit_policy.json to sample by, as `calibrate --out` or `tune --out` made it, or for a stock
+    pipeline a name on the Hugging Face Hub; by default the model folder's own."""
     adaptation: Path | None = None
     """For a stock pipeline and --tau, the folder of its adaptation; by default the model folder."""
     argument: tuple[str, ...] = ()
@@ -90,7 +90,8 @@ class SampleOptions:
     """Layer and weight of internal guidance: predictions are led away from those read off after that early layer. By
     default the model's own, or none."""
     tied_exits: bool = True
-    """Make the conditional and the unconditional prediction of an image exit after the same layer."""
+    """With --no-tied-exits, the conditional and the unconditional prediction of an image exit each on its own; else as
+    the model's own plan says, or after the same layer."""
     seed: Seed = 0
     """Seed of the noise, at least 0."""
     batch_size: Count = 64

@@ -67,7 +67,7 @@ def serve_command(
             replaced, and its requests are made again, with the same images. Needs adadiff[cluster].
         address: Ray cluster for the replicas: HOST:PORT, or auto for the one that this machine is part of; by default
             one is started of this machine.
-        policy: Folder of the plans to offer, that of --out when they were found; by default the model's own.
+        policy: Folder of the plans to offer, as `calibrate --out` or `tune --out` made it; by default the model's own.
         dtype: Precision of the model.
         device: Device: cpu, cuda, ..., or auto for cuda if available.
     """
@@ -79,6 +79,7 @@ def serve_command(
     if is_stock(model):
         raise InputError(f"{model} cannot be served: it is {_stock_class(model)}, and only adadiff's own models are")
     from adadiff.cli.shared import load_pipeline
+    from adadiff.policies.stored import policy_folder
     from adadiff.sampling.folder import describe_pipeline
     from adadiff.serving.app import create_app
     from adadiff.serving.cluster import ClusterEngine
@@ -94,7 +95,7 @@ def serve_command(
     listener = bind(host, port)
     if key is None and not is_loopback(listener):
         logger.warning(f"anybody who can reach {host} can use the service: set {KEY} to require a key")
-    plans = None if policy is None else policy.resolve()
+    plans = None if policy is None else policy_folder(policy).resolve()
     load = partial(load_pipeline, model.resolve(), dtype, device=device, policy=plans)
     sizes = slots, width, max_wait
     with _cluster(address, replicas):

@@ -90,6 +90,9 @@ def sample_with_options(model: Path, out: Path, options: SampleOptions) -> tuple
     """
     if options.classes and options.class_index:
         raise InputError("give either --class or --class-index, not both")
+    for name, given in (("argument", options.argument), ("adaptation", options.adaptation)):
+        if given:
+            raise InputError(f"--{name} is for stock pipelines: leave it out")
     prompts = chosen_prompts(options.prompt, options.prompts)
     device = device_here(options.device, options.cluster)
     pipeline = load_pipeline(model, options.dtype, device, options.scheduler, policy=options.policy)
@@ -140,9 +143,11 @@ def spread_over(cluster: str | None, device: str) -> Iterator[Spread]:
 
 def _chosen_guidance(options: SampleOptions, own: Guidance) -> Guidance:
     """Return the guidance that the options choose, and the model's own where they leave it open."""
-    chosen: dict[str, Any] = {"scale": options.guidance_scale, "interval": options.guidance_interval}
-    if not options.tied_exits:
-        chosen["tied"] = False
+    chosen: dict[str, Any] = {
+        "scale": options.guidance_scale,
+        "interval": options.guidance_interval,
+        "tied": None if options.tied_exits else False,
+    }
     if options.internal_guidance is not None:
         interval = (0.0, 1.0) if own.internal is None else own.internal.interval
         chosen["internal"] = InternalGuidance(*options.internal_guidance, interval)
@@ -188,13 +193,21 @@ def require_own_folder(model: Path, options: FitOptions, what: str) -> None:
         what: The result, such as `policy`.
     """
     folder = model_folder(model)
-    is_foreign = PRETRAINED in folder.parents if folder.is_dir() else is_stock(folder)  # else there is none: said later
+    is_packaged = PRETRAINED.resolve() in folder.resolve().parents
+    is_foreign = is_packaged if folder.is_dir() else is_stock(folder)  # else there is none: said later
     if options.out is None and is_foreign:
         raise InputError(f"{model} is no folder of yours: say where the {what} goes, with --out FOLDER")
 
 
 def require_free(place: Path, names: Sequence[str], options: FitOptions) -> None:
-    """Raise InputError if a folder holds an earlier result, by these files' names, that is not to be replaced."""
+    """Raise InputError if a folder holds an earlier result, by these files' names, that is not to be replaced.
+
+    Or if it is a file, or another model's folder.
+    """
+    if place.is_file():
+        raise InputError(f"{place} is a file: name a folder")
+    if options.out is not None and (place / "model_index.json").is_file():
+        raise InputError(f"{place} is a model's folder: leave --out out to store with that model, or name another")
     for name in names:
         if (place / name).exists() and not options.replace:
             raise InputError(f"{place} already holds an {name}: add --replace, or move it away")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -150,6 +151,12 @@ class Evaluator:
                     f"are needed"
                 )
 
+    def require_independent(self, judges: Sequence[str], others: Sequence[str]) -> None:
+        """Raise InputError if one of the networks named as judges is one of the others under another name."""
+        for judge, other in itertools.product(judges, others):
+            if self.references[judge].network.same_as(self.references[other].network):
+                raise InputError(f"the judge {judge} is the network {other} that the search goes by: name another one")
+
     def features(self, batches: Iterable[Tensor]) -> dict[str, ImageFeatures]:
         """Compute features of samples by each network's name, reading them once.
 
@@ -220,7 +227,7 @@ def evaluator_of(
     evaluator = Evaluator(real, references, float(colours.vectors.mean()), scorer)
     evaluator.require_enough(len(real), "{n} real images")
     for name, each in references.items():
-        if not each.real.vectors.std(0).any():
+        if np.allclose(each.real.vectors, each.real.vectors[0], rtol=1e-5, atol=0):
             raise InputError(f"the features {name} are the same for all real images: choose another feature network")
     return evaluator
 

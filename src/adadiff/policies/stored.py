@@ -110,9 +110,8 @@ class StoredPolicy:
         """
         path = folder / name
         if not path.is_file():
-            raise InputError(
-                f"{folder} holds no {name}: make one with adadiff calibrate {model or folder} --compute 0.55"
-            )
+            where = str(folder) if model is None else f"MODEL --out {folder}"
+            raise InputError(f"{folder} holds no {name}: make one with adadiff calibrate {where} --compute 0.55")
         try:
             values = read_json(path)
             if values.pop("sha256", None) not in (None, _digest(values)):
@@ -178,6 +177,11 @@ def save_policies(policies: Sequence[StoredPolicy], folder: Path) -> list[Path]:
     return written
 
 
+def policy_folder(name: str | os.PathLike[str]) -> Path:
+    """Return a policy's folder: `name` itself if it holds one, else the packaged model of that name, else `name`."""
+    return Path(name) if (Path(name) / EXIT_POLICY).is_file() else model_folder(name)
+
+
 def load_policy(folder: str | os.PathLike[str]) -> ExitPolicy:
     """Load the policy that `adadiff calibrate` stored in a model folder, or that of a packaged model by its name.
 
@@ -188,7 +192,7 @@ def load_policy(folder: str | os.PathLike[str]) -> ExitPolicy:
         >>> type(load_policy("digits")).__name__
         'CorrectedScheduleExit'
     """
-    return StoredPolicy.load(model_folder(folder)).policy
+    return StoredPolicy.load(policy_folder(folder)).policy
 
 
 def policy_from(description: Mapping[str, Any]) -> ExitPolicy:

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from adadiff.conditioning import TextEncoder
 from adadiff.exits import AdaptiveModel
 from adadiff.policies import ExitPolicy
+from adadiff.policies.stored import policy_folder
 from adadiff.runtime import Denoiser
 from adadiff.sampling.guidance import Guidance
 from adadiff.sampling.schedulers import scheduler_like, scheduler_name, times_of
@@ -94,7 +95,7 @@ class ModelParts(DiffusionPipeline):
 
         Raises:
             InputError: If there is no such model, its files are damaged or do not fit together, or the policy is for
-                other weights.
+                other weights (of a hub model, another depth).
 
         Examples:
             >>> from adadiff import AdaDiffPipeline
@@ -107,11 +108,14 @@ class ModelParts(DiffusionPipeline):
             verify_parts(folder)
         own = FolderSettings.load(folder, policy=policy is None) if own_settings else FolderSettings()
         if policy is not None:
-            own = own.with_policies_of(model_folder(policy), folder)
+            if "transformer" in kwargs:
+                raise InputError("a policy belongs to the folder's own weights: give either policy or transformer")
+            own = own.with_policies_of(policy_folder(policy), folder)
         chosen = kwargs.get("scheduler")
         if isinstance(chosen, str):
             del kwargs["scheduler"]
         pipeline = _load_parts(super().from_pretrained, folder, kwargs)
+        own.require_depth(pipeline.transformer.depth)
         pipeline.own_settings = own.without_exits() if "transformer" in kwargs else own
         wanted = own.scheduler if chosen is None else chosen
         spacing = own.spacing if chosen is None else None

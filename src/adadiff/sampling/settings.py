@@ -70,6 +70,14 @@ class FolderSettings:
         stored = {name: StoredPlan.load(folder, name, model) for name in names}
         return replace(self, stored=stored.pop(EXIT_POLICY), others=stored)
 
+    def require_depth(self, depth: int) -> None:
+        """Raise InputError if a policy is for a model of another number of layers, which no checksum told."""
+        stored = {} if self.stored is None else {EXIT_POLICY: self.stored}
+        for name, plan in {**stored, **self.others}.items():
+            if plan.calibrated_for.depth != depth:
+                made_for = plan.calibrated_for.depth
+                raise InputError(f"{name} is for a model of {made_for} layers, and this one has {depth}: name another")
+
     def save(self, folder: Path) -> None:
         """Write the settings to another model folder, whose weights may be stored in another precision."""
         if self.defaults is not None:

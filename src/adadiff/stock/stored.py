@@ -16,10 +16,9 @@ from torch import nn
 from typing_extensions import Self
 
 from adadiff.policies import ExitPolicy
-from adadiff.policies.stored import EXIT_POLICY, CalibrationContext, StoredPolicy
+from adadiff.policies.stored import EXIT_POLICY, CalibrationContext, StoredPolicy, policy_folder
 from adadiff.stock.costs import LayerCosts
 from adadiff.utils.errors import InputError
-from adadiff.utils.files import model_folder
 from adadiff.utils.fingerprints import fingerprint, sampled_fingerprint, settings_of
 from adadiff.utils.hub import require_on_hub
 
@@ -80,7 +79,7 @@ class StockPolicy(StoredPolicy):
         given = Path(name)
         if given.is_file() and given.name == EXIT_POLICY:
             given = given.parent
-        folder = given if given.is_dir() else model_folder(name)
+        folder = policy_folder(given)
         if not folder.is_dir():
             require_on_hub(str(name), EXIT_POLICY)
             folder = Path(hf_hub_download(str(name), EXIT_POLICY)).parent

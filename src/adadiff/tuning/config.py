@@ -54,9 +54,9 @@ class TuneConfig:
                 f"a search goes by some networks and its winner is named by others, and {named}: set --features and "
                 f"--judges to different networks"
             )
-        for option, names in (("--features", self.features), ("--judges", self.judges)):
+        for kind, names in (("features", self.features), ("judges", self.judges)):
             if len(set(names)) < len(names):
-                raise InputError(f"{option} names a network twice, among {', '.join(names)}: name each once")
+                raise InputError(f"the {kind} {', '.join(names)} name a network twice: name each once")
         if not self.images or list(self.images) != sorted(set(self.images)):
             raise InputError(f"the numbers of images are {shown_numbers(self.images)}: they must grow")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -71,7 +70,7 @@ class _Job:
         config = self.config
         self.evaluator.require_enough(config.images[0], "the {n} images that --images begins with")
         self.evaluator.require_enough(config.confirm, "the {n} images of --confirm")
-        self._require_independent_judges()
+        self.evaluator.require_independent(config.judges, config.features)
         self.measurer.require(tuple(self.goal.floors))
         if self.goal.gflops is not None and not self.model.is_own:
             raise InputError("a budget in GFLOPs is for models of adadiff's own: set one of compute or seconds")
@@ -85,13 +84,6 @@ class _Job:
                     f"the budget {unit} is {value}: no plan of this search takes more than {most / flops:.3g}; choose "
                     f"less, or leave the budget out"
                 )
-
-    def _require_independent_judges(self) -> None:
-        """Raise InputError if a judge is, under another name, a network that the search goes by."""
-        networks = {name: each.network for name, each in self.evaluator.references.items()}
-        for judge, name in itertools.product(self.config.judges, self.config.features):
-            if networks[judge].same_as(networks[name]):
-                raise InputError(f"the judge {judge} is the network {name} that the search goes by: name another one")
 
     def run(self) -> Tuning:
         """Search, confirm, and return what was found."""

@@ -44,7 +44,7 @@ class Scorer:
     ) -> None:
         self.measurer, self.networks, self.seed = measurer, tuple(networks), seed
         self.goal, self.budget, self.confirming = goal, budget, confirming
-        self._drifts: dict[int, dict[str, float]] = {}
+        self._rests: dict[tuple[str, int], float] = {}
 
     @property
     def model(self) -> Tunable:
@@ -80,22 +80,23 @@ class Scorer:
         return Score(measured.relative(self.networks, reference), compute, (*over, *self._missed(measured)))
 
     def _missed(self, measured: Measurement) -> tuple[float, ...]:
-        missed, drift = [], self._drift(measured.images)
+        missed = []
         for name, floor in self.goal.floors.items():
             variance = 0.0 if name == "clip_score" else floor * (1 - floor)
             raised = floor + math.sqrt(variance * sum(1 / images for images in self.confirming))
-            missed.append((raised + drift.get(name, 0.0) - measured.shares[name]) / max(floor, 1e-9))
+            if name in NEIGHBOURHOODS:
+                raised = 1 - (1 - raised) * self._rest_of_few(name, measured.images)
+            missed.append((raised - measured.shares[name]) / max(floor, 1e-9))
         return tuple(missed)
 
-    def _drift(self, images: int) -> dict[str, float]:
-        """Return by how much the default's precision and recall exceed those of as many images as confirm a plan.
+    def _rest_of_few(self, name: str, images: int) -> float:
+        """Return what the default's precision or recall lacks of 1 by so many images, over that by the fresh images.
 
         Both depend on the number of images, and the floors are for the fresh ones.
         """
-        names = [name for name in NEIGHBOURHOODS if name in self.goal.floors]
-        if images not in self._drifts and names:
+        if (name, images) not in self._rests:
             default, fresh = self.model.default, self.confirming[1]
-            here = self.measurer.measure(default, images, self.seed, names).shares
-            there = self.measurer.measure(default, fresh, self.seed + 1, names).shares
-            self._drifts[images] = {name: here[name] - there[name] for name in names}
-        return self._drifts.get(images, {})
+            here = self.measurer.measure(default, images, self.seed, [name]).shares[name]
+            there = self.measurer.measure(default, fresh, self.seed + 1, [name]).shares[name]
+            self._rests[name, images] = 1.0 if there == 1 else (1 - here) / (1 - there)
+        return self._rests[name, images]

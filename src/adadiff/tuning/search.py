@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from adadiff.utils.errors import InputError
+from adadiff.utils.errors import InputError, one_line
 from adadiff.utils.front import pareto_front
 
 DATABASE = "search.db"
@@ -66,7 +66,7 @@ def open_study(folder: Path, name: str, directions: int) -> optuna.Study:
         directions: Number of objectives, all minimised.
 
     Raises:
-        InputError: If the database is damaged.
+        InputError: If the database is damaged, or cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = (folder / DATABASE).absolute()
@@ -77,8 +77,10 @@ def open_study(folder: Path, name: str, directions: int) -> optuna.Study:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        reason = one_line(getattr(error, "orig", None) or error)
         raise InputError(
-            f"{path} cannot be read as a search: delete it to search again; what was sampled is kept beside it"
+            f"{path} cannot be used ({reason}): if it is damaged, delete it to search again; what was sampled is kept "
+            f"beside it"
         ) from error
     return study
 

@@ -1,12 +1,14 @@
 """A whole comparison of tuned plans with a tiny model."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from adadiff import InputError
+from adadiff.cli import main
 from adadiff.cli.stock import load_stock_pipeline
 from adadiff.comparison import compare_plans, write_plans_report
 from adadiff.comparison.plans.methods import METHODS
@@ -14,6 +16,7 @@ from adadiff.evaluation.metrics import frechet_distance
 from adadiff.policies import NeverExit
 from adadiff.sampling import sample_seeded
 from adadiff.sampling.images import decoded_images, pixels_of
+from adadiff.stock.hooks import hooks_of
 from adadiff.tuning import TunablePipeline, TunableStockPipeline
 from adadiff.tuning.measure import Measurer
 from adadiff.utils.files import PRETRAINED
@@ -117,6 +120,7 @@ def stock():
 def test_a_stock_pipeline_is_compared_by_the_methods_that_need_nothing_of_ours(stock, evaluator, tmp_path):
     config = replace(CONFIG, floors=(0.0,), trials=5, images=(12,), points=2)
     results = compare_plans(config, stock, evaluator, tmp_path / "report")
+    assert hooks_of(stock.pipe.transformer) is None  # left as it was
     assert results.config.compared == ("full-model", "ours", "fewer-steps", "extrapolation")
     for point in points(results, "ours", "fewer-steps", "extrapolation"):
         assert point.compute == pytest.approx(point.predicted, rel=1e-6)
@@ -128,6 +132,40 @@ def test_a_stock_pipeline_is_compared_by_the_methods_that_need_nothing_of_ours(s
     assert any(0 in point.plan.policy.layers for point in points(results, "extrapolation"))
     write_plans_report(results, tmp_path / "report")
     assert "skip caching" not in (tmp_path / "report/report.md").read_text()
+
+
+def test_a_refused_comparison_leaves_a_stock_pipeline_as_it_was(evaluator, tmp_path):
+    pipe = load_stock_pipeline(PRETRAINED / "digits-dit", "float32", "cpu")
+    model = TunableStockPipeline(pipe, [1, 2, 3], num_inference_steps=4, guidance_scale=2.0)
+    with pytest.raises(InputError, match=r"most_compute is 0\.01"):
+        compare_plans(replace(CONFIG, most_compute=0.01, targets=(0.01,)), model, evaluator, tmp_path / "report")
+    assert hooks_of(pipe.transformer) is None
+
+
+def test_the_command_compares_a_stock_pipeline_at_the_default_that_the_file_names(tmp_path, capsys):
+    settings = {
+        "model": "digits-dit",
+        "reference": "digits",
+        "features": ["tests.tuning.conftest:random_features"],
+        "judges": ["tests.tuning.conftest:more_random_features"],
+        "methods": ["fewer-steps"],
+        "floors": [0],
+        "steps": 5,
+        "guidance_scale": 3.0,
+        "class_index": [3, 7],
+        "trials": 2,
+        "images": [12],
+        "points": 1,
+        "confirm": 12,
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(settings))
+    main(["compare", str(tmp_path / "mine.json"), "--out", str(tmp_path / "report")])
+    default = json.loads((tmp_path / "report/results.json").read_text())["default"]
+    assert (default["plan"]["steps"], default["plan"]["guidance"]["scale"]) == (5, 3.0)
+    assert "search over steps and guidance scale" in (tmp_path / "report/report.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "mine.json"), "--out", str(tmp_path / "other"), "--cluster"])
+    assert "--cluster is for models of adadiff's own" in capsys.readouterr().err
 
 
 def test_a_method_for_our_own_models_is_refused_for_others(stock, evaluator, tmp_path):

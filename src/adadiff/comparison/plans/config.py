@@ -40,6 +40,8 @@ class PlansConfig:
         guidance_scale: Default guidance scale; by default the model's own.
         scheduler: Default scheduler; by default the model's own.
         prompts: File with a prompt in each line, for a model that takes text.
+        class_index: Indices of the classes to sample in turn; by default all classes of the model.
+        argument: Other arguments of a stock pipeline's call, each as name=value.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -65,6 +67,8 @@ class PlansConfig:
     guidance_scale: float | None = None
     scheduler: str | None = None
     prompts: str | None = None
+    class_index: tuple[int, ...] = ()
+    argument: tuple[str, ...] = ()
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,38 +44,29 @@ def verdicts_in_words(results: PlanResults) -> list[str]:
 
     A difference counts from two standard errors. Without ours among the methods there is nothing to say.
     """
-    sentences = []
-    for floor in results.config.floors if OURS in results.config.compared else ():
-        better, worse, compared = 0, 0, 0
-        contests = [_contest(results, floor, target) for target in results.config.targets]
-        for mine, rivals in contests:
-            if mine is None or not rivals:
-                continue
-            for network in _networks(results):
-                rival = min(rivals, key=lambda each: each.fresh.distances[network])
-                difference = _difference(mine, rival, network)
-                compared, better, worse = compared + 1, better + (difference <= -2), worse + (difference >= 2)
-        sentences.append(
-            f"{_floor_in_words(floor)}: of {compared} comparisons with the best other method, at one compute by one "
-            f"network each, ours is better by two standard errors in {better}, worse in {worse}, and as good in the "
-            f"others.{_alone_in_words(results.config.targets, contests)}"
-        )
-    return sentences
+    return [_verdict_in_words(results, floor) for floor in results.config.floors if OURS in results.config.compared]
 
 
-def _contest(results: PlanResults, floor: float, target: float) -> tuple[Confirmed | None, list[Confirmed]]:
-    """Return our plan at a target, if there is one, and those of the other methods that have one."""
-    others = [results.at(name, floor, target) for name in results.config.compared if name not in (OURS, FULL)]
-    return results.at(OURS, floor, target), [each for each in others if each is not None]
-
-
-def _alone_in_words(targets: Sequence[float], contests: Sequence[tuple[Confirmed | None, list[Confirmed]]]) -> str:
-    """Say at which targets ours has a plan and no other method, or the other way round."""
-    ours = [target for target, (mine, rivals) in zip(targets, contests, strict=True) if mine is not None and not rivals]
-    theirs = [target for target, (mine, rivals) in zip(targets, contests, strict=True) if mine is None and rivals]
-    said = (("ours alone has one", ours), ("another method alone has one", theirs))
-    found = [f"{who} with at most {', '.join(f'{target:.0%}' for target in those)}" for who, those in said if those]
-    return f" Of plans that meet the floor, {'; '.join(found)} of the compute." if found else ""
+def _verdict_in_words(results: PlanResults, floor: float) -> str:
+    better, worse, compared = 0, 0, 0
+    alone: dict[str, list[str]] = {"ours": [], "another method": []}
+    for target in results.config.targets:
+        others = [results.at(name, floor, target) for name in results.config.compared if name not in (OURS, FULL)]
+        mine, rivals = results.at(OURS, floor, target), [each for each in others if each is not None]
+        if mine is None or not rivals:
+            if mine is not None or rivals:
+                alone["another method" if mine is None else "ours"].append(f"{target:.0%}")
+            continue
+        for network in _networks(results):
+            rival = min(rivals, key=lambda each: each.fresh.distances[network])
+            difference = _difference(mine, rival, network)
+            compared, better, worse = compared + 1, better + (difference <= -2), worse + (difference >= 2)
+    found = [f"{who} alone has one with at most {', '.join(those)}" for who, those in alone.items() if those]
+    return (
+        f"{_floor_in_words(floor)}: of {compared} comparisons with the best other method, at one compute by one "
+        f"network each, ours is better by two standard errors in {better}, worse in {worse}, and as good in the others."
+        + (f" Of plans that meet the floor, {'; '.join(found)} of the compute." if found else "")
+    )
 
 
 def draw_fronts(results: PlanResults, label: str, cost: Callable[[Front, Confirmed], float]) -> Figure:
@@ -180,10 +171,11 @@ def _described(results: PlanResults) -> dict[str, Any]:
 
 
 def _conditions_in_words(results: PlanResults) -> str:
-    config = results.config
+    config, is_own = results.config, results.default.plan.spacing is not None
+    searched = "steps, scheduler, spacing and guidance" if is_own else "steps and guidance scale"
     return (
-        f"Every method had {config.trials} trials of the same search over steps, scheduler, spacing and guidance, with "
-        f"its own settings, on {' and '.join(f'{count:,}' for count in config.images)} images, by "
+        f"Every method had {config.trials} trials of the same search over {searched}, with its own settings, on "
+        f"{' and '.join(f'{count:,}' for count in config.images)} images, by "
         f"{', '.join(config.features)}; it began with the full model's best guidance. Up to {config.points} plans of "
         f"each were measured on {config.confirm:,} fresh images, ± one standard error by bootstrap; of those with at "
         f"most so much compute, {', '.join(config.judges)}, which no search went by, names the one in the tables of "

@@ -95,7 +95,13 @@ def compare_plans(
             adadiff's own and this is none.
     """
     config = config if model.is_own else _without_own_methods(config)
+    with model.kept():
+        return _compare(config, model, evaluator, out)
+
+
+def _compare(config: PlansConfig, model: Tunable, evaluator: Evaluator, out: Path) -> PlanResults:
     evaluator.require_enough(min(*config.images, config.confirm))
+    evaluator.require_independent(config.judges, config.features)
     progress, full = Progress("comparing"), model.flops(model.default)
     if config.most_compute * full < model.prediction_flops:
         least = model.prediction_flops / full
@@ -108,7 +114,7 @@ def compare_plans(
     measurer = Measurer(model, evaluator, cache, config.batch_size, count)
     if any(config.floors):
         measurer.require(("agreement",))
-    with model.kept(), exclusive_folder(out), progress:
+    with exclusive_folder(out), progress:
         claim_folder(out, CONFIG, {**asdict(config), "measured": measurer.describe(config.seed)}, "a comparison")
         progress.total = _expected_images(config)
         planner = DepthPlanner(model, out / RECORDINGS, config.seed + 2)
