@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from adadiff import AdaDiffPipeline, CorrectedScheduleExit, FixedExit, InputError
+from adadiff.cli.output import console
 from adadiff.policies.stored import load_policy, save_policies
 from adadiff.sampling import Guidance, InternalGuidance, SamplingPlan
 from adadiff.sampling.defaults import SamplingDefaults
@@ -136,6 +137,18 @@ def test_evaluation_goes_by_the_plan_of_another_folder_too(class_pipeline, tmp_p
         f"--policy {plan}"
     )
     assert asked(tmp_path / "out")[0] == 6
+
+
+def test_demo_and_info_show_the_plan_of_another_folder(class_pipeline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "width", 140)
+    model, plan = folder_of(class_pipeline, tmp_path)
+    run(f"demo --model {model} --policy {plan} -n 3 --out {tmp_path}/demo")
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "adaptive" in line)
+    assert [cell.strip() for cell in row.split("│")[1:4]] == ["adaptive", "6", "64.4%"]  # as `adadiff sample` prints
+    run(f"info {model} --policy {plan}")
+    printed = capsys.readouterr().out
+    assert "the model's own" in printed
+    assert PLAN.guidance.in_words in printed
 
 
 def test_an_exported_model_keeps_its_plans(class_pipeline, tmp_path):

@@ -44,6 +44,7 @@ def demo_command(
     n: Annotated[Count | None, arg(aliases=["-n"])] = None,
     steps: Count | None = None,
     scheduler: str | None = None,
+    policy: str | None = None,
     tau: Fraction | None = None,
     min_layer: Count | None = None,
     guidance_scale: GuidanceScale | None = None,
@@ -64,6 +65,8 @@ def demo_command(
         n: Number of images; by default 64 digits, 20 of class, 12 of text.
         steps: Number of sampling steps; by default the model's own.
         scheduler: Scheduler: ddpm, ddim, dpm-solver++, unipc, euler or euler-ancestral; by default the model's own.
+        policy: Folder of the policy, as `calibrate --out` or `tune --out` made it, or for a stock pipeline a name on
+            the Hugging Face Hub; by default the model's own.
         tau: Exit threshold on the mean uncertainty, in [0, 1]; by default the model's own policy.
         min_layer: First layer after which a sample may exit, counted from 1; by default the model's own.
         guidance_scale: Scale of classifier-free guidance; 1 means no guidance. By default the model's own.
@@ -83,9 +86,9 @@ def demo_command(
 
         if tau is not None or min_layer is not None:
             raise InputError(f"--tau and --min-layer are for models of adadiff's own, and {folder} is none")
-        comparison = compare_stock(folder, n, steps, scheduler, guidance_scale, prompt, argument, seed)
+        comparison = compare_stock(folder, n, steps, scheduler, policy, guidance_scale, prompt, argument, seed)
     else:
-        pipeline = load_pipeline(folder, "float32", "cpu", scheduler)
+        pipeline = load_pipeline(folder, "float32", "cpu", scheduler, policy=policy)
         chosen = pipeline.sampling_settings(steps, guidance_scale, tau, min_layer=min_layer)
         texts = prompt or (chosen_task.prompts if model is None else ())
         conditions = Conditions(pipeline.transformer.class_indices, texts)

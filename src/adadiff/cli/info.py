@@ -12,7 +12,7 @@ from adadiff.utils.errors import lookup
 from adadiff.utils.files import is_stock, model_folder
 
 
-def info_command(name: Positional[str]) -> None:
+def info_command(name: Positional[str], policy: Path | None = None) -> None:
     """Print what a preset's training needs, before anything is trained, and the plans that a model's folder holds.
 
     Of a preset, the parameters, FLOPs and memory of its model and training. Of a model, what each of its plans takes;
@@ -20,22 +20,23 @@ def info_command(name: Positional[str]) -> None:
 
     Args:
         name: Name of a preset, as `adadiff train` takes it; a model folder, or the name of a packaged model.
+        policy: Folder of the model's plans, as `calibrate --out` or `tune --out` made it; by default the model's own.
     """
     from adadiff.training.presets import PRESETS
 
     folder = model_folder(name)
-    is_model = (folder / "model_index.json").is_file() and not is_stock(folder)
-    if name in PRESETS or not is_model:
+    is_model = policy is not None or ((folder / "model_index.json").is_file() and not is_stock(folder))
+    if policy is None and (name in PRESETS or not is_model):
         _print_preset(name)
     if is_model:
-        _print_plans(folder)
+        _print_plans(folder, policy)
 
 
-def _print_plans(folder: Path) -> None:
+def _print_plans(folder: Path, policy: Path | None) -> None:
     from adadiff.cli.shared import load_pipeline
     from adadiff.sampling.budgets import Budgets
 
-    budgets = Budgets(load_pipeline(folder, "float32", "cpu"))
+    budgets = Budgets(load_pipeline(folder, "float32", "cpu", policy=policy))
     title = f"plans of {folder.name}; compute is over the full model's"
     table = Table("compute", "steps", "guidance", "exits", "", title=title)
     for name, pipeline in budgets.plans.items():

@@ -188,6 +188,7 @@ def compare_stock(
     n: int,
     steps: int | None,
     scheduler: str | None,
+    policy: str | None,
     guidance_scale: float | None,
     prompt: Sequence[str],
     argument: Sequence[str],
@@ -195,7 +196,7 @@ def compare_stock(
     repeats: int = 3,
 ) -> Comparison:
     """Sample the same noise with all layers and with the stored policy; for the arguments see `demo_command`."""
-    stored = stored_policy(model)
+    stored = stored_policy(model, policy)
     pipe = load_stock_pipeline(model, "float32", "cpu", scheduler, stored)
     if stored is None:
         how, folder = ("make one with", model) if model.is_dir() else ("download it to a folder, and run", "FOLDER")
