@@ -7,6 +7,7 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import adadiff
 from adadiff import InputError
@@ -139,6 +140,16 @@ def test_a_finished_search_samples_nothing_again_and_refuses_another_default(fou
         again(3.0)
 
 
-def test_a_budget_in_gflops_is_refused(stock, evaluator, tmp_path):
-    with pytest.raises(InputError, match="a budget in GFLOPs is for models of adadiff's own"):
-        tune(stock, evaluator, replace(CONFIG, goal=TuningGoal(gflops=1.0)), tmp_path / "search")
+def test_a_budget_in_gflops_is_that_of_the_flops_counted(digits, evaluator, tmp_path):
+    model = TunableStockPipeline(digits, list(range(10)), num_inference_steps=STEPS, guidance_scale=4.0)
+    counter, spent = FlopCounterMode(display=False), []
+    before = digits.transformer.register_forward_pre_hook(lambda *_: spent.append(-counter.get_total_flops()))
+    after = digits.transformer.register_forward_hook(lambda *_: spent.append(counter.get_total_flops()))
+    with counter:
+        digits(class_labels=[3], num_inference_steps=STEPS, guidance_scale=4.0)
+    before.remove()
+    after.remove()
+    config = replace(CONFIG, goal=TuningGoal(gflops=0.6 * sum(spent) / 1e9), trials=1)
+    assert tune(model, evaluator, config, tmp_path / "search").budget == pytest.approx(0.6, rel=1e-3)
+    with pytest.raises(InputError, match="the budget gflops is 1e-06: one step with all layers takes"):
+        tune(model, evaluator, replace(config, goal=TuningGoal(gflops=1e-6)), tmp_path / "other")

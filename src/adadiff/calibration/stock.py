@@ -22,7 +22,7 @@ from adadiff.calibration.record import WINDOW
 from adadiff.calibration.result import Calibration
 from adadiff.calibration.run import calibrated, check_request
 from adadiff.calibration.sampling import Batch, Sampling
-from adadiff.policies import ExitPolicy, ScheduleExit
+from adadiff.policies import ExitPolicy, NeverExit, ScheduleExit
 from adadiff.runtime import PartFlops
 from adadiff.sampling import AdaptivePipeline, SamplingPlan
 from adadiff.stock.costs import LayerCosts, mean_costs
@@ -88,6 +88,11 @@ class StockSampling(Sampling):
         """Return the FLOPs of one sample by a policy that counts recorded exits, in billionths of a full prediction."""
         one_row = SamplingPlan(self.evaluations, policy).flops(self.parts, self.evaluations)
         return one_row * self.rows_per_evaluation
+
+    @property
+    def unit_flops(self) -> float:
+        """FLOPs of the transformers in one unit of `flops`."""
+        return self._pilot.flops_per_sample / self.flops(NeverExit())
 
     def batch(self, policy: ExitPolicy, numbers: Sequence[int]) -> Batch:
         switch_on(self.pipe, policy, self.layers, self.costs)

@@ -24,6 +24,7 @@ class LayerCosts:
             the tokens that a layer returned costs it again.
         layers: Of layers 1..N.
         projection: Of the last linear map, which is a part of the head, and so of a fitted exit head; 0 if unknown.
+        flops: FLOPs of the full call that was counted, of all its rows; 0 if unknown.
 
     Examples:
         >>> costs = LayerCosts(refiners=0.0, head=0.04, layers=(0.24, 0.24, 0.24, 0.24))
@@ -35,6 +36,7 @@ class LayerCosts:
     head: float
     layers: tuple[float, ...]
     projection: float = 0.0
+    flops: float = 0.0
 
     def of(self, layer: int, read_off: int = 0, fitted: int = 0) -> float:
         """Return the FLOPs of a call over those of a full one.
@@ -78,7 +80,7 @@ def count_costs(
     total = counter.get_total_flops()
     layers = tuple(_share(blocks.of_layer(layer), spent, total) for layer in range(1, blocks.depth + 1))
     refiners = _share(blocks.refiners(), spent, total)
-    return LayerCosts(refiners, 1 - refiners - sum(layers), layers, _share(last, spent, total))
+    return LayerCosts(refiners, 1 - refiners - sum(layers), layers, _share(last, spent, total), total)
 
 
 def mean_costs(costs: Iterable[LayerCosts]) -> LayerCosts:
@@ -90,6 +92,7 @@ def mean_costs(costs: Iterable[LayerCosts]) -> LayerCosts:
         sum(cost.head for cost in each) / len(each),
         tuple(sum(shares) / len(each) for shares in layers),
         sum(cost.projection for cost in each) / len(each),
+        sum(cost.flops for cost in each) / len(each),
     )
 
 

@@ -55,6 +55,11 @@ class ExitRecorder:
         """Number of steps recorded: evaluations of the scheduler."""
         return len(self._products)
 
+    @property
+    def flops_per_sample(self) -> float:
+        """FLOPs of the transformers for a sample with all layers."""
+        return sum(count * self.costs[kind].flops for kind, count in self.called.items()) / self.samples
+
     def costs_by_transformer(self) -> dict[str, LayerCosts]:
         """Return the costs of each transformer's calls, by its name, averaged over its calls."""
         names = dict.fromkeys(kind.transformer for kind in self.called)

@@ -72,10 +72,8 @@ class _Job:
         self.evaluator.require_enough(config.confirm, "the {n} images of --confirm")
         self.evaluator.require_independent(config.judges, config.features)
         self.measurer.require(tuple(self.goal.floors))
-        if self.goal.gflops is not None and not self.model.is_own:
-            raise InputError("a budget in GFLOPs is for models of adadiff's own: set one of compute or seconds")
         least, most = self.model.prediction_flops, self.model.flops(self.model.space().dearest(self.default))
-        for unit, flops in {"compute": self._default_flops, "gflops": 1e9}.items():
+        for unit, flops in {"compute": self._default_flops, "gflops": self._gflop}.items():
             value = self.goal.budget.get(unit)
             if value is not None and value * flops < least:
                 raise InputError(f"the budget {unit} is {value}: one step with all layers takes {least / flops:.3g}")
@@ -138,7 +136,7 @@ class _Job:
         """Return the budget as FLOPs over the default plan's; what seconds come to is measured once and noted."""
         goal = self.goal
         if goal.gflops is not None:
-            return goal.gflops * 1e9 / self._default_flops
+            return goal.gflops * self._gflop / self._default_flops
         if goal.seconds is None:
             return goal.compute
         note = self.folder / SECONDS
@@ -155,6 +153,11 @@ class _Job:
 
     def _count(self, flops: int, sampled: bool) -> None:
         self.progress.add(flops / self._default_flops, sampled)
+
+    @property
+    def _gflop(self) -> float:
+        """A billion FLOPs in the model's units."""
+        return 1e9 / self.model.unit_flops
 
     @cached_property
     def _default_flops(self) -> float:

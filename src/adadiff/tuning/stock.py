@@ -39,7 +39,7 @@ class TunableStockPipeline(Tunable):
         InputError: If an argument is invalid, or the pipeline cannot be cut, or its call takes no number of steps.
     """
 
-    is_own = False  # FLOPs are in billionths of a prediction with all layers
+    is_own = False
 
     def __init__(
         self, pipe: Any, prompts: Sequence[Any], layers: Sequence[str] | None = None, **arguments: Any
@@ -69,6 +69,10 @@ class TunableStockPipeline(Tunable):
     @property
     def prediction_flops(self) -> float:
         return UNIT
+
+    @property
+    def unit_flops(self) -> float:
+        return self._sampling(self.default).unit_flops
 
     def flops(self, plan: SamplingPlan) -> float:
         sampling, policy = self._sampling(plan), plan.policy

@@ -23,8 +23,7 @@ class Tunable(ABC):
         prompts: Prompts of its images, in turn; empty if it takes none.
 
     Attributes:
-        is_own: Whether it is a model of adadiff's own, whose FLOPs are absolute and which can run with a baseline; the
-            FLOPs of a stock pipeline are relative to one another.
+        is_own: Whether it is a model of adadiff's own, which can run with a baseline, and not a stock pipeline.
     """
 
     is_own: ClassVar[bool] = True
@@ -45,15 +44,20 @@ class Tunable(ABC):
     @property
     @abstractmethod
     def prediction_flops(self) -> float:
-        """FLOPs of one prediction with all layers."""
+        """FLOPs of one prediction with all layers, in the same units."""
 
     @abstractmethod
     def flops(self, plan: SamplingPlan) -> float:
-        """Return the FLOPs of an image by a plan.
+        """Return the FLOPs of an image by a plan, in units of `unit_flops`.
 
         Raises:
             InputError: If they depend on the samples.
         """
+
+    @property
+    def unit_flops(self) -> float:
+        """FLOPs in one unit of `flops` and `prediction_flops`."""
+        return 1.0
 
     @abstractmethod
     def space(self) -> Space:
