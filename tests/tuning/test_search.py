@@ -55,6 +55,15 @@ def test_what_is_found_of_the_whole_front_is_on_it(tmp_path):
     ]
 
 
+def test_a_front_that_is_too_large_is_thinned_evenly_and_keeps_its_dearest(tmp_path):
+    search = Search(open_study(tmp_path, "board", 2), propose, score)
+    allowed = [each.score for each in search.run(50, (160,)) if each.score.all_missed == 0]
+    front = [compute for compute, _ in pareto_front([(each.compute, each.objective) for each in allowed])]
+    assert len(front) > 3
+    thinned = [each.score.compute for each in search.run(50, (160,), 3)]
+    assert thinned == [front[0], front[round((len(front) - 1) / 2)], front[-1]]
+
+
 @pytest.mark.parametrize(("killed_at", "directions"), [(0, 1), (14, 2), (21, 1)])
 def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, killed_at, directions):
     calls = []

@@ -91,9 +91,9 @@ class _Job:
             self.measurer, config.features, self.goal, budget, config.seed, (config.images[-1], config.confirm)
         )
         full = self._full_search(scorer)
-        best_full = full.run(config.trials, config.images)[:FINALISTS]
+        best_full = full.run(config.trials, config.images, FINALISTS)
         plans = self._search(scorer, budget, [each.candidate for each in best_full[:STARTED_FROM]])
-        tuned = [each.candidate for each in plans.run(config.trials, config.images)[:FINALISTS]]
+        tuned = [each.candidate for each in plans.run(config.trials, config.images, FINALISTS)]
         alike = [replace(self.default, guidance=plan.guidance) for plan in tuned]  # else guidance may explain it all
         references = list(dict.fromkeys([*(each.candidate for each in best_full), *alike]))
         distinct = tuple(dict.fromkeys([self.default, *tuned, *references]))

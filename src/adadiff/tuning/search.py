@@ -110,15 +110,17 @@ class Search(Generic[Candidate]):
         self.study, self.propose, self.score, self.starts, self.seed = study, propose, score, starts, seed
         self.whole_front = len(study.directions) > 1
 
-    def run(self, trials: int, images: Sequence[int]) -> list[Scored[Candidate]]:
+    def run(self, trials: int, images: Sequence[int], count: int | None = None) -> list[Scored[Candidate]]:
         """Search, or go on, until there are so many trials; then score the best again, on more images.
 
         Args:
             trials: Number of trials, each scored by the first `images[0]` images.
             images: Numbers of images, growing. As many candidates go on as to make every round cost the same.
+            count: How many candidates to return at most; by default all.
 
         Returns:
-            The candidates that were scored by the last number of images, the best first.
+            The best of the candidates that were scored by the last number of images, the best first; of a whole front
+            that is larger than `count`, evenly spread ones.
         """
         while (done := len(self.finished)) < trials:
             self._try(done, images[0])
@@ -127,7 +129,7 @@ class Search(Generic[Candidate]):
         for fewer, more in itertools.pairwise(images):
             going_on = best(pool, max(1, round(len(pool) * fewer / more)), self.whole_front)
             pool = [Scored(each.candidate, self.score(each.candidate, more)) for each in going_on]
-        return best(pool, len(pool), self.whole_front)
+        return best(pool, count or len(pool), self.whole_front)
 
     @property
     def finished(self) -> list[FrozenTrial]:

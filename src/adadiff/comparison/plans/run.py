@@ -151,11 +151,12 @@ class _Searches:
 
     def front(self, method: PlanMethod, floor: float) -> Front:
         """Search a method's plans under a floor; those that fresh images show to miss it are left out."""
-        scored = self._search(method, floor).run(self.config.trials, self.config.images)[: self.config.points]
+        config = self.config
+        scored = self._search(method, floor).run(config.trials, config.images, config.points)
         found = [each.candidate for each in scored if each.score.all_missed == 0]
         if isinstance(method, FullModel):
             self._full[floor] = found[:STARTED_FROM]
-        search = self.config.search(floor)
+        search = config.search(floor)
         default, *confirmed = confirm(self._scorer(search), [self.default, *found], search.confirm, search.seed + 1)
         kept = [point for point in confirmed if not point.missed(TuningGoal(agreement=floor or None), None)]
         return Front(method.name, floor, default, tuple(sorted(kept, key=lambda point: point.compute)))
