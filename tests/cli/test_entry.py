@@ -20,7 +20,8 @@ def test_packaged_models_go_by_name_in_every_command(tmp_path, capsys, monkeypat
     run("export digits own")
     run("convert digits digits.pth --to uvit")
     run("train digits --init-from digits --steps 1 --batch-size 2 --sample-every 0 --out run")
-    run("calibrate own --compute 0.6 --steps 2 --samples 8")
+    run("calibrate digits --compute 0.6 --steps 2 --samples 8 --out policy")
+    run("sample digits -n 2 --policy policy --out by-policy")
     assert files(PRETRAINED) == before
     run(f"sample {PRETRAINED}/digits -n 2 --steps 2 --out samples")  # the same request: the folder is taken
 
