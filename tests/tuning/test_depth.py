@@ -48,3 +48,16 @@ def test_exits_are_recorded_once_for_each_setting(planner, tunable, tmp_path, mo
     again = DepthPlanner(tunable, tmp_path, seed=0)  # as after an interruption
     assert again.plan(choices) == plans[0]
     assert recorded == [5, 6]
+
+
+def test_errors_count_the_more_the_later_the_step_is(planner):
+    """In geometric progression, over what the influence says, up to the last step, which runs all layers."""
+    choices = Choices(6, "ddim", "leading", Guidance(), depth=0.5)
+    full = choices.with_all_layers
+    weighted = planner._problem(full, planner.model.sampling(full, 0)).influence
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adadiff.tuning.depth.LATE_STEPS", 1.0)
+        again = DepthPlanner(planner.model, planner.folder, planner.seed)
+        plain = again._problem(full, planner.model.sampling(full, 0)).influence
+    assert (weighted / plain)[:-1].tolist() == pytest.approx([20 ** (step / 5) for step in range(5)], rel=1e-5)
+    assert weighted[-1] == 10_000 * weighted[:-1].max()

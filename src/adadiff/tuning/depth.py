@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from adadiff.calibration.cache import TensorCache
 from adadiff.calibration.problem import Problem
 from adadiff.calibration.quick import RECORDED, quick_problem, schedule_within
@@ -16,18 +18,27 @@ from adadiff.tuning.space import Choices
 from adadiff.tuning.tunable import Tunable
 from adadiff.utils.fingerprints import fingerprint
 
-LAST_STEP = 1000.0
+LAST_STEP = 10_000.0
 """What an error at the last step counts, over one at the step of most influence.
 
 No later step takes fine noise out of the image. To the squared error it is next to nothing, but noise in the colours
-tells generated images from real ones (`benchmarks/last_step.py`).
+tells generated images from real ones (`benchmarks/late_steps.py`).
+"""
+
+LATE_STEPS = 20.0
+"""How many times its squared error in the final image an error at the last step but one counts, one at the first once.
+
+Steps between count in geometric progression. What an early step gets wrong, the network makes another image of, as good
+as any; what a late one gets wrong stays. The squared error does not tell the two apart, real images do
+(`benchmarks/late_steps.py`).
 """
 
 
 class DepthPlanner:
     """Completes choices to plans: finds, by the calibration's dynamic programme, after which layers to exit.
 
-    The last step runs all layers unless the budget is too small: errors count more there than in a calibration.
+    Errors at late steps count more than in a calibration, and the last step runs all layers unless the budget is too
+    small.
 
     What it needs is recorded once for each setting, on a few samples, and kept: every exit's error and the influence of
     each step. A schedule for another share of the compute then takes milliseconds.
@@ -70,6 +81,12 @@ class DepthPlanner:
     def _recorded(self, full: SamplingPlan, sampling: Sampling) -> Problem:
         settings = {"plan": full.describe(), "samples": RECORDED, "seed": self.seed}
         problem = quick_problem(sampling, TensorCache(self.folder / fingerprint([settings]), settings))
-        influence = problem.influence.clone()
+        late = torch.logspace(0, 1, len(problem.influence), base=LATE_STEPS)
+        influence = problem.influence * late
         influence[-1] = LAST_STEP * influence.max()
         return replace(problem, influence=influence)
+
+    @staticmethod
+    def describe() -> dict[str, float]:
+        """Describe, as plain values, what schedules depend on besides the model and the choices."""
+        return {"last_step": LAST_STEP, "late_steps": LATE_STEPS}

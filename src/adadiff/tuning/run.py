@@ -169,6 +169,7 @@ def _description(job: _Job) -> dict[str, Any]:
     config = job.config
     return {
         **job.measurer.describe(config.seed),
+        "depth": DepthPlanner.describe(),
         "goal": asdict(config.goal),
         "features": list(config.features),
         "images": list(config.images),

@@ -115,7 +115,8 @@ def _compare(config: PlansConfig, model: Tunable, evaluator: Evaluator, out: Pat
     if any(config.floors):
         measurer.require(("agreement",))
     with exclusive_folder(out), progress:
-        claim_folder(out, CONFIG, {**asdict(config), "measured": measurer.describe(config.seed)}, "a comparison")
+        measured = {"measured": measurer.describe(config.seed), "depth": DepthPlanner.describe()}
+        claim_folder(out, CONFIG, {**asdict(config), **measured}, "a comparison")
         progress.total = _expected_images(config)
         planner = DepthPlanner(model, out / RECORDINGS, config.seed + 2)
         searches = _Searches(config, measurer, planner, out)
