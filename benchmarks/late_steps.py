@@ -1,4 +1,4 @@
-"""What a plan's images are like by how much errors at late steps count, by several feature networks.
+"""Compare a plan's images by how much errors at late steps count, with several feature networks.
 
 All layers at the default number of steps, and the plan that `adadiff tune` finds for a number of steps, a guidance
 scale and a budget: with errors weighted by their influence on the final image alone; with the last step in full

@@ -72,8 +72,7 @@ class FolderSettings:
 
     def require_depth(self, depth: int) -> None:
         """Raise InputError if a policy is for a model of another number of layers, which no checksum told."""
-        stored = {} if self.stored is None else {EXIT_POLICY: self.stored}
-        for name, plan in {**stored, **self.others}.items():
+        for name, plan in self._policies.items():
             if plan.calibrated_for.depth != depth:
                 made_for = plan.calibrated_for.depth
                 raise InputError(f"{name} is for a model of {made_for} layers, and this one has {depth}: name another")
@@ -82,10 +81,14 @@ class FolderSettings:
         """Write the settings to another model folder, whose weights may be stored in another precision."""
         if self.defaults is not None:
             self.defaults.save(folder)
-        stored = {} if self.stored is None else {EXIT_POLICY: self.stored}
-        for name, plan in {**stored, **self.others}.items():
+        for name, plan in self._policies.items():
             made_for = replace(plan.calibrated_for, weights=weights_checksum(folder / "transformer"))
             replace(plan, calibrated_for=made_for).save(folder, name)
+
+    @property
+    def _policies(self) -> dict[str, StoredPlan]:
+        """All policies, by the names of their files."""
+        return {**({} if self.stored is None else {EXIT_POLICY: self.stored}), **self.others}
 
     @property
     def scheduler(self) -> str | None:

@@ -15,18 +15,17 @@ TIMED_IMAGES, TIMED_REPEATS = 8, 3
 SHARES = ("agreement", "precision", "recall", "clip_score")
 
 
-def confirm(scorer: Scorer, plans: Sequence[SamplingPlan], images: int, seed: int) -> list[Confirmed]:
+def confirm(scorer: Scorer, plans: Sequence[SamplingPlan]) -> list[Confirmed]:
     """Measure plans on fresh images, and time them in turns.
 
     Args:
-        scorer: Measures the plans, and knows the model.
+        scorer: Measures the plans, and knows the model, the number of fresh images and the seed of their noise.
         plans: The plans.
-        images: Number of images of each.
-        seed: Seed of their noise, another than the search's.
     """
     measurer, model = scorer.measurer, scorer.model
     full = model.flops(model.default)
-    fresh = [measurer.measure(plan, images, seed, SHARES, errors=True) for plan in plans]
+    images = scorer.confirming[1]
+    fresh = [measurer.measure(plan, images, scorer.fresh_seed, SHARES, errors=True) for plan in plans]
     return [
         Confirmed(plan, measured.flops / full, scorer.predicted(plan), measured, seconds)
         for plan, measured, seconds in zip(plans, fresh, seconds_of(model, plans), strict=True)

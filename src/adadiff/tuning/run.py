@@ -97,7 +97,7 @@ class _Job:
         alike = [replace(self.default, guidance=plan.guidance) for plan in tuned]  # else guidance may explain it all
         references = list(dict.fromkeys([*(each.candidate for each in best_full), *alike]))
         distinct = tuple(dict.fromkeys([self.default, *tuned, *references]))
-        confirmed = dict(zip(distinct, confirm(scorer, distinct, config.confirm, config.seed + 1), strict=True))
+        confirmed = dict(zip(distinct, confirm(scorer, distinct), strict=True))
         tried = [plans.score_of(trial) for trial in plans.finished[: config.trials]]
         return Tuning(
             self.goal,

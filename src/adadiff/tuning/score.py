@@ -27,7 +27,7 @@ class Scorer:
         networks: Names of the networks that the search goes by.
         goal: Budget and floors.
         budget: The budget as FLOPs over the default plan's, or None.
-        seed: Seed of the noise; that of fresh images is one above it.
+        seed: Seed of the noise of the search.
         confirming: The last round's number of images, and the number of fresh ones that the floors must hold on
             afterwards. A floor is raised by one standard error of a share for both, since a plan that just meets it
             would miss it on every second set of fresh images.
@@ -50,6 +50,11 @@ class Scorer:
     def model(self) -> Tunable:
         """The model."""
         return self.measurer.model
+
+    @property
+    def fresh_seed(self) -> int:
+        """Seed of the noise of fresh images, another than the search's."""
+        return self.seed + 1
 
     def predicted(self, plan: SamplingPlan) -> float | None:
         """Return the FLOPs of a plan over the default plan's, exactly; None if they depend on the samples."""
@@ -97,6 +102,6 @@ class Scorer:
         if (name, images) not in self._rests:
             default, fresh = self.model.default, self.confirming[1]
             here = self.measurer.measure(default, images, self.seed, [name]).shares[name]
-            there = self.measurer.measure(default, fresh, self.seed + 1, [name]).shares[name]
+            there = self.measurer.measure(default, fresh, self.fresh_seed, [name]).shares[name]
             self._rests[name, images] = 1.0 if there == 1 else (1 - here) / (1 - there)
         return self._rests[name, images]

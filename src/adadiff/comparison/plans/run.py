@@ -100,6 +100,7 @@ def compare_plans(
 
 
 def _compare(config: PlansConfig, model: Tunable, evaluator: Evaluator, out: Path) -> PlanResults:
+    """Compare by methods that all run this model; for the rest see `compare_plans`."""
     evaluator.require_enough(min(*config.images, config.confirm))
     evaluator.require_independent(config.judges, config.features)
     progress, full = Progress("comparing"), model.flops(model.default)
@@ -157,8 +158,7 @@ class _Searches:
         found = [each.candidate for each in scored if each.score.all_missed == 0]
         if isinstance(method, FullModel):
             self._full[floor] = found[:STARTED_FROM]
-        search = config.search(floor)
-        default, *confirmed = confirm(self._scorer(search), [self.default, *found], search.confirm, search.seed + 1)
+        default, *confirmed = confirm(self._scorer(config.search(floor)), [self.default, *found])
         kept = [point for point in confirmed if not point.missed(TuningGoal(agreement=floor or None), None)]
         return Front(method.name, floor, default, tuple(sorted(kept, key=lambda point: point.compute)))
 
